@@ -1,0 +1,1 @@
+"""The Raft engine around pysyncobj: journal, votes, groups, and the one thread that drives them."""

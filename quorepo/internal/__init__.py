@@ -1,0 +1,1 @@
+"""Messages that never leave a cluster: log commands, peer API, edge-to-core API."""

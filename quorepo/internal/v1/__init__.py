@@ -1,0 +1,1 @@
+"""Generated stubs (protos/quorepo/internal/v1); do not edit."""

@@ -1,0 +1,1 @@
+"""Generated stubs of the public API (protos/quorepo/v1); do not edit."""

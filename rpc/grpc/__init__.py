@@ -1,0 +1,1 @@
+"""The public gRPC services of quorepo.v1."""

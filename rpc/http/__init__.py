@@ -1,0 +1,1 @@
+"""Smart HTTP: what `git clone` and `git push` talk to."""

@@ -1,0 +1,1 @@
+"""The git wire protocol: pure parsers, encoders and pack building; no sockets."""
