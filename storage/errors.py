@@ -3,6 +3,7 @@
     QuorepoError
     ├── Rejected                 certain: nothing happened
     │   ├── InvalidArgument      the request itself is wrong
+    │   │   └── ConfigError      the configuration, or a file that it names, is wrong
     │   ├── NotFound             no such repository, ref or object
     │   ├── AlreadyExists
     │   ├── StaleReference       a compare-and-swap missed
@@ -24,6 +25,7 @@ from typing import ClassVar, Literal
 
 __all__ = [
     "AlreadyExists",
+    "ConfigError",
     "CorruptPack",
     "FatalError",
     "InvalidArgument",
@@ -72,6 +74,12 @@ class InvalidArgument(Rejected):
     grpc_code = "INVALID_ARGUMENT"
     http_status = 400
     reason = "INVALID_ARGUMENT"
+
+
+class ConfigError(InvalidArgument):
+    """The configuration, or a file that it names, is wrong; a process ends with `EXIT_CONFIG`."""
+
+    reason = "CONFIGURATION"
 
 
 class NotFound(Rejected):
