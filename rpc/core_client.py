@@ -1,0 +1,330 @@
+"""The edge's view of its core: propose, read index, replicate a pack, status, metrics.
+
+Owns the retries over the private socket and what a caller may conclude from a failure. Must not know HTTP,
+git or what a command means; must not know Raft beyond "a command is ordered once per request id".
+
+A verdict "not applied" speaks for one attempt only (invariant 8 of architecture.md): when an earlier attempt of
+the same call broke midway, the call ends with a result or with `OutcomeUnknown`, never with "not applied".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import grpc
+import grpc.aio
+
+from quorepo.internal.v1 import core_pb2, core_pb2_grpc, log_pb2
+from quorepo.storage.errors import (
+    AlreadyExists,
+    InvalidArgument,
+    LimitExceeded,
+    NotFound,
+    OutcomeUnknown,
+    PermissionDenied,
+    QuorepoError,
+    Rejected,
+    Unavailable,
+)
+
+__all__ = [
+    "Core",
+    "CoreClient",
+    "Position",
+    "RepositoryDeleted",
+    "Reverify",
+    "check_result",
+]
+
+_MESSAGE_BYTES_MAX = 16 * 1024 * 1024
+_RETRY_PAUSE_S = 0.05
+_ANSWER_MARGIN_S = 0.5  # the core is given its deadline, and this much more to say how it ended
+
+_Response = TypeVar("_Response")
+
+
+class Reverify(Rejected):
+    """Objects were pruned since they were checked: check again, then propose under a new request id."""
+
+    reason = "REVERIFY"
+
+
+class RepositoryDeleted(NotFound):
+    """The repository id is a tombstone; its path may be reserved again for a new id."""
+
+    reason = "REPOSITORY_DELETED"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Position:
+    """How far this node's state of one group had been applied when a read index was confirmed."""
+
+    group: int
+    generation: int
+    index: int
+
+
+class Core(Protocol):
+    """What the edge needs from a core; `CoreClient` over a socket, or a fake in tests."""
+
+    async def propose(
+        self, group: int, command: log_pb2.Command, timeout_s: float
+    ) -> log_pb2.Result:
+        """Orders one command and gives apply's result; see `CoreClient.propose`."""
+
+    async def read_index(self, groups: Sequence[int], timeout_s: float) -> Mapping[int, Position]:
+        """Waits until this node's state is linearizable; see `CoreClient.read_index`."""
+
+    async def replicate_pack(
+        self, group: int, repository_id: str, pack: log_pb2.PackAddition, timeout_s: float
+    ) -> Sequence[str]:
+        """Copies a pack to a majority; see `CoreClient.replicate_pack`."""
+
+    async def status(self, timeout_s: float = 5.0) -> core_pb2.CoreStatus:
+        """What the core says of itself and of every group."""
+
+    async def metrics(self, timeout_s: float = 2.0) -> bytes:
+        """Prometheus text of the core process."""
+
+
+def check_result(result: log_pb2.Result) -> log_pb2.Result:
+    """Gives a result back, or raises the error that its rejection stands for.
+
+    Raises:
+        NotFound, AlreadyExists, InvalidArgument, RepositoryDeleted, Reverify: certain, by reason.
+        OutcomeUnknown: the request is older than the window in which requests are remembered.
+    """
+    if result.WhichOneof("kind") != "rejection":
+        return result
+    rejection = result.rejection
+    message = rejection.message or log_pb2.RejectionReason.Name(rejection.reason).lower()
+    raise _REJECTIONS.get(rejection.reason, Rejected)(message)
+
+
+_REJECTIONS: dict[int, type[QuorepoError]] = {
+    log_pb2.REJECTION_REASON_REPOSITORY_NOT_FOUND: NotFound,
+    log_pb2.REJECTION_REASON_REPOSITORY_EXISTS: AlreadyExists,
+    log_pb2.REJECTION_REASON_REPOSITORY_DELETED: RepositoryDeleted,
+    log_pb2.REJECTION_REASON_INVALID: InvalidArgument,
+    log_pb2.REJECTION_REASON_REVERIFY: Reverify,
+    log_pb2.REJECTION_REASON_REQUEST_EXPIRED: OutcomeUnknown,
+    log_pb2.REJECTION_REASON_PATH_NOT_FOUND: NotFound,
+    log_pb2.REJECTION_REASON_OBJECT_FORMAT: InvalidArgument,
+}
+
+
+class CoreClient:
+    """A `Core` reached over the node's private unix socket; survives restarts of the core."""
+
+    def __init__(self, socket_path: Path | str) -> None:
+        """Connects lazily. `socket_path` must fit in 107 bytes, see processes.md."""
+        self._socket_path = str(socket_path)
+        self._channel = grpc.aio.insecure_channel(
+            f"unix:{self._socket_path}",
+            options=[
+                ("grpc.initial_reconnect_backoff_ms", 50),
+                ("grpc.min_reconnect_backoff_ms", 50),
+                ("grpc.max_reconnect_backoff_ms", 250),
+                ("grpc.max_send_message_length", _MESSAGE_BYTES_MAX),
+                ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
+                ("grpc.use_local_subchannel_pool", 1),
+            ],
+        )
+        self._stub: core_pb2_grpc.CoreAsyncStub = core_pb2_grpc.CoreStub(self._channel)
+
+    async def close(self) -> None:
+        """Closes the channel; calls under way are cancelled."""
+        await self._channel.close()
+
+    async def propose(
+        self, group: int, command: log_pb2.Command, timeout_s: float
+    ) -> log_pb2.Result:
+        """Orders one command; every attempt carries the command's own request id.
+
+        Returns:
+            What apply said; never a rejection.
+
+        Raises:
+            Unavailable: certainly not applied: no leader, queue full, no core.
+            OutcomeUnknown: it may have been applied, or may be later.
+            QuorepoError: the command was rejected, see `check_result`.
+        """
+        deadline = _Deadline(timeout_s)
+        doubt = ""  # why an earlier attempt may yet be applied
+        while True:
+            response: core_pb2.ProposeResponse | None = None
+            reason = ""
+            if not await self._connected(deadline):
+                reason = "this node's core is not running"
+            else:
+                request = core_pb2.ProposeRequest(
+                    group=group, command=command, timeout_ms=deadline.left_ms()
+                )
+                try:
+                    response = await self._stub.Propose(
+                        request, timeout=deadline.left_s() + _ANSWER_MARGIN_S
+                    )
+                except grpc.aio.AioRpcError as error:
+                    refused = _refusal(error)
+                    if refused is not None and not doubt:
+                        raise refused from error
+                    reason = doubt = error.details() or error.code().name.lower()
+            if response is not None:
+                reason = response.reason
+                if response.outcome == core_pb2.OUTCOME_APPLIED:
+                    return check_result(response.result)
+                if response.outcome != core_pb2.OUTCOME_NOT_APPLIED:
+                    doubt = reason or "the core does not know"
+                elif not doubt:
+                    raise Unavailable(reason or "not applied", next_step="try again")
+            if deadline.left_s() <= _RETRY_PAUSE_S:
+                raise _unresolved(doubt, reason)
+            await asyncio.sleep(_RETRY_PAUSE_S)
+
+    async def read_index(self, groups: Sequence[int], timeout_s: float) -> Mapping[int, Position]:
+        """Confirms with the leaders how far this node has to be, and waits until it is.
+
+        Returns:
+            The position of each group; a reader that opens its snapshot now sees at least that.
+
+        Raises:
+            Unavailable: no leader, or this node did not catch up, within `timeout_s`.
+        """
+
+        async def call(deadline: _Deadline) -> core_pb2.CoreReadIndexResponse:
+            return await self._stub.ReadIndex(
+                core_pb2.CoreReadIndexRequest(groups=groups, timeout_ms=deadline.left_ms()),
+                timeout=deadline.left_s() + _ANSWER_MARGIN_S,
+            )
+
+        response = await self._until_answered(call, timeout_s)
+        return {
+            position.group: Position(position.group, position.generation, position.index)
+            for position in response.positions
+        }
+
+    async def replicate_pack(
+        self, group: int, repository_id: str, pack: log_pb2.PackAddition, timeout_s: float
+    ) -> Sequence[str]:
+        """Copies a pack from this node's quarantine to a majority of the group, the leader included.
+
+        Returns:
+            The names of the nodes that hold it durably.
+
+        Raises:
+            Unavailable: no majority has it within `timeout_s`. Harmless: nothing refers to it yet.
+        """
+
+        async def call(deadline: _Deadline) -> core_pb2.ReplicatePackResponse:
+            return await self._stub.ReplicatePack(
+                core_pb2.ReplicatePackRequest(
+                    group=group,
+                    repository_id=repository_id,
+                    pack=pack,
+                    timeout_ms=deadline.left_ms(),
+                ),
+                timeout=deadline.left_s() + _ANSWER_MARGIN_S,
+            )
+
+        response = await self._until_answered(call, timeout_s)
+        return tuple(response.replicas)
+
+    async def status(self, timeout_s: float = 5.0) -> core_pb2.CoreStatus:
+        """What the core says of itself and of every group.
+
+        Raises:
+            Unavailable: no core within `timeout_s`.
+        """
+
+        async def call(deadline: _Deadline) -> core_pb2.CoreStatus:
+            return await self._stub.GetStatus(
+                core_pb2.CoreStatusRequest(), timeout=deadline.left_s()
+            )
+
+        return await self._until_answered(call, timeout_s)
+
+    async def metrics(self, timeout_s: float = 2.0) -> bytes:
+        """Prometheus text of the core process.
+
+        Raises:
+            Unavailable: no core within `timeout_s`.
+        """
+
+        async def call(deadline: _Deadline) -> core_pb2.CoreMetrics:
+            return await self._stub.GetMetrics(
+                core_pb2.CoreMetricsRequest(), timeout=deadline.left_s()
+            )
+
+        response = await self._until_answered(call, timeout_s)
+        return response.text
+
+    async def _connected(self, deadline: _Deadline) -> bool:
+        """Waits for the socket. False at the deadline: then nothing was sent, which is certain."""
+        try:
+            await asyncio.wait_for(self._channel.channel_ready(), max(deadline.left_s(), 0.001))
+        except TimeoutError:
+            return False
+        return True
+
+    async def _until_answered(
+        self, call: Callable[[_Deadline], Awaitable[_Response]], timeout_s: float
+    ) -> _Response:
+        """Repeats a harmless call until it is answered or the deadline is over."""
+        deadline = _Deadline(timeout_s)
+        while True:
+            if not await self._connected(deadline):
+                raise Unavailable("this node's core is not running", next_step="try again")
+            try:
+                return await call(deadline)
+            except grpc.aio.AioRpcError as error:
+                refused = _refusal(error)
+                if refused is not None:
+                    raise refused from error
+                if deadline.left_s() <= _RETRY_PAUSE_S:
+                    message = error.details() or error.code().name.lower()
+                    raise Unavailable(message, next_step="try again") from error
+            await asyncio.sleep(_RETRY_PAUSE_S)
+
+
+class _Deadline:
+    """A moment on the loop's clock."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._at = self._loop.time() + timeout_s
+
+    def left_s(self) -> float:
+        return max(0.0, self._at - self._loop.time())
+
+    def left_ms(self) -> int:
+        return max(1, int(self.left_s() * 1000))
+
+
+def _unresolved(doubt: str, reason: str) -> QuorepoError:
+    if doubt:
+        return OutcomeUnknown(
+            f"the outcome is not known: {doubt}", next_step="look at the refs, or repeat it"
+        )
+    return Unavailable(reason or "not applied", next_step="try again")
+
+
+def _refusal(error: grpc.aio.AioRpcError) -> QuorepoError | None:
+    """The error that the core answered with on purpose; None when the call itself broke."""
+    details: Any = error.details() or ""
+    code = error.code()
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return LimitExceeded(details, limit="raft.command_bytes_max")
+    kind = _REFUSALS.get(code)
+    return None if kind is None else kind(details)
+
+
+_REFUSALS: dict[grpc.StatusCode, type[QuorepoError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidArgument,
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
+    grpc.StatusCode.FAILED_PRECONDITION: Rejected,
+}
