@@ -15,8 +15,9 @@
     ├── OutcomeUnknown           it may have happened; ask again with the same request id
     └── FatalError               this process must end (I/O error, damaged journal, a bug in apply)
 
-Each error knows its gRPC code, its HTTP status and a stable reason; `conclusion` says what a client may
-conclude. Messages are lowercase, factual and quote values; `next_step` is a command or an action.
+Each error knows its gRPC code, its HTTP status and a stable reason; `conclusion` says what a client
+may conclude. Messages are lowercase, factual and quote values; `next_step` is a command or an
+action.
 """
 
 from __future__ import annotations
@@ -151,7 +152,7 @@ class Unavailable(Rejected):
 
 
 class OutcomeUnknown(QuorepoError):
-    """The request may have been applied, now or later; repeating it with its request id is harmless."""
+    """It may have been applied, now or later; repeating it with its request id is harmless."""
 
     conclusion = "unknown"
     grpc_code = "UNKNOWN"
@@ -162,8 +163,8 @@ class OutcomeUnknown(QuorepoError):
 class FatalError(BaseException):
     """This process must end at once: continuing could lose or invent data.
 
-    Not an `Exception`, so that no broad handler swallows it. `exit_code` tells the supervisor whether
-    a restart may help: `EXIT_IO_ERROR` is never answered by an automatic restart.
+    Not an `Exception`, so that no broad handler swallows it. `exit_code` tells the supervisor
+    whether a restart may help: `EXIT_IO_ERROR` is never answered by an automatic restart.
     """
 
     EXIT_BUG: ClassVar[int] = 70

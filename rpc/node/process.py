@@ -1,4 +1,4 @@
-"""What every process of a node does first and last: live and die with its parent, end with a clear last line.
+"""What every process of a node does first and last: die with its parent, end with a clear line.
 
 Owns the exit codes. Must not import anything heavy: it runs before everything else.
 """
@@ -32,10 +32,10 @@ _PR_SET_PDEATHSIG = 1
 def die_with_parent() -> None:
     """Makes the kernel kill this process, with SIGKILL, the moment its parent is gone.
 
-    Called first thing in a child, on its main thread. The parent passes its process id in `PARENT_VARIABLE`,
-    so that a parent that died before the call is noticed too. SIGINT is ignored from here on: a Ctrl-C
-    reaches the whole process group, and the supervisor alone decides in which order its children stop.
-    Without prctl (not Linux) only the check is done.
+    Called first thing in a child, on its main thread. The parent passes its process id in
+    `PARENT_VARIABLE`, so that a parent that died before the call is noticed too. SIGINT is ignored
+    from here on: a Ctrl-C reaches the whole process group, and the supervisor alone decides in which
+    order its children stop. Without prctl (not Linux) only the check is done.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     expected = int(os.environ.pop(PARENT_VARIABLE, "0")) or os.getppid()
