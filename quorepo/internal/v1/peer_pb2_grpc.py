@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from quorepo.internal.v1 import core_pb2 as quorepo_dot_internal_dot_v1_dot_core__pb2
 from quorepo.internal.v1 import peer_pb2 as quorepo_dot_internal_dot_v1_dot_peer__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -59,6 +60,11 @@ class PeerStub:
                 request_serializer=quorepo_dot_internal_dot_v1_dot_peer__pb2.RejoinRequest.SerializeToString,
                 response_deserializer=quorepo_dot_internal_dot_v1_dot_peer__pb2.RejoinResponse.FromString,
                 _registered_method=True)
+        self.GetStatus = channel.unary_unary(
+                '/quorepo.internal.v1.Peer/GetStatus',
+                request_serializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreStatusRequest.SerializeToString,
+                response_deserializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreStatus.FromString,
+                _registered_method=True)
 
 
 class PeerServicer:
@@ -100,6 +106,13 @@ class PeerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetStatus(self, request, context):
+        """The receiver's own view of its groups; a node asks all others to show one picture.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -127,6 +140,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.Rejoin,
                     request_deserializer=quorepo_dot_internal_dot_v1_dot_peer__pb2.RejoinRequest.FromString,
                     response_serializer=quorepo_dot_internal_dot_v1_dot_peer__pb2.RejoinResponse.SerializeToString,
+            ),
+            'GetStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStatus,
+                    request_deserializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreStatusRequest.FromString,
+                    response_serializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreStatus.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -264,6 +282,33 @@ class Peer:
             '/quorepo.internal.v1.Peer/Rejoin',
             quorepo_dot_internal_dot_v1_dot_peer__pb2.RejoinRequest.SerializeToString,
             quorepo_dot_internal_dot_v1_dot_peer__pb2.RejoinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.internal.v1.Peer/GetStatus',
+            quorepo_dot_internal_dot_v1_dot_core__pb2.CoreStatusRequest.SerializeToString,
+            quorepo_dot_internal_dot_v1_dot_core__pb2.CoreStatus.FromString,
             options,
             channel_credentials,
             insecure,

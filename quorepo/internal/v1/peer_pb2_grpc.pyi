@@ -5,6 +5,7 @@ What nodes say to each other. Only nodes of one cluster speak this; see cluster/
 
 from collections import abc as _abc
 from grpc import aio as _aio
+from quorepo.internal.v1 import core_pb2 as _core_pb2
 from quorepo.internal.v1 import peer_pb2 as _peer_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -43,6 +44,8 @@ class PeerStub:
     """Who are you, and what cluster do you belong to. Used to form a cluster exactly once."""
     Rejoin: _grpc.UnaryUnaryMultiCallable[_peer_pb2.RejoinRequest, _peer_pb2.RejoinResponse]
     """A node whose disk is empty asks to come back under a new replica id."""
+    GetStatus: _grpc.UnaryUnaryMultiCallable[_core_pb2.CoreStatusRequest, _core_pb2.CoreStatus]
+    """The receiver's own view of its groups; a node asks all others to show one picture."""
 
 @_typing.type_check_only
 class PeerAsyncStub(PeerStub):
@@ -59,6 +62,8 @@ class PeerAsyncStub(PeerStub):
     """Who are you, and what cluster do you belong to. Used to form a cluster exactly once."""
     Rejoin: _aio.UnaryUnaryMultiCallable[_peer_pb2.RejoinRequest, _peer_pb2.RejoinResponse]  # type: ignore[assignment]
     """A node whose disk is empty asks to come back under a new replica id."""
+    GetStatus: _aio.UnaryUnaryMultiCallable[_core_pb2.CoreStatusRequest, _core_pb2.CoreStatus]  # type: ignore[assignment]
+    """The receiver's own view of its groups; a node asks all others to show one picture."""
 
 class PeerServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -102,5 +107,13 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_peer_pb2.RejoinResponse, _abc.Awaitable[_peer_pb2.RejoinResponse]]:
         """A node whose disk is empty asks to come back under a new replica id."""
+
+    @_abc_1.abstractmethod
+    def GetStatus(
+        self,
+        request: _core_pb2.CoreStatusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_core_pb2.CoreStatus, _abc.Awaitable[_core_pb2.CoreStatus]]:
+        """The receiver's own view of its groups; a node asks all others to show one picture."""
 
 def add_PeerServicer_to_server(servicer: PeerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,143 @@
+"""The apply thread: committed entries go into SQLite, packs out of quarantine, results back to the engine.
+
+One thread per node applies all groups, so that neither SQLite nor the fsync of a promoted pack ever holds up
+heartbeats. It only runs `state.machine` through `StateStore`; what an entry means is decided there. Any
+exception here ends the process without advancing (architecture, invariant 3).
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from quorepo.cluster.raft.interface import Entry
+from quorepo.cluster.state.store import StateStore
+from quorepo.internal.v1 import log_pb2
+from quorepo.storage.layout import GroupLayout, ensure_repository, promote_pack, retire_repository
+from quorepo.storage.logs import fields
+from quorepo.storage.objectformat import ObjectFormat
+
+__all__ = ["ApplyThread", "AppliedCallback", "DiskActions"]
+
+log = logging.getLogger(__name__)
+
+# Entries per SQLite transaction: enough to share its cost, few enough to answer early.
+_BATCH_ENTRIES_MAX = 256
+
+AppliedCallback = Callable[[int, int, Mapping[int, Any]], None]
+
+
+class ApplyObserver(Protocol):
+    """Where apply reports what it took."""
+
+    def applied(self, group: int, entries: int, seconds: float) -> None: ...
+
+
+class DiskActions:
+    """What apply does to a group's files: promotes packs before the commit, retires repositories after."""
+
+    def __init__(self, layout: GroupLayout) -> None:
+        self._layout = layout
+        self._ensured: set[str] = set()
+
+    def promote(self, repository_id: str, digest: bytes, object_format: ObjectFormat) -> None:
+        if repository_id not in self._ensured:
+            ensure_repository(self._layout, repository_id, object_format)
+            self._ensured.add(repository_id)
+        try:
+            promote_pack(self._layout, repository_id, digest)
+        except FileNotFoundError:
+            # Replay after a power loss can meet a pack whose repository was deleted by a later entry of
+            # the same journal: its folder is in retired/ already, and that entry will be applied again.
+            if not self._layout.is_retired(repository_id):
+                raise
+
+    def retire(self, repository_id: str) -> None:
+        self._ensured.discard(repository_id)
+        retire_repository(self._layout, repository_id)
+
+
+class ApplyThread:
+    """Implements `raft.interface.ApplySink`."""
+
+    def __init__(
+        self,
+        stores: Mapping[int, StateStore],
+        layouts: Mapping[int, GroupLayout],
+        on_fatal: Callable[[BaseException], None],
+        observer: ApplyObserver,
+    ) -> None:
+        self._stores = dict(stores)
+        self._actions = {group: DiskActions(layout) for group, layout in layouts.items()}
+        self._on_fatal = on_fatal
+        self._observer = observer
+        self._on_applied: AppliedCallback | None = None
+        self._queues: dict[int, collections.deque[Entry]] = {
+            group: collections.deque() for group in self._stores
+        }
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="apply", daemon=True)
+
+    def start(self, on_applied: AppliedCallback) -> None:
+        """Starts the thread; `on_applied(group, up_to_index, results)` is called on it."""
+        self._on_applied = on_applied
+        for group, store in self._stores.items():
+            for repository_id in store.tombstones():
+                # A crash between the commit of a deletion and the move of its folder ends here.
+                self._actions[group].retire(repository_id)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finishes the batch in hand and ends the thread; queued entries are applied after a restart."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def submit(self, group: int, entries: Sequence[Entry]) -> None:
+        with self._wake:
+            self._queues[group].extend(entries)
+            self._wake.notify()
+
+    def backlog(self, group: int) -> int:
+        return len(self._queues[group])
+
+    def _run(self) -> None:
+        try:
+            while True:
+                with self._wake:
+                    while not self._stopping and not any(self._queues.values()):
+                        self._wake.wait()
+                    if self._stopping:
+                        return
+                for group in self._queues:
+                    self._apply_some(group)
+        except BaseException as error:  # noqa: BLE001 - never skip an entry: the process ends
+            log.critical("apply failed", exc_info=True, extra=fields(error=str(error)))
+            self._on_fatal(error)
+
+    def _apply_some(self, group: int) -> None:
+        queue = self._queues[group]
+        with self._wake:
+            batch = [queue.popleft() for _ in range(min(len(queue), _BATCH_ENTRIES_MAX))]
+        if not batch:
+            return
+        started = time.perf_counter()
+        results = self._stores[group].apply_batch(batch, self._actions[group])
+        self._observer.applied(group, len(batch), time.perf_counter() - started)
+        assert self._on_applied is not None
+        by_index = {entry.index: result for entry, result in zip(batch, results, strict=True)}
+        with contextlib.suppress(RuntimeError):  # the engine was stopped meanwhile
+            self._on_applied(group, batch[-1].index, by_index)
+
+
+def result_or_none(value: Any) -> log_pb2.Result | None:
+    """The sink's result as the typed message it is."""
+    return value if isinstance(value, log_pb2.Result) else None

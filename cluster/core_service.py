@@ -1,0 +1,169 @@
+"""The Core service: what the edge of this node asks, on a private unix socket (protos/…/core.proto)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import grpc
+
+from quorepo.cluster.proposals import ProposalDriver
+from quorepo.cluster.raft.host import RaftHost
+from quorepo.cluster.raft.interface import GroupStatus, Outcome, PackNeed
+from quorepo.cluster.state.store import StateStore
+from quorepo.internal.v1 import core_pb2, core_pb2_grpc
+from quorepo.storage.errors import QuorepoError, Unavailable
+
+__all__ = ["CoreService", "group_status_message"]
+
+log = logging.getLogger(__name__)
+
+_RETRY_INTERVAL_S = 0.05
+_OUTCOMES = {
+    Outcome.APPLIED: core_pb2.OUTCOME_APPLIED,
+    Outcome.NOT_APPLIED: core_pb2.OUTCOME_NOT_APPLIED,
+    Outcome.UNKNOWN: core_pb2.OUTCOME_UNKNOWN,
+}
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class CoreService(core_pb2_grpc.CoreServicer):
+    """Answers the edge; until the node belongs to a cluster every call but status says UNAVAILABLE."""
+
+    def __init__(
+        self,
+        describe: Callable[[], core_pb2.CoreStatus],
+        metrics_text: Callable[[], bytes],
+        deadline_s_max: float = 60.0,
+    ) -> None:
+        """`describe()` fills in everything but the groups, which come from the host once there is one."""
+        self._describe = describe
+        self._metrics_text = metrics_text
+        self._deadline_s_max = deadline_s_max
+        self._host: RaftHost | None = None
+        self._driver: ProposalDriver | None = None
+        self._stores: Mapping[int, StateStore] = {}
+
+    def serve(
+        self, host: RaftHost, driver: ProposalDriver, stores: Mapping[int, StateStore]
+    ) -> None:
+        """From now on this node belongs to a cluster."""
+        self._host, self._driver, self._stores = host, driver, stores
+
+    async def Propose(
+        self, request: core_pb2.ProposeRequest, context: Context
+    ) -> core_pb2.ProposeResponse:
+        if self._driver is None or request.group not in self._stores:
+            # Nothing was proposed: the edge may tell its client "certainly not applied".
+            return core_pb2.ProposeResponse(
+                outcome=core_pb2.OUTCOME_NOT_APPLIED, reason=self._not_serving(request.group)
+            )
+        timeout_s = min(request.timeout_ms / 1000, self._deadline_s_max)
+        answer = await self._driver.propose(request.group, request.command, timeout_s)
+        return core_pb2.ProposeResponse(
+            outcome=_OUTCOMES[answer.outcome],
+            result=answer.result,
+            index=answer.index,
+            reason=answer.reason,
+        )
+
+    async def ReadIndex(
+        self, request: core_pb2.CoreReadIndexRequest, context: Context
+    ) -> core_pb2.CoreReadIndexResponse:
+        timeout_s = min(request.timeout_ms / 1000, self._deadline_s_max)
+        deadline = time.monotonic() + timeout_s
+        try:
+            positions = await asyncio.gather(
+                *(self._read_index(group, deadline) for group in request.groups)
+            )
+        except Unavailable as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        return core_pb2.CoreReadIndexResponse(positions=positions)
+
+    async def _read_index(self, group: int, deadline: float) -> core_pb2.GroupPosition:
+        problem = "no leader answered"
+        while (left := deadline - time.monotonic()) > 0:
+            if self._host is None or group not in self._stores:
+                problem = self._not_serving(group)
+            else:
+                try:
+                    index = await asyncio.wrap_future(self._host.read_index(group, left))
+                    generation = self._stores[group].generation
+                    return core_pb2.GroupPosition(group=group, generation=generation, index=index)
+                except (Unavailable, TimeoutError) as error:
+                    problem = str(error) or problem
+            await asyncio.sleep(min(_RETRY_INTERVAL_S, max(left, 0)))
+        raise Unavailable(f"group {group} has no leader that a majority confirms ({problem})")
+
+    async def ReplicatePack(
+        self, request: core_pb2.ReplicatePackRequest, context: Context
+    ) -> core_pb2.ReplicatePackResponse:
+        if self._driver is None:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, self._not_serving(request.group))
+        pack = request.pack
+        need = PackNeed(
+            repository_id=request.repository_id,
+            digest=pack.digest,
+            index_digest=pack.index_digest,
+            pack_bytes=pack.pack_bytes,
+            index_bytes=pack.index_bytes,
+        )
+        timeout_s = min(request.timeout_ms / 1000, self._deadline_s_max * 10)
+        try:
+            replicas = await self._driver.replicate_pack(request.group, need, timeout_s)
+        except QuorepoError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        return core_pb2.ReplicatePackResponse(replicas=replicas)
+
+    async def GetStatus(
+        self, request: core_pb2.CoreStatusRequest, context: Context
+    ) -> core_pb2.CoreStatus:
+        status = self._describe()
+        if self._host is not None:
+            groups = [self._host.status(group) for group in sorted(self._stores)]
+            status.groups.extend(group_status_message(g) for g in groups)
+        status.ready = status.phase == "serving" and all(g.leader for g in status.groups)
+        return status
+
+    async def GetMetrics(
+        self, request: core_pb2.CoreMetricsRequest, context: Context
+    ) -> core_pb2.CoreMetrics:
+        return core_pb2.CoreMetrics(text=self._metrics_text())
+
+    def _not_serving(self, group: int) -> str:
+        if self._host is None:
+            return f"this node does not belong to a cluster yet ({self._describe().phase})"
+        return f"this node has no replica of group {group}"
+
+
+def group_status_message(status: GroupStatus) -> core_pb2.CoreGroupStatus:
+    """The engine's picture of a group in the words of the CLI and the API."""
+    names = {r.replica_id: r.node for r in status.configuration.replicas}
+    leader = status.leader or ""
+    replicas = []
+    for replica in status.replicas:
+        role = "voter" if replica.votes else "learner"
+        replicas.append(
+            core_pb2.CoreReplicaStatus(
+                node=replica.node,
+                replica_id=replica.replica_id,
+                role="leader" if replica.replica_id == leader else role,
+                match_index=replica.match_index,
+                applied_index=replica.applied_index,
+                connected=replica.connected,
+            )
+        )
+    return core_pb2.CoreGroupStatus(
+        group=status.group,
+        leader=names.get(leader, ""),
+        term=status.term,
+        commit_index=status.commit_index,
+        applied_index=status.applied_index,
+        last_index=status.last_index,
+        role=status.role,
+        replicas=replicas,
+    )

@@ -1,0 +1,102 @@
+"""Whoever has the log has the packs: the gate in front of the journal (architecture, invariant 2)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from quorepo.cluster.peer.held import HeldPacks
+from quorepo.cluster.raft.interface import PackNeed
+from quorepo.internal.v1 import log_pb2, peer_pb2
+from quorepo.storage.errors import QuorepoError
+from quorepo.storage.logs import fields
+
+__all__ = ["PackFetcher", "StagedPackGate", "pack_needs"]
+
+log = logging.getLogger(__name__)
+
+_RETRY_INTERVAL_S = 0.2
+
+
+def pack_needs(command: log_pb2.Command) -> list[PackNeed]:
+    """The packs that a command adds."""
+    transaction = command.transaction
+    return [
+        PackNeed(
+            repository_id=transaction.repository_id,
+            digest=pack.digest,
+            index_digest=pack.index_digest,
+            pack_bytes=pack.pack_bytes,
+            index_bytes=pack.index_bytes,
+        )
+        for pack in transaction.packs_added
+    ]
+
+
+class PackFetcher(Protocol):
+    """Brings a pack from the first of the given nodes that has it; cluster/peer/packs.py does."""
+
+    async def fetch(self, addresses: Sequence[str], header: peer_pb2.PackHeader) -> None: ...
+
+
+class StagedPackGate:
+    """Implements `raft.interface.PackGate` over the set of packs that this node holds durably."""
+
+    def __init__(
+        self,
+        held: HeldPacks,
+        fetcher: PackFetcher,
+        loop: asyncio.AbstractEventLoop,
+        sources: Callable[[int, str], Sequence[str]],
+        packs_arrived: Callable[[int], None],
+    ) -> None:
+        """`sources(group, from_replica)` gives peer addresses to ask, the best one first."""
+        self._held = held
+        self._fetcher = fetcher
+        self._loop = loop
+        self._sources = sources
+        self._packs_arrived = packs_arrived
+        self._running: dict[bytes, asyncio.Task[None]] = {}
+
+    def missing(self, group: int, data: bytes) -> Sequence[PackNeed]:
+        # A command without packs is the common case in the directory; parsing costs about 5 us.
+        needs = pack_needs(log_pb2.Command.FromString(data))
+        return [need for need in needs if not self._held.has(group, need.digest)]
+
+    def want(self, group: int, needs: Sequence[PackNeed], from_replica: str) -> None:
+        self._loop.call_soon_threadsafe(self._start, group, list(needs), from_replica)
+
+    def _start(self, group: int, needs: list[PackNeed], from_replica: str) -> None:
+        for need in needs:
+            if need.digest in self._running or self._held.has(group, need.digest):
+                continue
+            task = self._loop.create_task(self._fetch(group, need, from_replica))
+            self._running[need.digest] = task
+            task.add_done_callback(lambda _, digest=need.digest: self._running.pop(digest, None))
+
+    async def _fetch(self, group: int, need: PackNeed, from_replica: str) -> None:
+        header = peer_pb2.PackHeader(
+            group=group,
+            digest=need.digest,
+            index_digest=need.index_digest,
+            pack_bytes=need.pack_bytes,
+            index_bytes=need.index_bytes,
+            repository_id=need.repository_id,
+        )
+        try:
+            await self._fetcher.fetch(self._sources(group, from_replica), header)
+        except QuorepoError as error:
+            # The leader sends the entry again with its next heartbeat, and the fetch starts anew.
+            log.warning("pack not fetched", extra=fields(pack=need.digest, error=str(error)))
+            await asyncio.sleep(_RETRY_INTERVAL_S)
+            return
+        self._packs_arrived(group)
+
+    async def close(self) -> None:
+        """Cancels the fetches under way; what they staged in part is swept."""
+        tasks = list(self._running.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

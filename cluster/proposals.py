@@ -1,0 +1,200 @@
+"""From one request to one answer: replicating its packs, proposing it, and asking again until it is certain.
+
+An attempt ends as applied, certainly not applied, or unknown. A request was not applied only if every attempt
+was not; after one unknown attempt only "applied" can still be certain. All attempts carry the same request id,
+so however many of them reach the log, one is applied and the others are given its result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+from quorepo.cluster.apply import result_or_none
+from quorepo.cluster.gate import pack_needs
+from quorepo.cluster.raft.host import RaftHost
+from quorepo.cluster.raft.interface import GroupStatus, Outcome, PackNeed
+from quorepo.internal.v1 import log_pb2, peer_pb2
+from quorepo.storage.errors import QuorepoError, Unavailable
+from quorepo.storage.logs import fields
+
+__all__ = ["Answer", "PackStager", "ProposalDriver", "ProposalObserver"]
+
+log = logging.getLogger(__name__)
+
+_RETRY_INTERVAL_S = 0.02
+# One attempt never waits longer than this for a verdict: a lost leader shows much earlier.
+_ATTEMPT_TIMEOUT_S = 5.0
+_NOT_RETRIED = frozenset({"too-large", "denied", "stopped"})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answer:
+    """The end of a request; `result` is set exactly when the outcome is APPLIED."""
+
+    outcome: Outcome
+    result: log_pb2.Result | None = None
+    index: int = 0
+    reason: str = ""
+
+
+class PackStager(Protocol):
+    """Copies a held pack to another node; cluster/peer/packs.py does."""
+
+    async def stage(self, address: str, header: peer_pb2.PackHeader) -> None: ...
+
+
+class ProposalObserver(Protocol):
+    """Where the driver reports outcomes and latencies."""
+
+    def proposed(self, group: int, outcome: str, seconds: float) -> None: ...
+
+
+class ProposalDriver:
+    """Drives requests on one node; runs in the core's event loop."""
+
+    def __init__(
+        self, host: RaftHost, stager: PackStager, replica_id: str, observer: ProposalObserver
+    ) -> None:
+        self._host = host
+        self._stager = stager
+        self._replica_id = replica_id
+        self._observer = observer
+        self._background: set[asyncio.Task[object]] = set()
+
+    async def propose(self, group: int, command: log_pb2.Command, timeout_s: float) -> Answer:
+        """Orders `command`; retries until it is applied, refused for good, or the time is over."""
+        started = time.monotonic()
+        answer = await self._propose(group, command, started + timeout_s)
+        self._observer.proposed(group, answer.outcome.value, time.monotonic() - started)
+        return answer
+
+    async def _propose(self, group: int, command: log_pb2.Command, deadline: float) -> Answer:
+        payload = command.SerializeToString(deterministic=True)
+        certain = True
+        reason = "no leader"
+        while (left := deadline - time.monotonic()) > 0:
+            attempt = await asyncio.wrap_future(
+                self._host.propose(group, payload, min(left, _ATTEMPT_TIMEOUT_S))
+            )
+            if attempt.outcome is Outcome.APPLIED:
+                return Answer(Outcome.APPLIED, result_or_none(attempt.result), attempt.index)
+            reason = attempt.reason
+            if attempt.outcome is Outcome.UNKNOWN:
+                certain = False
+            elif reason in _NOT_RETRIED:
+                break
+            elif reason == "packs-missing":
+                await self._replicate_again(group, command, deadline)
+            await asyncio.sleep(_RETRY_INTERVAL_S)
+        outcome = Outcome.NOT_APPLIED if certain else Outcome.UNKNOWN
+        return Answer(outcome, reason=reason)
+
+    async def _replicate_again(
+        self, group: int, command: log_pb2.Command, deadline: float
+    ) -> None:
+        """A new leader lacks the packs that an older one had: bring them there before the next attempt."""
+        for need in pack_needs(command):
+            try:
+                await self.replicate_pack(group, need, deadline - time.monotonic())
+            except Unavailable as error:
+                log.warning("pack not replicated", extra=fields(group=group, error=str(error)))
+
+    async def replicate_pack(self, group: int, need: PackNeed, timeout_s: float) -> Sequence[str]:
+        """Copies a pack of this node to a majority of the group's voters, the leader among them.
+
+        Returns the names of the nodes that hold it; copies to slower replicas go on in the background.
+        Raises Unavailable when no majority took it in `timeout_s` seconds: nothing was changed.
+        """
+        deadline = time.monotonic() + timeout_s
+        holders = {self._replica_id}
+        tasks: dict[str, asyncio.Task[object]] = {}
+        failures: dict[str, str] = {}
+        while True:
+            status = self._host.status(group)
+            if _enough(status, holders):
+                names = {r.replica_id: r.node for r in status.configuration.replicas}
+                return sorted(names[h] for h in holders if h in names)
+            if (left := deadline - time.monotonic()) <= 0:
+                raise Unavailable(_why_not_enough(status, holders, failures))
+            self._start_copies(status, need, group, holders, tasks)
+            pending = list(tasks.values())
+            if pending:
+                await asyncio.wait(
+                    pending, timeout=min(left, 0.1), return_when=asyncio.FIRST_COMPLETED
+                )
+            else:
+                await asyncio.sleep(min(left, 0.05))
+            for replica, task in list(tasks.items()):
+                if task.done():
+                    del tasks[replica]
+                    if (error := task.exception()) is None:
+                        holders.add(replica)
+                    else:
+                        failures[replica] = str(error)
+                        await asyncio.sleep(_RETRY_INTERVAL_S)
+
+    def _start_copies(
+        self,
+        status: GroupStatus,
+        need: PackNeed,
+        group: int,
+        holders: set[str],
+        tasks: dict[str, asyncio.Task[object]],
+    ) -> None:
+        header = peer_pb2.PackHeader(
+            group=group,
+            digest=need.digest,
+            index_digest=need.index_digest,
+            pack_bytes=need.pack_bytes,
+            index_bytes=need.index_bytes,
+            repository_id=need.repository_id,
+        )
+        for replica in status.configuration.replicas:
+            wanted = replica.stores_packs and replica.replica_id not in holders
+            if wanted and replica.replica_id not in tasks:
+                task: asyncio.Task[object] = asyncio.create_task(
+                    self._stage(replica.peer_address, header)
+                )
+                tasks[replica.replica_id] = task
+                self._background.add(task)
+                task.add_done_callback(self._finished)
+
+    async def _stage(self, address: str, header: peer_pb2.PackHeader) -> None:
+        await self._stager.stage(address, header)
+
+    def _finished(self, task: asyncio.Task[object]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and isinstance(task.exception(), QuorepoError | None):
+            return
+        if not task.cancelled():
+            log.warning("copying a pack failed", exc_info=task.exception())
+
+    async def close(self) -> None:
+        """Cancels the copies that still run in the background."""
+        tasks = list(self._background)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _enough(status: GroupStatus, holders: set[str]) -> bool:
+    voters = [r.replica_id for r in status.configuration.replicas if r.votes]
+    held = sum(1 for voter in voters if voter in holders)
+    return status.leader is not None and status.leader in holders and 2 * held > len(voters)
+
+
+def _why_not_enough(status: GroupStatus, holders: set[str], failures: dict[str, str]) -> str:
+    voters = [r for r in status.configuration.replicas if r.votes]
+    held = sum(1 for voter in voters if voter.replica_id in holders)
+    causes = "; ".join(f"{replica}: {text}" for replica, text in sorted(failures.items()))
+    lead = "no leader is known" if status.leader is None else "the leader may lack it"
+    return (
+        f"the pack is on {held} of {len(voters)} replicas and {lead}"
+        + (f" ({causes})" if causes else "")
+        + "; nothing was changed"
+    )
