@@ -1,7 +1,8 @@
 """The configuration of one node: one TOML file, one frozen, cross-validated model.
 
-Owns the names, defaults and rules of the file. Must not know how the parts that are configured work;
-their own limits live beside them (`quorepo.storage.limits`, `quorepo.cluster.raft.interface`).
+Owns the names, defaults and rules of the file. Must not know how the parts that are configured
+work; their own limits live beside them (`quorepo.storage.limits`,
+`quorepo.cluster.raft.interface`).
 """
 
 from __future__ import annotations
@@ -123,6 +124,9 @@ class NodeSection(_Section):
 
     name: NodeName = Field(description="Name of this node, unique in its cluster, never changed.")
     data_dir: AbsolutePath = Field(description="Directory that holds everything this node stores.")
+    pid_file: AbsolutePath | None = Field(
+        None, description="File that names the node's supervisor while it runs; outside data_dir."
+    )
 
 
 class ClusterSection(_Section):
@@ -263,8 +267,9 @@ class NodeConfig(_Section):
         for key, path in (
             ("cluster.secret_file", self.cluster.secret_file),
             ("auth.tokens_file", self.auth.tokens_file),
+            ("node.pid_file", self.node.pid_file),
         ):
-            if path.is_relative_to(self.node.data_dir):
+            if path is not None and path.is_relative_to(self.node.data_dir):
                 raise ValueError(
                     f"{key} must lie outside node.data_dir, or an emptied disk loses it: {path}"
                 )

@@ -34,8 +34,8 @@ def die_with_parent() -> None:
 
     Called first thing in a child, on its main thread. The parent passes its process id in
     `PARENT_VARIABLE`, so that a parent that died before the call is noticed too. SIGINT is ignored
-    from here on: a Ctrl-C reaches the whole process group, and the supervisor alone decides in which
-    order its children stop. Without prctl (not Linux) only the check is done.
+    from here on: a Ctrl-C reaches the whole process group, and the supervisor alone decides in
+    which order its children stop. Without prctl (not Linux) only the check is done.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     expected = int(os.environ.pop(PARENT_VARIABLE, "0")) or os.getppid()

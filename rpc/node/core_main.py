@@ -1,0 +1,56 @@
+"""Entry point of the core process: `python -m quorepo.rpc.node.core_main --config F --runtime-dir
+R`.
+
+Owns nothing but the hand-over: it reads the configuration and passes plain values to
+`quorepo.cluster`, which must not know `quorepo.rpc`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from quorepo.rpc.node.process import run_child
+
+__all__ = ["main"]
+
+
+def _run() -> int:
+    import argparse
+    from pathlib import Path
+
+    parser = argparse.ArgumentParser(prog="quorepo core")
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--runtime-dir", type=Path, required=True)
+    arguments = parser.parse_args()
+
+    from quorepo import __version__
+    from quorepo.cluster import core
+    from quorepo.rpc.config import load_config, load_secret
+    from quorepo.storage.logs import configure_logging
+
+    config = load_config(arguments.config)
+    configure_logging("core", config.node.name)
+    return core.run(
+        node=config.node.name,
+        data_dir=config.node.data_dir,
+        socket_path=arguments.runtime_dir / "core.sock",
+        peers=config.cluster.peers,
+        secret=load_secret(config.cluster.secret_file),
+        rejoin_empty=config.cluster.rejoin_empty,
+        peer_listen=config.listen.peer,
+        http_url=config.advertise.http_url,
+        grpc_address=config.advertise.grpc_address,
+        metrics_url=config.advertise.metrics_url,
+        version=__version__,
+        raft=config.raft,
+        limits=config.limits,
+    )
+
+
+def main() -> int:
+    """Runs the core until it is told to stop; returns the process's exit code."""
+    return run_child("quorepo core", _run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
