@@ -1,11 +1,12 @@
 """Who is calling, and may they: tokens, shared by every protocol of the edge.
 
-Owns how a presented credential becomes an `Identity` and what an identity may do. Must not know HTTP routes,
-gRPC services, repositories or Raft: a request with no or a wrong credential is refused without touching the
-cluster (storage.md, "What git does on the wire").
+Owns how a presented credential becomes an `Identity` and what an identity may do. Must not know
+HTTP routes, gRPC services, repositories or Raft: a request with no or a wrong credential is refused
+without touching the cluster (storage.md, "What git does on the wire").
 
-The token alone decides who the caller is; the user name beside it in HTTP Basic is not looked at, because git
-tools put words such as `x-access-token` there. Every user of this slice may do everything (rpc/config.py).
+The token alone decides who the caller is; the user name beside it in HTTP Basic is not looked at,
+because git tools put words such as `x-access-token` there. Every user of this slice may do
+everything (rpc/config.py).
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """The edge's view of its core: propose, read index, replicate a pack, status, metrics.
 
-Owns the retries over the private socket and what a caller may conclude from a failure. Must not know HTTP,
-git or what a command means; must not know Raft beyond "a command is ordered once per request id".
+Owns the retries over the private socket and what a caller may conclude from a failure. Must not
+know HTTP, git or what a command means; of Raft only that a command is ordered once per request id.
 
-A verdict "not applied" speaks for one attempt only (invariant 8 of architecture.md): when an earlier attempt of
-the same call broke midway, the call ends with a result or with `OutcomeUnknown`, never with "not applied".
+A verdict "not applied" speaks for one attempt only (invariant 8 of architecture.md): when an
+earlier attempt of the same call broke midway, the call ends with a result or with
+`OutcomeUnknown`, never with "not applied".
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ _Response = TypeVar("_Response")
 
 
 class Reverify(Rejected):
-    """Objects were pruned since they were checked: check again, then propose under a new request id."""
+    """Objects were pruned since they were checked: check again, propose under a new request id."""
 
     reason = "REVERIFY"
 
@@ -134,7 +135,7 @@ class CoreClient:
                 ("grpc.use_local_subchannel_pool", 1),
             ],
         )
-        self._stub: core_pb2_grpc.CoreAsyncStub = core_pb2_grpc.CoreStub(self._channel)
+        self._stub: Any = core_pb2_grpc.CoreStub(self._channel)
 
     async def close(self) -> None:
         """Closes the channel; calls under way are cancelled."""
@@ -196,10 +197,11 @@ class CoreClient:
         """
 
         async def call(deadline: _Deadline) -> core_pb2.CoreReadIndexResponse:
-            return await self._stub.ReadIndex(
+            answer: core_pb2.CoreReadIndexResponse = await self._stub.ReadIndex(
                 core_pb2.CoreReadIndexRequest(groups=groups, timeout_ms=deadline.left_ms()),
                 timeout=deadline.left_s() + _ANSWER_MARGIN_S,
             )
+            return answer
 
         response = await self._until_answered(call, timeout_s)
         return {
@@ -210,7 +212,7 @@ class CoreClient:
     async def replicate_pack(
         self, group: int, repository_id: str, pack: log_pb2.PackAddition, timeout_s: float
     ) -> Sequence[str]:
-        """Copies a pack from this node's quarantine to a majority of the group, the leader included.
+        """Copies a pack from this node's quarantine to a majority, the leader included.
 
         Returns:
             The names of the nodes that hold it durably.
@@ -220,7 +222,7 @@ class CoreClient:
         """
 
         async def call(deadline: _Deadline) -> core_pb2.ReplicatePackResponse:
-            return await self._stub.ReplicatePack(
+            answer: core_pb2.ReplicatePackResponse = await self._stub.ReplicatePack(
                 core_pb2.ReplicatePackRequest(
                     group=group,
                     repository_id=repository_id,
@@ -229,6 +231,7 @@ class CoreClient:
                 ),
                 timeout=deadline.left_s() + _ANSWER_MARGIN_S,
             )
+            return answer
 
         response = await self._until_answered(call, timeout_s)
         return tuple(response.replicas)
@@ -241,9 +244,10 @@ class CoreClient:
         """
 
         async def call(deadline: _Deadline) -> core_pb2.CoreStatus:
-            return await self._stub.GetStatus(
+            answer: core_pb2.CoreStatus = await self._stub.GetStatus(
                 core_pb2.CoreStatusRequest(), timeout=deadline.left_s()
             )
+            return answer
 
         return await self._until_answered(call, timeout_s)
 
@@ -255,9 +259,10 @@ class CoreClient:
         """
 
         async def call(deadline: _Deadline) -> core_pb2.CoreMetrics:
-            return await self._stub.GetMetrics(
+            answer: core_pb2.CoreMetrics = await self._stub.GetMetrics(
                 core_pb2.CoreMetricsRequest(), timeout=deadline.left_s()
             )
+            return answer
 
         response = await self._until_answered(call, timeout_s)
         return response.text

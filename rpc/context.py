@@ -1,0 +1,75 @@
+"""What the services of one edge process share. Built by `rpc/node/edge_main.py`, or by a test.
+
+Must not know any protocol: HTTP and gRPC take what they need from here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from quorepo.rpc.auth import Authenticator
+from quorepo.rpc.config import NodeConfig
+from quorepo.rpc.core_client import Core
+from quorepo.rpc.metrics import EdgeMetrics
+from quorepo.rpc.reads import Reads
+from quorepo.rpc.repositories import Origin, Repositories
+from quorepo.storage.packs import PackCache
+from quorepo.storage.worker_pool import WorkerPool
+
+__all__ = ["EdgeContext"]
+
+log = logging.getLogger(__name__)
+
+
+def _clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+@dataclasses.dataclass(slots=True)
+class EdgeContext:
+    """The shared parts of an edge, each with an interface of its own."""
+
+    config: NodeConfig
+    core: Core
+    reads: Reads
+    repositories: Repositories
+    pack_cache: PackCache
+    workers: WorkerPool
+    metrics: EdgeMetrics
+    authenticator: Authenticator
+    clock_ms: Callable[[], int] = _clock_ms  # Unix time, ms
+    stopping: bool = False  # new pushes and fetches are refused
+    _running: set[asyncio.Task[Any]] = dataclasses.field(default_factory=set)
+
+    def origin(self, actor: str, request_id: bytes | None = None) -> Origin:
+        """Names a request that has just arrived.
+
+        Raises:
+            InvalidArgument: a given request id is not 16 bytes long.
+        """
+        return Origin.new(actor, request_id, self.clock_ms)
+
+    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """Starts work that must come to its end even when its client goes away."""
+        task = asyncio.create_task(work, name=name)
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    async def drain(self, timeout_s: float) -> int:
+        """Waits for spawned work. Returns how many are still running after `timeout_s`."""
+        if self._running:
+            await asyncio.wait(set(self._running), timeout=timeout_s)
+        return len(self._running)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.debug(
+                "spawned work failed", extra={"fields": {"task": task.get_name()}}, exc_info=error
+            )

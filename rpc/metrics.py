@@ -1,0 +1,102 @@
+"""What the edge counts, for /metrics.
+
+Owns the names and labels of the edge's metrics. Labels are few and fixed: no path, user or ref
+name ever becomes a label. The core's metrics are its own text, joined to this one by the metrics
+endpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+__all__ = ["EdgeMetrics"]
+
+_LATENCY_BUCKETS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0),
+)
+
+
+class EdgeMetrics:
+    """One edge process's metrics, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.pushes = Counter(
+            "quorepo_pushes",
+            "Pushes by result: ok, partial, rejected, unknown, failed, cancelled.",
+            ["result"],
+            registry=self.registry,
+        )
+        self.push_phase_seconds = Histogram(
+            "quorepo_push_phase_seconds",
+            "Time of one push in a phase: receive, check, verify, replicate, commit, total.",
+            ["phase"],
+            buckets=_LATENCY_BUCKETS,
+            registry=self.registry,
+        )
+        self.fetches = Counter(
+            "quorepo_fetches",
+            "Packs sent: clone (no haves) or fetch, by result: ok, failed, cancelled.",
+            ["kind", "result"],
+            registry=self.registry,
+        )
+        self.fetch_seconds = Histogram(
+            "quorepo_fetch_seconds",
+            "Time from a fetch request to its last byte.",
+            buckets=_LATENCY_BUCKETS,
+            registry=self.registry,
+        )
+        self.advertisements = Counter(
+            "quorepo_ref_advertisements",
+            "Ref advertisements and ls-refs answers, by service.",
+            ["service"],
+            registry=self.registry,
+        )
+        self.bytes_received = Counter(
+            "quorepo_git_bytes_received",
+            "Bytes of git request bodies, inflated.",
+            ["service"],
+            registry=self.registry,
+        )
+        self.bytes_sent = Counter(
+            "quorepo_git_bytes_sent",
+            "Bytes of git response bodies.",
+            ["service"],
+            registry=self.registry,
+        )
+        self.in_flight = Gauge(
+            "quorepo_git_requests_in_flight",
+            "Git requests being served, by service.",
+            ["service"],
+            registry=self.registry,
+        )
+        self.http_requests = Counter(
+            "quorepo_http_requests",
+            "HTTP requests by status code.",
+            ["status"],
+            registry=self.registry,
+        )
+        self.errors = Counter(
+            "quorepo_edge_errors",
+            "Errors told to clients, by the reason in the error tree (storage/errors.py).",
+            ["reason"],
+            registry=self.registry,
+        )
+
+    @contextlib.contextmanager
+    def phase(self, phase: str) -> Iterator[None]:
+        """Times one phase of a push, also when it ends in an error."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.push_phase_seconds.labels(phase).observe(time.perf_counter() - started)
+
+    def text(self) -> bytes:
+        """All of it in Prometheus' text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,330 @@
+"""The read path: path -> repository -> one consistent picture of it, linearizable by default.
+
+Owns the read index before a read, the cache of pictures by revision and the peeled values of tags.
+Must not know HTTP, gRPC or how a picture is sent to a client.
+
+A picture (`RepositoryView`) is read in one SQLite transaction that is closed before anything is
+streamed; it names the packs that exist at its revision, so what lies in a folder decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, TypeVar
+
+from quorepo.cluster.state.reader import PathRow, RepositoryRow, RepositorySnapshot, StateReader
+from quorepo.rpc.core_client import Core
+from quorepo.storage.errors import NotFound, Unavailable
+from quorepo.storage.git.advertise import RefsView
+from quorepo.storage.layout import GroupLayout
+from quorepo.storage.objectformat import ObjectFormat
+from quorepo.storage.packs import PackCache, PackSet
+
+__all__ = [
+    "GROUP_DIRECTORY",
+    "GROUP_STORAGE",
+    "READ_INDEX_TIMEOUT_S",
+    "Consistency",
+    "Reads",
+    "RepositoryView",
+    "empty_refs_view",
+]
+
+GROUP_DIRECTORY = 0
+GROUP_STORAGE = 1
+READ_INDEX_TIMEOUT_S = 10.0  # how long a read waits for a leader before it gives up
+
+Consistency = Literal["linearizable", "local"]
+
+_TAG = 4  # git's pack type number of an annotated tag
+_PEEL_DEPTH_MAX = 64
+_PEELED_MAX = 262_144  # entries, about 100 bytes each
+_VIEW_COST_MAX = 1_000_000  # refs and packs of all cached pictures together
+_READER_THREADS = 4
+
+_T = TypeVar("_T")
+
+
+class RepositoryView:
+    """One repository at one revision. Immutable; shared between requests."""
+
+    def __init__(
+        self,
+        path: str,
+        group: int,
+        snapshot: RepositorySnapshot,
+        layout: GroupLayout,
+        pack_cache: PackCache,
+        peeled: _PeeledCache,
+    ) -> None:
+        self.path = path
+        self.group = group
+        self.row: RepositoryRow = snapshot.row
+        self.refs: Mapping[bytes, bytes] = {ref.name: ref.oid for ref in snapshot.refs}
+        self.pack_digests: tuple[bytes, ...] = tuple(pack.digest for pack in snapshot.packs)
+        self.layout = layout
+        self._pack_cache = pack_cache
+        self._peeled = peeled
+        self._lock = threading.Lock()
+        self._packs: PackSet | None = None
+        self._refs_view: RefsView | None = None
+        self._encoded: dict[str, bytes] = {}
+
+    @property
+    def repository_id(self) -> str:
+        """The id that never changes and is never reused."""
+        return self.row.id
+
+    @property
+    def object_format(self) -> ObjectFormat:
+        """SHA-1 or SHA-256."""
+        return self.row.object_format
+
+    @property
+    def head(self) -> bytes | None:
+        """Full name of the ref that HEAD points to; it may not exist yet."""
+        return self.row.head
+
+    @property
+    def packs(self) -> PackSet:
+        """All objects at this revision. Opens pack indexes: call it off the event loop."""
+        with self._lock:
+            if self._packs is None:
+                self._packs = self._pack_cache.open(
+                    self.layout, self.repository_id, self.pack_digests, self.object_format
+                )
+            return self._packs
+
+    def describe(self, data_dir: str) -> dict[str, Any]:
+        """How this picture is named to a worker process, see storage/packs.py."""
+        return {
+            "data_dir": data_dir,
+            "group": self.group,
+            "repository_id": self.repository_id,
+            "packs": [digest.hex() for digest in self.pack_digests],
+            "object_format": self.object_format.name_bytes.decode(),
+        }
+
+    def refs_view(self) -> RefsView:
+        """The refs as they are advertised, tags peeled. Reads packs: call it off the event loop."""
+        if self._refs_view is None:
+            rows = [(name, oid, self._peel(oid)) for name, oid in sorted(self.refs.items())]
+            self._refs_view = RefsView(
+                head=self.head, detached_head=None, refs=rows, object_format=self.object_format
+            )
+        return self._refs_view
+
+    def encoded(self, key: str, encode: Callable[[RefsView], bytes]) -> bytes:
+        """`encode(refs_view)`, remembered under `key` for the life of this picture."""
+        if key not in self._encoded:
+            self._encoded[key] = encode(self.refs_view())
+        return self._encoded[key]
+
+    def _peel(self, oid: bytes) -> bytes | None:
+        known, value = self._peeled.get(oid)
+        if not known:
+            value = _peel(self.packs, oid)
+            self._peeled.put(oid, value)
+        return value
+
+
+class Reads:
+    """Finds repositories on this node's disk, after the read index unless asked otherwise."""
+
+    def __init__(
+        self,
+        core: Core,
+        readers: Mapping[int, StateReader],
+        layouts: Mapping[int, GroupLayout],
+        pack_cache: PackCache,
+    ) -> None:
+        """`readers` and `layouts` by group id; the directory's reader is `readers[0]`."""
+        self._core = core
+        self._readers = readers
+        self._layouts = layouts
+        self._pack_cache = pack_cache
+        self._peeled = _PeeledCache(_PEELED_MAX)
+        self._views = _ViewCache(_VIEW_COST_MAX)
+        self._threads = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="reads")
+
+    def close(self) -> None:
+        """Ends the reader threads."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def layout(self, group: int) -> GroupLayout:
+        """Where a group's files lie on this node."""
+        return self._layouts[group]
+
+    async def confirm(self, timeout_s: float = READ_INDEX_TIMEOUT_S) -> None:
+        """Waits until this node's state is at least as new as every write acknowledged so far.
+
+        Raises:
+            Unavailable: no leader that a majority confirms within `timeout_s`, or no core.
+        """
+        try:
+            await self._core.read_index(sorted(self._readers), timeout_s)
+        except Unavailable as error:
+            raise Unavailable(
+                f"no leader could confirm this request within {timeout_s:g} s ({error.message})",
+                next_step="try again, or try another node",
+            ) from error
+
+    async def in_thread(self, function: Callable[[], _T]) -> _T:
+        """Runs a blocking read of SQLite or of packs off the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+    async def open(self, path: str, *, consistency: Consistency = "linearizable") -> RepositoryView:
+        """The repository at a normalized path.
+
+        Raises:
+            NotFound: there is none.
+            Unavailable: not linearizable now; see `confirm`.
+        """
+        view = await self.find(path, consistency=consistency)
+        if view is None:
+            raise NotFound(f"repository {path!r} does not exist")
+        return view
+
+    async def find(
+        self, path: str, *, consistency: Consistency = "linearizable"
+    ) -> RepositoryView | None:
+        """The same, None when there is none: no path row, no repository row, or a tombstone."""
+        if consistency == "linearizable":
+            await self.confirm()
+        return await self.in_thread(lambda: self._find(path))
+
+    async def path_row(self, path: str) -> PathRow | None:
+        """The reservation of a path on this node, whether or not its repository exists."""
+        return await self.in_thread(lambda: self._directory.path(path))
+
+    async def views(
+        self, after: str, limit: int, prefix: str = ""
+    ) -> tuple[list[RepositoryView], str]:
+        """Existing repositories in order of their paths, from this node's state.
+
+        Returns:
+            At most `limit` of them with a path after `after`, and the `after` that continues the
+            listing; "" at the end.
+        """
+        return await self.in_thread(lambda: self._list(after, limit, prefix))
+
+    @property
+    def _directory(self) -> StateReader:
+        return self._readers[GROUP_DIRECTORY]
+
+    def _find(self, path: str) -> RepositoryView | None:
+        row = self._directory.path(path)
+        return None if row is None else self._view(row)
+
+    def _list(self, after: str, limit: int, prefix: str) -> tuple[list[RepositoryView], str]:
+        found: list[RepositoryView] = []
+        while len(found) < limit:
+            rows = self._directory.paths(after, limit - len(found), prefix)
+            if not rows:
+                return found, ""
+            found.extend(view for row in rows if (view := self._view(row)) is not None)
+            after = rows[-1].path
+        return found, after
+
+    def _view(self, path_row: PathRow) -> RepositoryView | None:
+        reader = self._readers.get(path_row.group)
+        if reader is None:
+            return None
+        row = reader.repository(path_row.repository_id)
+        if row is None or row.deleted:
+            return None
+        cached = self._views.get(row.id)
+        if cached is not None and cached.row == row and cached.path == path_row.path:
+            return cached
+        snapshot = reader.snapshot(row.id)
+        if snapshot is None or snapshot.row.deleted:
+            return None
+        view = RepositoryView(
+            path_row.path,
+            path_row.group,
+            snapshot,
+            self._layouts[path_row.group],
+            self._pack_cache,
+            self._peeled,
+        )
+        self._views.put(view)
+        return view
+
+
+class _PeeledCache:
+    """What tags point to, by object id; the same in every repository that has the object."""
+
+    def __init__(self, entries_max: int) -> None:
+        self._entries_max = entries_max
+        self._entries: collections.OrderedDict[bytes, bytes | None] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, oid: bytes) -> tuple[bool, bytes | None]:
+        with self._lock:
+            if oid not in self._entries:
+                return False, None
+            self._entries.move_to_end(oid)
+            return True, self._entries[oid]
+
+    def put(self, oid: bytes, peeled: bytes | None) -> None:
+        with self._lock:
+            self._entries[oid] = peeled
+            while len(self._entries) > self._entries_max:
+                self._entries.popitem(last=False)
+
+
+class _ViewCache:
+    """The newest picture of each recently read repository, bounded by refs and packs in total."""
+
+    def __init__(self, cost_max: int) -> None:
+        self._cost_max = cost_max
+        self._cost = 0
+        self._views: collections.OrderedDict[str, RepositoryView] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, repository_id: str) -> RepositoryView | None:
+        with self._lock:
+            view = self._views.get(repository_id)
+            if view is not None:
+                self._views.move_to_end(repository_id)
+            return view
+
+    def put(self, view: RepositoryView) -> None:
+        with self._lock:
+            replaced = self._views.pop(view.repository_id, None)
+            if replaced is not None:
+                self._cost -= _cost(replaced)
+            self._views[view.repository_id] = view
+            self._cost += _cost(view)
+            while self._cost > self._cost_max and len(self._views) > 1:
+                _id, oldest = self._views.popitem(last=False)
+                self._cost -= _cost(oldest)
+
+
+def _cost(view: RepositoryView) -> int:
+    return 100 + len(view.refs) + len(view.pack_digests)
+
+
+def _peel(packs: PackSet, oid: bytes) -> bytes | None:
+    """What an annotated tag leads to; None when `oid` is no tag.
+
+    Source: git's peel_object(): tags of tags are followed to the end.
+    """
+    current = oid
+    for _depth in range(_PEEL_DEPTH_MAX):
+        if packs.object_type(current) != _TAG:
+            return None if current == oid else current
+        _type, content = packs.get(current)
+        first_line = content.split(b"\n", 1)[0]
+        current = bytes.fromhex(first_line.removeprefix(b"object ").decode("ascii"))
+    return None
+
+
+def empty_refs_view(object_format: ObjectFormat, head: bytes | None = None) -> RefsView:
+    """What a repository that does not exist yet advertises to its first push."""
+    rows: Iterable[tuple[bytes, bytes, bytes | None]] = ()
+    return RefsView(head=head, detached_head=None, refs=tuple(rows), object_format=object_format)
