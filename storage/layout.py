@@ -1,0 +1,252 @@
+"""Names and durable moves of files in the data directory of one node.
+
+    <data_dir>/groups/<group>/
+      CURRENT, state.<generation>.sqlite3      the state machine's (cluster/state)
+      repositories/<id>.git/                   bare repositories that git itself can open
+          objects/pack/pack-<sha256>.pack, .idx
+      quarantine/<sha256>.pack, .idx           verified and durable, invisible to readers
+      quarantine/upload-<uuid>.tmp             a pack that is still coming in
+      retired/                                 what transactions removed
+
+Owns where a file lies and that a move is durable when the call returns. Must not know what a pack
+holds, nor who decided on a move. Every function is idempotent: apply repeats them after a crash.
+OSError passes through; apply turns it into the end of the process.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from quorepo.storage.failpoints import failpoint
+from quorepo.storage.objectformat import ObjectFormat
+
+__all__ = [
+    "GroupLayout",
+    "ensure_repository",
+    "fsync_dir",
+    "fsync_file",
+    "held_packs",
+    "new_repository_id",
+    "promote_pack",
+    "retire_repository",
+    "write_durably",
+]
+
+DIGEST_BYTES = 32  # packs are named by SHA-256, whatever the object format
+
+
+def new_repository_id() -> str:
+    """A fresh repository id: 32 lowercase hex digits, never reused."""
+    return uuid.uuid4().hex
+
+
+class GroupLayout:
+    """Where the files of one group lie on this node."""
+
+    __slots__ = ("data_dir", "group", "quarantine", "repositories", "retired", "state_dir")
+
+    def __init__(self, data_dir: Path, group: int) -> None:
+        self.data_dir = Path(data_dir)
+        self.group = group
+        self.state_dir = self.data_dir / "groups" / str(group)
+        self.quarantine = self.state_dir / "quarantine"
+        self.retired = self.state_dir / "retired"
+        self.repositories = self.state_dir / "repositories"
+
+    def __repr__(self) -> str:
+        return f"GroupLayout({str(self.data_dir)!r}, {self.group})"
+
+    def repository(self, repository_id: str) -> Path:
+        """The bare repository of that id."""
+        if not repository_id.isalnum() or not repository_id.isascii():
+            # An id becomes a folder name: it must never be able to point elsewhere.
+            raise ValueError(f"repository id {repository_id!r} is not alphanumeric")
+        return self.repositories / f"{repository_id}.git"
+
+    def pack_paths(self, repository_id: str, digest: bytes) -> tuple[Path, Path]:
+        """The .pack and .idx of a promoted pack."""
+        folder = self.repository(repository_id) / "objects" / "pack"
+        name = f"pack-{_checked_hex(digest)}"
+        return folder / f"{name}.pack", folder / f"{name}.idx"
+
+    def quarantine_paths(self, digest: bytes) -> tuple[Path, Path]:
+        """The .pack and .idx of a staged pack."""
+        name = _checked_hex(digest)
+        return self.quarantine / f"{name}.pack", self.quarantine / f"{name}.idx"
+
+    def new_upload(self) -> Path:
+        """A fresh name for a pack that is about to come in; nothing is created."""
+        return self.quarantine / f"upload-{uuid.uuid4().hex}.tmp"
+
+    def create(self) -> None:
+        """Creates the folders of the group, durably."""
+        groups = self.state_dir.parent
+        for folder in (self.quarantine, self.retired, self.repositories):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (self.state_dir, groups, self.data_dir):
+            fsync_dir(folder)
+
+
+def fsync_dir(path: Path) -> None:
+    """Makes the entries of a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_file(file: int | Path) -> None:
+    """Makes the bytes of a file durable; `file` is a descriptor or a path."""
+    if isinstance(file, int):
+        os.fsync(file)
+        return
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Replaces the file at `path` with `data`: write, fsync, rename, fsync of the folder."""
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        _write_synced(temporary, data, mode)
+        failpoint("layout.write.before_rename")
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    failpoint("layout.write.before_dir_fsync")
+    fsync_dir(path.parent)
+
+
+def ensure_repository(layout: GroupLayout, repository_id: str, object_format: ObjectFormat) -> None:
+    """Creates a bare repository that git, pygit2 and dulwich open, durably. It holds no refs.
+
+    The refs live in the state machine; HEAD here only makes the folder a repository.
+    """
+    repository = layout.repository(repository_id)
+    if repository.is_dir():
+        # It may have been renamed into place by a process that died before the fsync.
+        fsync_dir(layout.repositories)
+        return
+    building = layout.repositories / f"{repository_id}.tmp"
+    if building.exists():
+        shutil.rmtree(building)
+    for folder in ("refs/heads", "refs/tags", "objects/pack", "objects/info"):
+        (building / folder).mkdir(mode=0o700, parents=True)
+    _write_synced(building / "HEAD", b"ref: refs/heads/main\n", 0o600)
+    _write_synced(building / "config", _git_config(object_format), 0o600)
+    for folder in ("refs/heads", "refs", "objects/pack", "objects", "."):
+        fsync_dir(building / folder)
+    failpoint("layout.repository.before_rename")
+    building.rename(repository)
+    failpoint("layout.repository.before_dir_fsync")
+    fsync_dir(layout.repositories)
+
+
+def promote_pack(layout: GroupLayout, repository_id: str, digest: bytes) -> None:
+    """Moves a staged pack into its repository: pack, then idx, then fsync of both folders.
+
+    Already there is fine. When another repository of the group took the staged file (the same
+    pack was pushed to both), its file is linked. Raises FileNotFoundError when this node has the
+    pack nowhere.
+    """
+    targets = layout.pack_paths(repository_id, digest)
+    for source, target in zip(layout.quarantine_paths(digest), targets, strict=True):
+        failpoint("layout.promote.before_rename")
+        if target.exists():
+            source.unlink(missing_ok=True)
+            continue
+        try:
+            source.rename(target)
+        except FileNotFoundError:
+            _link_from_elsewhere(layout, target)
+    failpoint("layout.promote.before_dir_fsync")
+    # Also when nothing moved: an earlier attempt may have died before its fsync.
+    fsync_dir(targets[0].parent)
+    fsync_dir(layout.quarantine)
+
+
+def retire_repository(layout: GroupLayout, repository_id: str) -> None:
+    """Moves the folder of a deleted repository into retired/. Gone already is fine."""
+    source = layout.repository(repository_id)
+    target = layout.retired / source.name
+    failpoint("layout.retire.before_rename")
+    if source.exists():
+        if target.exists():
+            # Ids are never reused: this is a leftover of a replay that built the folder again.
+            shutil.rmtree(target)
+        source.rename(target)
+    failpoint("layout.retire.before_dir_fsync")
+    fsync_dir(layout.retired)
+    fsync_dir(layout.repositories)
+
+
+def held_packs(layout: GroupLayout) -> set[bytes]:
+    """Digests of the packs whose both files are in quarantine or in a repository of the group."""
+    held = _complete_pairs(layout.quarantine, "")
+    for folder in layout.repositories.glob("*.git/objects/pack"):
+        held |= _complete_pairs(folder, "pack-")
+    return held
+
+
+def _complete_pairs(folder: Path, prefix: str) -> set[bytes]:
+    """Digests that have both a .pack and an .idx in `folder`."""
+    found: dict[str, set[bytes]] = {".pack": set(), ".idx": set()}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            stem, suffix = os.path.splitext(entry.name)
+            digests = found.get(suffix)
+            if digests is None or not stem.startswith(prefix):
+                continue
+            hexadecimal = stem[len(prefix) :]
+            if len(hexadecimal) == 2 * DIGEST_BYTES:
+                try:
+                    digests.add(bytes.fromhex(hexadecimal))
+                except ValueError:
+                    continue  # a file of somebody else
+    return found[".pack"] & found[".idx"]
+
+
+def _link_from_elsewhere(layout: GroupLayout, target: Path) -> None:
+    """Links the file of that name from another repository, or from a retired one."""
+    for parent in (layout.repositories, layout.retired):
+        for candidate in parent.glob(f"*.git/objects/pack/{target.name}"):
+            os.link(candidate, target)
+            return
+    raise FileNotFoundError(
+        f"pack file {target.name!r} is neither staged nor in any repository of group {layout.group}"
+    )
+
+
+def _git_config(object_format: ObjectFormat) -> bytes:
+    if object_format is ObjectFormat.SHA1:
+        return b"[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n"
+    return (
+        b"[core]\n\trepositoryformatversion = 1\n\tfilemode = true\n\tbare = true\n"
+        b"[extensions]\n\tobjectformat = sha256\n"
+    )
+
+
+def _write_synced(path: Path, data: bytes, mode: int) -> None:
+    """Creates a file with `data` and makes its bytes durable (not its name)."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    descriptor = os.open(path, flags, mode)
+    with open(descriptor, "wb", buffering=0) as file:
+        view = memoryview(data)
+        while view:
+            view = view[file.write(view) :]
+        failpoint("layout.write.before_fsync")
+        os.fsync(descriptor)
+
+
+def _checked_hex(digest: bytes) -> str:
+    if len(digest) != DIGEST_BYTES:
+        raise ValueError(f"a pack digest has {DIGEST_BYTES} bytes, not {len(digest)}")
+    return digest.hex()
