@@ -1,0 +1,170 @@
+"""The bytes of a fetch's answer: acknowledgments, shallow lines and the frames around the pack.
+
+Pure encoders; the pack itself is built by `pack_builder.py` in a worker. The order of the
+sections and the acknowledgment rules are those of git's upload-pack.c.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from quorepo.storage.git.fetch_request import FetchRequest, MultiAck, Negotiation
+from quorepo.storage.git.pktline import DELIM, FLUSH, encode
+
+__all__ = [
+    "BAND_ERROR",
+    "BAND_PACK",
+    "BAND_PROGRESS",
+    "KEEPALIVE",
+    "error_frames",
+    "fetch_epilogue",
+    "fetch_preamble",
+    "pack_frames",
+    "progress_frames",
+    "sends_pack",
+    "sideband",
+]
+
+BAND_PACK = 1
+BAND_PROGRESS = 2
+BAND_ERROR = 3
+
+# An empty frame of band 1: git and all clients skip it; proxies see that the connection lives.
+KEEPALIVE = b"0005\x01"
+
+
+def sends_pack(request: FetchRequest, negotiation: Negotiation) -> bool:
+    """Whether the answer ends with a pack, or with acknowledgments that ask for more haves."""
+    if not request.wants or not request.negotiates:
+        return False
+    if request.done:
+        return True
+    if request.version == 2:
+        return not request.haves or (negotiation.ready and not request.wait_for_done)
+    return (
+        request.no_done
+        and request.multi_ack is MultiAck.DETAILED
+        and negotiation.ready
+        and bool(negotiation.common)
+    )
+
+
+def fetch_preamble(request: FetchRequest, negotiation: Negotiation) -> bytes:
+    """Everything before the pack, or the whole answer when no pack follows (`sends_pack`)."""
+    if request.version == 2:
+        return _preamble_v2(request, negotiation)
+    if not request.wants:
+        return b""
+    shallow = b""
+    if request.deepens:
+        shallow = _shallow_lines(negotiation, line_end=b"") + FLUSH
+    if not request.negotiates:
+        return shallow
+    return shallow + _acknowledgments_v0(request, negotiation)
+
+
+def fetch_epilogue(request: FetchRequest) -> bytes:
+    """What follows the pack's last byte."""
+    return FLUSH if request.side_band else b""
+
+
+def sideband(data: bytes, band: int, packet_bytes_max: int) -> bytes:
+    """`data` cut into side-band frames of at most `packet_bytes_max` bytes each, header included."""
+    view = memoryview(data)
+    step = packet_bytes_max - 5
+    frames: list[bytes | memoryview] = []
+    for start in range(0, len(view), step):
+        piece = view[start : start + step]
+        frames.append(b"%04x%c" % (len(piece) + 5, band))
+        frames.append(piece)
+    return b"".join(frames)
+
+
+def pack_frames(request: FetchRequest, data: bytes) -> bytes:
+    """Pack bytes as this client reads them: in band 1, or bare."""
+    return sideband(data, BAND_PACK, request.side_band) if request.side_band else data
+
+
+def progress_frames(request: FetchRequest, text: str) -> bytes:
+    """Progress in band 2, which git prints after `remote: `; nothing for a client that has no
+    band or wants none. `text` ends with a newline or a carriage return.
+    """
+    if not request.side_band or request.no_progress:
+        return b""
+    return sideband(text.encode("utf-8", "replace"), BAND_PROGRESS, request.side_band)
+
+
+def error_frames(request: FetchRequest, message: str) -> bytes:
+    """A failure after the preamble was sent: band 3. A client without side-band can only be cut
+    off.
+    """
+    if not request.side_band:
+        return b""
+    text = message.encode("utf-8", "replace")[: request.side_band - 6]
+    return sideband(text + b"\n", BAND_ERROR, request.side_band) + FLUSH
+
+
+def _preamble_v2(request: FetchRequest, negotiation: Negotiation) -> bytes:
+    packets: list[bytes] = []
+    if not request.wants and not request.haves:
+        return b""
+    if request.haves and not request.done:
+        packets.append(encode(b"acknowledgments\n"))
+        packets += _acks(negotiation.common, b"")
+        if not negotiation.common:
+            packets.append(encode(b"NAK\n"))
+        if not sends_pack(request, negotiation):
+            packets.append(FLUSH)
+            return b"".join(packets)
+        packets += [encode(b"ready\n"), DELIM]
+    if not request.wants:
+        return b""
+    if request.deepens or request.client_shallow:
+        packets.append(encode(b"shallow-info\n"))
+        packets.append(_shallow_lines(negotiation, line_end=b"\n"))
+        packets.append(DELIM)
+    packets.append(encode(b"packfile\n"))
+    return b"".join(packets)
+
+
+def _acknowledgments_v0(request: FetchRequest, negotiation: Negotiation) -> bytes:
+    common = negotiation.common
+    mode = request.multi_ack
+    packets: list[bytes] = []
+    if mode is MultiAck.NONE:
+        packets += _acks(common[:1], b"")
+        if not common:
+            packets.append(encode(b"NAK\n"))
+        return b"".join(packets)
+    if mode is MultiAck.DETAILED:
+        packets += _acks(common, b" common")
+    else:
+        packets += _acks(_continued(request, negotiation), b" continue")
+    if request.done:
+        packets += _acks(common[-1:], b"") or [encode(b"NAK\n")]
+        return b"".join(packets)
+    if mode is MultiAck.DETAILED and negotiation.ready:
+        packets += _acks(common[-1:], b" ready")
+    packets.append(encode(b"NAK\n"))
+    if sends_pack(request, negotiation):
+        packets += _acks(common[-1:], b"")
+    return b"".join(packets)
+
+
+def _continued(request: FetchRequest, negotiation: Negotiation) -> list[bytes]:
+    """`multi_ack` has no word for "ready": git acknowledges what it does not have, so that the
+    client stops going down that line of history.
+    """
+    if negotiation.ready:
+        return list(request.haves)
+    return list(negotiation.common)
+
+
+def _acks(oids: Iterable[bytes], state: bytes) -> list[bytes]:
+    return [encode(b"ACK " + oid.hex().encode("ascii") + state + b"\n") for oid in oids]
+
+
+def _shallow_lines(negotiation: Negotiation, line_end: bytes) -> bytes:
+    lines = [b"shallow " + oid.hex().encode("ascii") for oid in negotiation.shallow]
+    lines += [b"unshallow " + oid.hex().encode("ascii") for oid in negotiation.unshallow]
+    return b"".join(encode(line + line_end) for line in lines)
