@@ -290,8 +290,7 @@ def load_config(path: Path | str) -> NodeConfig:
     except ValidationError as error:
         problems = "\n".join(f"  {line}" for line in _problems(error))
         raise ConfigError(
-            f"configuration {str(path)!r} is wrong:\n{problems}",
-            next_step="correct the file and start again",
+            f"configuration {str(path)!r} is wrong, nothing was started:\n{problems}"
         ) from error
 
 

@@ -1,0 +1,168 @@
+"""The configuration file: what is accepted, and what each mistake is answered with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from quorepo.rpc.config import NodeConfig, load_config, load_secret, load_tokens, split_address
+from quorepo.storage.errors import ConfigError
+
+GOOD = """
+[node]
+name = "n1"
+data_dir = "data/n1"
+
+[cluster]
+peers = { n1 = "127.0.0.1:7423", n2 = "127.0.0.1:7433" }
+secret_file = "secrets/cluster-secret"
+
+[listen]
+http = "127.0.0.1:7420"
+grpc = "127.0.0.1:7421"
+metrics = "127.0.0.1:7422"
+peer = "127.0.0.1:7423"
+
+[auth]
+tokens_file = "secrets/tokens"
+"""
+
+
+def load(folder: Path, text: str) -> NodeConfig:
+    path = folder / "n1.toml"
+    path.write_text(text)
+    return load_config(path)
+
+
+def refusal(folder: Path, text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(folder, text)
+    return str(caught.value)
+
+
+def test_paths_are_relative_to_the_file_and_addresses_follow_from_listen(tmp_path: Path) -> None:
+    config = load(tmp_path, GOOD)
+    assert config.node.data_dir == tmp_path / "data/n1"
+    assert config.auth.tokens_file == tmp_path / "secrets/tokens"
+    assert config.advertise.http_url == "http://127.0.0.1:7420"
+    assert config.advertise.grpc_address == "127.0.0.1:7421"
+    assert config.advertise.metrics_url == "http://127.0.0.1:7422/metrics"
+    assert config.advertise.peer_address == "127.0.0.1:7423"
+    assert not config.push.create_on_push
+    assert config.workers.count >= 1
+
+
+def test_every_section_can_be_set(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        GOOD
+        + "[push]\ncreate_on_push = true\n[limits]\npush_bytes_max = 1048576\n"
+        + "[raft]\nelection_timeout_s_min = 0.6\n[workers]\ncount = 3\nqueue_max = 5\n",
+    )
+    assert config.push.create_on_push
+    assert config.limits.push_bytes_max == 1048576
+    assert config.raft.election_timeout_s_min == 0.6
+    assert (config.workers.count, config.workers.queue_max) == (3, 5)
+
+
+def test_a_configuration_does_not_change(tmp_path: Path) -> None:
+    config = load(tmp_path, GOOD)
+    with pytest.raises(ValueError, match="frozen"):
+        config.node.name = "n2"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("name =", "nmae =", "unknown key 'node.nmae'; did you mean 'name'?"),
+        ("[listen]", "[listn]", "unknown section 'listn'; did you mean 'listen'?"),
+        ("[auth]", "[auth]\nzzz = 1", "nothing was started:\n  unknown key 'auth.zzz'"),
+        ('name = "n1"\n', "", "missing key 'node.name'"),
+        ('"n1"', '"N1"', "node.name: node name 'N1' must be"),
+        ('"n1"', '"n9"', "node.name 'n9' is not in cluster.peers (n1, n2)"),
+        ('http = "127.0.0.1:7420"', 'http = "0.0.0.0:7420"', "is not a loopback address"),
+        ('http = "127.0.0.1:7420"', 'http = "10.0.0.7:7420"', "use 127.0.0.1 or [::1]"),
+        ('http = "127.0.0.1:7420"', 'http = "git.example:7420"', "is not a loopback address"),
+        ('n2 = "127.0.0.1:7433"', 'n2 = "192.0.2.1:7433"', "is not a loopback address"),
+        ('http = "127.0.0.1:7420"', 'http = "127.0.0.1:0"', "port must be 1 to 65535"),
+        ('http = "127.0.0.1:7420"', 'http = "7420"', "expected HOST:PORT"),
+        ('http = "127.0.0.1:7420"', 'http = "127.0.0.1:7421"', "http and grpc both listen on"),
+        ('n2 = "127.0.0.1:7433"', 'n2 = "127.0.0.1:7423"', "have one address '127.0.0.1:7423'"),
+        ('peer = "127.0.0.1:7423"', 'peer = "127.0.0.1:9"', "but this node advertises"),
+        ('"secrets/tokens"', '"data/n1/tokens"', "auth.tokens_file must lie outside"),
+        ('"secrets/cluster-secret"', '"data/n1/s"', "cluster.secret_file must lie outside"),
+        ("[auth]", "[auth", "is not TOML"),
+    ],
+)
+def test_each_mistake_is_named(tmp_path: Path, old: str, new: str, expected: str) -> None:
+    assert old in GOOD
+    assert expected in refusal(tmp_path, GOOD.replace(old, new, 1))
+
+
+def test_nested_sections_name_the_nearest_key_too(tmp_path: Path) -> None:
+    message = refusal(tmp_path, GOOD + "[limits]\npush_bytes_maxx = 1\n")
+    assert "unknown key 'limits.push_bytes_maxx'; did you mean 'push_bytes_max'?" in message
+    message = refusal(tmp_path, GOOD + "[raft]\nheartbeat_interval_s = 5\n")
+    assert "election_timeout_s_min must be above" in message
+
+
+def test_all_mistakes_are_listed_at_once(tmp_path: Path) -> None:
+    message = refusal(tmp_path, GOOD.replace("http =", "htp =") + "[workers]\ncount = 0\n")
+    assert "unknown key 'listen.htp'" in message
+    assert "missing key 'listen.http'" in message
+    assert "workers.count" in message
+
+
+def test_a_missing_or_binary_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.toml': No such file"):
+        load_config(tmp_path / "absent.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load_config(tmp_path / "binary.toml")
+
+
+@pytest.mark.parametrize("address", ["[::1]:7420", "127.9.9.9:1", "localhost:65535"])
+def test_every_loopback_address_is_accepted(tmp_path: Path, address: str) -> None:
+    config = load(tmp_path, GOOD.replace("127.0.0.1:7420", address, 1))
+    assert config.advertise.http_url == f"http://{address}"
+
+
+def test_an_address_splits_into_host_and_port() -> None:
+    assert split_address("[::1]:7420") == ("::1", 7420)
+    assert split_address("localhost:1") == ("localhost", 1)
+    for wrong in ("::1:7420", ":1", "host:", "host:65536", "host:٣"):
+        with pytest.raises(ValueError, match=r"address|HOST:PORT|port"):
+            split_address(wrong)
+
+
+def private(path: Path, content: str) -> Path:
+    path.write_text(content)
+    path.chmod(0o600)
+    return path
+
+
+def test_secrets_are_read_only_when_private_and_long_enough(tmp_path: Path) -> None:
+    path = private(tmp_path / "secret", "0123456789abcdef" * 2 + "\n")
+    assert load_secret(path) == b"0123456789abcdef" * 2
+    path.chmod(0o640)
+    with pytest.raises(ConfigError, match=r"open to other users \(mode 0640\); chmod 600"):
+        load_secret(path)
+    with pytest.raises(ConfigError, match="at least 32"):
+        load_secret(private(tmp_path / "short", "abc"))
+    with pytest.raises(ConfigError, match="No such file"):
+        load_secret(tmp_path / "absent")
+
+
+def test_tokens_are_users_with_tokens_of_their_own(tmp_path: Path) -> None:
+    path = private(tmp_path / "tokens", f'admin = "{"a" * 20}"\nci-bot = "{"b" * 20}"\n')
+    assert load_tokens(path) == {"admin": "a" * 20, "ci-bot": "b" * 20}
+    for content, expected in [
+        (f'a = "{"x" * 20}"\nb = "{"x" * 20}"\n', "two users have the same token"),
+        ('a = "short"\n', "at least 20 characters"),
+        ("a = 7\n", "must be a string"),
+        (f'"a b" = "{"x" * 20}"\n', "user name 'a b' is not usable"),
+        ("a = \n", "is not TOML"),
+    ]:
+        with pytest.raises(ConfigError, match=expected):
+            load_tokens(private(path, content))
