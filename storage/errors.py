@@ -10,7 +10,9 @@
     │   ├── PermissionDenied
     │   ├── Unauthenticated
     │   ├── LimitExceeded        names the limit and its configuration key
+    │   ├── StorageFull          no room on the disk of the node that was asked
     │   ├── CorruptPack          a pushed pack is damaged, hostile or incomplete
+    │   ├── DamagedPack          a stored pack on this node is damaged or gone
     │   └── Unavailable          try again later: no leader, busy, shutting down
     ├── OutcomeUnknown           it may have happened; ask again with the same request id
     └── FatalError               this process must end (I/O error, damaged journal, a bug in apply)
@@ -28,6 +30,7 @@ __all__ = [
     "AlreadyExists",
     "ConfigError",
     "CorruptPack",
+    "DamagedPack",
     "FatalError",
     "InvalidArgument",
     "LimitExceeded",
@@ -37,6 +40,7 @@ __all__ = [
     "QuorepoError",
     "Rejected",
     "StaleReference",
+    "StorageFull",
     "Unauthenticated",
     "Unavailable",
 ]
@@ -135,12 +139,28 @@ class LimitExceeded(Rejected):
         self.limit = limit
 
 
+class StorageFull(Rejected):
+    """The disk has no room (ENOSPC, EDQUOT); nothing was kept of the request."""
+
+    grpc_code = "RESOURCE_EXHAUSTED"
+    http_status = 507
+    reason = "STORAGE_FULL"
+
+
 class CorruptPack(Rejected):
     """A pushed pack is damaged, hostile or refers to objects that are nowhere."""
 
     grpc_code = "INVALID_ARGUMENT"
     http_status = 400
     reason = "CORRUPT_PACK"
+
+
+class DamagedPack(Rejected):
+    """A stored pack of this node cannot be read as it was once verified; nothing happened."""
+
+    grpc_code = "DATA_LOSS"
+    http_status = 500
+    reason = "DAMAGED_PACK"
 
 
 class Unavailable(Rejected):
