@@ -49,12 +49,17 @@ class RaftFrame(_message.Message):
     CLUSTER_ID_FIELD_NUMBER: _builtins.int
     TO_NODE_FIELD_NUMBER: _builtins.int
     MESSAGES_FIELD_NUMBER: _builtins.int
+    FROM_ADDRESS_FIELD_NUMBER: _builtins.int
     from_replica: _builtins.str
     """set in the first frame of a stream"""
     cluster_id: _builtins.str
     """set in the first frame of a stream"""
     to_node: _builtins.str
     """set in the first frame of a stream: the node name that the sender expects"""
+    from_address: _builtins.str
+    """Set in the first frame of a stream: where the sender listens. A receiver whose configuration does
+    not have the sender yet answers there (Raft counts by configuration, but hears everyone).
+    """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupMessage]: ...
     def __init__(
@@ -64,10 +69,11 @@ class RaftFrame(_message.Message):
         cluster_id: _builtins.str = ...,
         to_node: _builtins.str = ...,
         messages: _abc.Iterable[Global___GroupMessage] | None = ...,
+        from_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "from_replica", b"from_replica", "messages", b"messages", "to_node", b"to_node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "from_address", b"from_address", "from_replica", b"from_replica", "messages", b"messages", "to_node", b"to_node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -310,12 +316,17 @@ class AppendReply(_message.Message):
     NEXT_INDEX_FIELD_NUMBER: _builtins.int
     PREV_LOG_INDEX_FIELD_NUMBER: _builtins.int
     APPLIED_INDEX_FIELD_NUMBER: _builtins.int
+    WAITS_FOR_PACKS_FIELD_NUMBER: _builtins.int
     success: _builtins.bool
     next_index: _builtins.int
     prev_log_index: _builtins.int
     """echo of the request, tells replies apart"""
     applied_index: _builtins.int
     """for status and lag"""
+    waits_for_packs: _builtins.bool
+    """Entries from next_index on were not taken because this replica misses packs that they add; it
+    fetches them and sends another reply, without this, once it has them.
+    """
     def __init__(
         self,
         *,
@@ -323,10 +334,11 @@ class AppendReply(_message.Message):
         next_index: _builtins.int = ...,
         prev_log_index: _builtins.int = ...,
         applied_index: _builtins.int = ...,
+        waits_for_packs: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "next_index", b"next_index", "prev_log_index", b"prev_log_index", "success", b"success"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "next_index", b"next_index", "prev_log_index", b"prev_log_index", "success", b"success", "waits_for_packs", b"waits_for_packs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
