@@ -1,0 +1,62 @@
+"""What the parts of the machine share: a command's context, its effects on disk, checksums.
+
+Pure: no clock, no randomness, no environment, no I/O beyond the connection that the context
+carries.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import sqlite3
+from collections.abc import Iterable
+
+from quorepo.internal.v1 import log_pb2
+from quorepo.storage.objectformat import ObjectFormat
+
+__all__ = ["Applied", "Context", "PackPromotion", "next_checksum", "object_format_of"]
+
+PackPromotion = tuple[str, bytes, ObjectFormat]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Applied:
+    """What applying one entry gave: the proposer's answer, and work on files for the caller.
+
+    `promote` (repository id, pack digest, object format) is to be done before the SQLite commit,
+    `retire` (repository ids) after it is durable. Both must be idempotent: a crash makes them
+    happen again.
+    """
+
+    result: log_pb2.Result | None = None  # None for entries that are no command
+    promote: tuple[PackPromotion, ...] = ()
+    retire: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Context:
+    """One command on its way through the machine."""
+
+    connection: sqlite3.Connection
+    log_index: int
+    time_ms: int  # log time
+    actor: str
+    request_id: bytes
+
+
+def object_format_of(value: int) -> ObjectFormat | None:
+    """The object format of a protobuf or database value; None for an unknown one."""
+    if value == log_pb2.OBJECT_FORMAT_SHA1:
+        return ObjectFormat.SHA1
+    if value == log_pb2.OBJECT_FORMAT_SHA256:
+        return ObjectFormat.SHA256
+    return None
+
+
+def next_checksum(previous: bytes, fields: Iterable[bytes]) -> bytes:
+    """SHA-256 over the previous checksum and the fields, each behind its length in 8 bytes."""
+    digest = hashlib.sha256(previous)
+    for field in fields:
+        digest.update(len(field).to_bytes(8, "big"))
+        digest.update(field)
+    return digest.digest()

@@ -1,0 +1,267 @@
+"""The replicated state machine: what a log entry does to the state, on every replica, for ever.
+
+`apply_entries` is a pure function of the state in the connection's database and the entries: no
+clock, no randomness, no environment, no iteration over sets, no state of the process
+(tests/unit/state/test_machine_is_pure.py reads these modules for it). It runs inside a transaction
+that the caller opened, and touches no file: what has to happen on disk is returned, in order, as
+`Applied`.
+
+Only typed rejections are results. Any exception means that this replica can't go on: the caller
+rolls back and ends the process, and the entry is applied again after the restart (architecture,
+invariant 3).
+
+Exactly-once. Every command carries a request id and the time a node first saw the request. The
+answer is kept under (request id, repository) until log time has passed `REQUEST_WINDOW_MS` beyond
+both the log time at which it was applied and its first-seen time; a repeat gets the kept answer. A
+request that is not known and was first seen before the window may have been applied and forgotten:
+it is answered REQUEST_EXPIRED, which means *unknown*, and so is one that claims to come from more
+than `FIRST_SEEN_AHEAD_MS_MAX` in the future, because its answer would have to be kept that long.
+The window is two hours, not one, so that a node whose clock is an hour off can still write. Two
+answers are not kept: REQUEST_EXPIRED, and REVERIFY, so that a push whose objects were checked
+again can be proposed again under its request id; a late duplicate of the first attempt only meets
+REVERIFY again, because prune epochs never come back.
+
+Log time is max(previous, the entry's): retention and expiry use nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sqlite3
+from collections.abc import Iterable
+
+from google.protobuf.message import DecodeError
+
+from quorepo.cluster.raft.interface import Entry
+from quorepo.cluster.state import machine_directory, machine_repositories, machine_transactions
+from quorepo.cluster.state.commands import (
+    CommandKind,
+    command_kind,
+    command_scope,
+    decode_command,
+    malformed,
+    rejection,
+)
+from quorepo.cluster.state.effects import Applied, Context
+from quorepo.internal.v1 import log_pb2
+from quorepo.storage.errors import FatalError
+
+__all__ = [
+    "FIRST_SEEN_AHEAD_MS_MAX",
+    "REQUEST_WINDOW_MS",
+    "Applied",
+    "Position",
+    "apply_entries",
+    "apply_entry",
+    "load_position",
+]
+
+REQUEST_WINDOW_MS = 2 * 60 * 60 * 1000
+FIRST_SEEN_AHEAD_MS_MAX = 24 * 60 * 60 * 1000
+
+# Old answers dropped per entry: bounded work, and more than one entry can add.
+_FORGOTTEN_PER_ENTRY_MAX = 8
+
+_NOTHING = Applied()
+_NOT_KEPT = (
+    log_pb2.REJECTION_REASON_REQUEST_EXPIRED,
+    log_pb2.REJECTION_REASON_REVERIFY,
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Position:
+    """How far into its log a state is."""
+
+    group: int
+    applied_index: int
+    applied_term: int
+    log_time_ms: int
+    configuration: bytes | None  # newest Configuration at or below applied_index
+    configuration_index: int
+
+
+def load_position(connection: sqlite3.Connection) -> Position:
+    """The position that the database holds."""
+    row = connection.execute(
+        "SELECT group_id, applied_index, applied_term, log_time_ms, configuration,"
+        " configuration_index FROM position"
+    ).fetchone()
+    return Position(*row)
+
+
+def _save_position(connection: sqlite3.Connection, position: Position) -> None:
+    connection.execute(
+        "UPDATE position SET applied_index = ?, applied_term = ?, log_time_ms = ?,"
+        " configuration = ?, configuration_index = ?",
+        (
+            position.applied_index,
+            position.applied_term,
+            position.log_time_ms,
+            position.configuration,
+            position.configuration_index,
+        ),
+    )
+
+
+def apply_entry(connection: sqlite3.Connection, entry: Entry) -> Applied:
+    """`apply_entries` for one entry."""
+    return apply_entries(connection, [entry])[0]
+
+
+def apply_entries(connection: sqlite3.Connection, entries: Iterable[Entry]) -> list[Applied]:
+    """Applies contiguous entries in the caller's transaction; the state moves to the last one.
+
+    Entries at or below the applied index were applied before: they are skipped and give an empty
+    `Applied`. Raises FatalError on a gap, a term that goes back, another group's entry, or a
+    command that this program can't know.
+    """
+    position = load_position(connection)
+    effects = []
+    for entry in entries:
+        if _is_applied(position, entry):
+            effects.append(_NOTHING)
+            continue
+        position, applied = _advance(connection, position, entry)
+        effects.append(applied)
+    _save_position(connection, position)
+    return effects
+
+
+def _is_applied(position: Position, entry: Entry) -> bool:
+    """Whether the entry was applied before; refuses one that can't follow on `position`."""
+    where = f"entry {entry.index} of term {entry.term} in group {entry.group}"
+    at = f"applied index {position.applied_index} of term {position.applied_term}"
+    if entry.group != position.group:
+        raise FatalError(f"{where} was given to the state of group {position.group}")
+    if entry.index == position.applied_index and entry.term != position.applied_term:
+        raise FatalError(f"{where} differs from what was applied: {at}")
+    if entry.index <= position.applied_index:
+        return True
+    if entry.index != position.applied_index + 1:
+        raise FatalError(f"{where} leaves a gap after {at}")
+    if entry.term < position.applied_term:
+        raise FatalError(f"{where} follows {at}: terms never go back")
+    return False
+
+
+def _advance(
+    connection: sqlite3.Connection, position: Position, entry: Entry
+) -> tuple[Position, Applied]:
+    position = dataclasses.replace(
+        position,
+        applied_index=entry.index,
+        applied_term=entry.term,
+        log_time_ms=max(position.log_time_ms, entry.time_ms),
+    )
+    applied = _NOTHING
+    if entry.kind == "command":
+        applied = _apply_command(connection, position, entry.data)
+    elif entry.kind == "configuration":
+        _check_configuration(entry)
+        position = dataclasses.replace(
+            position, configuration=entry.data, configuration_index=entry.index
+        )
+    elif entry.kind != "noop":
+        raise FatalError(f"entry {entry.index} in group {entry.group} is of kind {entry.kind!r}")
+    _forget_requests(connection, position.log_time_ms)
+    return position, applied
+
+
+def _check_configuration(entry: Entry) -> None:
+    try:
+        log_pb2.Configuration.FromString(entry.data)
+    except DecodeError as error:
+        raise FatalError(
+            f"entry {entry.index} in group {entry.group} holds no configuration: {error}"
+        ) from error
+
+
+def _apply_command(connection: sqlite3.Connection, position: Position, data: bytes) -> Applied:
+    command = decode_command(data)
+    problem = malformed(command, position.group)
+    if problem is not None:
+        return Applied(result=rejection(log_pb2.REJECTION_REASON_INVALID, problem))
+    scope = command_scope(command)
+    known = _known_result(connection, command.request_id, scope)
+    if known is not None:
+        return Applied(result=known)
+    problem = _outside_window(command, position.log_time_ms)
+    if problem is not None:
+        return Applied(result=rejection(log_pb2.REJECTION_REASON_REQUEST_EXPIRED, problem))
+    context = Context(
+        connection=connection,
+        log_index=position.applied_index,
+        time_ms=position.log_time_ms,
+        actor=command.actor,
+        request_id=command.request_id,
+    )
+    applied = _dispatch(context, command_kind(command), command)
+    assert applied.result is not None
+    if applied.result.rejection.reason not in _NOT_KEPT:
+        age_ms = max(position.log_time_ms, command.first_seen_ms)
+        _keep_result(context, scope, age_ms, applied.result)
+    return applied
+
+
+def _dispatch(context: Context, kind: CommandKind, command: log_pb2.Command) -> Applied:
+    match kind:
+        case "create_repository":
+            return machine_repositories.create(context, command.create_repository)
+        case "delete_repository":
+            return machine_repositories.delete(context, command.delete_repository)
+        case "transaction":
+            return machine_transactions.transact(context, command.transaction)
+        case "reserve_path":
+            return machine_directory.reserve_path(context, command.reserve_path)
+        case "release_path":
+            return machine_directory.release_path(context, command.release_path)
+        case "register_node":
+            return machine_directory.register_node(context, command.register_node)
+
+
+def _outside_window(command: log_pb2.Command, log_time_ms: int) -> str | None:
+    if command.first_seen_ms < log_time_ms - REQUEST_WINDOW_MS:
+        return (
+            f"request first seen at {command.first_seen_ms} ms, before the window of"
+            f" {REQUEST_WINDOW_MS} ms that ends at log time {log_time_ms} ms"
+        )
+    if command.first_seen_ms > log_time_ms + FIRST_SEEN_AHEAD_MS_MAX:
+        return (
+            f"request first seen at {command.first_seen_ms} ms, more than"
+            f" {FIRST_SEEN_AHEAD_MS_MAX} ms after log time {log_time_ms} ms: check the clocks"
+        )
+    return None
+
+
+def _known_result(
+    connection: sqlite3.Connection, request_id: bytes, scope: str
+) -> log_pb2.Result | None:
+    row = connection.execute(
+        "SELECT result FROM requests WHERE request_id = ? AND scope = ?", (request_id, scope)
+    ).fetchone()
+    return None if row is None else log_pb2.Result.FromString(row[0])
+
+
+def _keep_result(context: Context, scope: str, age_ms: int, result: log_pb2.Result) -> None:
+    context.connection.execute(
+        "INSERT INTO requests (request_id, scope, log_index, age_ms, result)"
+        " VALUES (?, ?, ?, ?, ?)",
+        (
+            context.request_id,
+            scope,
+            context.log_index,
+            age_ms,
+            result.SerializeToString(deterministic=True),
+        ),
+    )
+
+
+def _forget_requests(connection: sqlite3.Connection, log_time_ms: int) -> None:
+    old = connection.execute(
+        "SELECT request_id, scope FROM requests WHERE age_ms < ?"
+        " ORDER BY age_ms, request_id, scope LIMIT ?",
+        (log_time_ms - REQUEST_WINDOW_MS, _FORGOTTEN_PER_ENTRY_MAX),
+    ).fetchall()
+    if old:
+        connection.executemany("DELETE FROM requests WHERE request_id = ? AND scope = ?", old)

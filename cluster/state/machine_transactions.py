@@ -1,0 +1,231 @@
+"""The machine's command that a push becomes: refs moved, packs added, one revision further.
+
+Refusals of the whole transaction, in this order: the repository is unknown (and not to be
+created), it is deleted, its objects were verified under another prune epoch, an object format does
+not fit, the command contradicts itself. After that each ref has its own verdict (machine_refs.py).
+When no ref succeeded, nothing happens at all: no pack is added, the revision stays, no repository
+comes into being.
+
+Apply never looks into a pack: that the new object ids exist and are connected was verified under
+the prune epoch that the transaction names (architecture, invariant 6).
+
+HEAD of a repository that was created without a default branch follows the first transaction that
+creates branches: main, else master, else the first of them. HEAD's branch may be deleted; policy
+is the edge's matter.
+
+Pure, see machine.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from quorepo.cluster.state import machine_repositories as repositories
+from quorepo.cluster.state.commands import rejection
+from quorepo.cluster.state.effects import Applied, Context, object_format_of
+from quorepo.cluster.state.machine_refs import RefChange, evaluate
+from quorepo.cluster.state.machine_repositories import Repository
+from quorepo.internal.v1 import log_pb2
+from quorepo.storage.objectformat import ObjectFormat
+
+__all__ = ["transact"]
+
+_DIGEST_BYTES = 32
+_INTEGER_MAX = (1 << 63) - 1  # SQLite's
+_PREFERRED_HEADS = (b"refs/heads/main", b"refs/heads/master")
+
+
+def transact(context: Context, command: log_pb2.Transaction) -> Applied:
+    """Applies one push. See the module's docstring for what is refused, and in which order."""
+    repository_id = command.repository_id
+    existing = repositories.load(context.connection, repository_id)
+    if existing is None and not command.create_if_missing:
+        return repositories.not_found(repository_id)
+    if existing is not None and existing.deleted_ms is not None:
+        return repositories.deleted(repository_id)
+    repository = existing or repositories.new_repository(
+        context, repository_id, command.object_format, b""
+    )
+    if refused := _refuse(command, repository):
+        return Applied(refused)
+    results, changes = evaluate(
+        context.connection, repository_id, command.ref_updates, atomic=command.atomic
+    )
+    if existing is None and not any(change.new_oid for change in changes):
+        # Only deletes of refs that do not exist: nothing to create a repository for.
+        return _result(log_pb2.Revision(), results, created=False)
+    if not changes:
+        return _result(repositories.revision_of(repository), results, created=False)
+    if existing is None:
+        repositories.insert(context.connection, repository)
+    repository, added = _change(context, repository, changes, command.packs_added)
+    applied = _result(repositories.revision_of(repository), results, created=existing is None)
+    object_format = object_format_of(repository.object_format)
+    assert object_format is not None
+    promote = tuple((repository_id, digest, object_format) for digest in added)
+    return dataclasses.replace(applied, promote=promote)
+
+
+def _result(
+    revision: log_pb2.Revision, refs: Sequence[log_pb2.RefResult], *, created: bool
+) -> Applied:
+    result = log_pb2.TransactionResult(revision=revision, refs=refs, created=created)
+    return Applied(log_pb2.Result(transaction=result))
+
+
+# ---- refusals of the whole transaction
+
+
+def _refuse(command: log_pb2.Transaction, repository: Repository) -> log_pb2.Result | None:
+    names_object = any(update.new_oid for update in command.ref_updates)
+    if names_object and command.prune_epoch != repository.prune_epoch:
+        return rejection(
+            log_pb2.REJECTION_REASON_REVERIFY,
+            f"objects were verified under prune epoch {command.prune_epoch},"
+            f" the repository is at {repository.prune_epoch}",
+        )
+    object_format = object_format_of(repository.object_format)
+    if object_format is None:
+        return rejection(
+            log_pb2.REJECTION_REASON_OBJECT_FORMAT,
+            f"object format {repository.object_format} is unknown",
+        )
+    if problem := _format_problem(command, repository, object_format):
+        return rejection(log_pb2.REJECTION_REASON_OBJECT_FORMAT, problem)
+    if problem := _ref_problem(command.ref_updates) or _pack_problem(command.packs_added):
+        return rejection(log_pb2.REJECTION_REASON_INVALID, problem)
+    return None
+
+
+def _format_problem(
+    command: log_pb2.Transaction, repository: Repository, object_format: ObjectFormat
+) -> str | None:
+    named = command.object_format
+    if named not in (log_pb2.OBJECT_FORMAT_UNSPECIFIED, repository.object_format):
+        return f"object format {named} named, the repository has {repository.object_format}"
+    for update in command.ref_updates:
+        for oid in (update.new_oid, update.expected_old_oid):
+            if oid and len(oid) != object_format.hash_bytes:
+                return (
+                    f"object id {oid.hex()} of {update.name!r} has {len(oid)} bytes,"
+                    f" not {object_format.hash_bytes}"
+                )
+    return None
+
+
+def _ref_problem(updates: Sequence[log_pb2.RefUpdate]) -> str | None:
+    if not updates:
+        return "transaction updates no ref"
+    seen: dict[bytes, None] = {}
+    for update in updates:
+        if update.name in seen:
+            return f"ref {update.name!r} is updated twice"
+        seen[update.name] = None
+        if update.new_oid and not any(update.new_oid):
+            return f"ref {update.name!r} is set to the zero object id"
+    return None
+
+
+def _pack_problem(packs: Sequence[log_pb2.PackAddition]) -> str | None:
+    seen: dict[bytes, None] = {}
+    for pack in packs:
+        if len(pack.digest) != _DIGEST_BYTES or len(pack.index_digest) != _DIGEST_BYTES:
+            return f"pack digest {pack.digest.hex()} or that of its index is no SHA-256"
+        if pack.digest in seen:
+            return f"pack {pack.digest.hex()} is added twice"
+        seen[pack.digest] = None
+        if pack.encoding != log_pb2.PACK_ENCODING_FILE:
+            return f"pack {pack.digest.hex()} has encoding {pack.encoding}"
+        if max(_pack_numbers(pack)) > _INTEGER_MAX:
+            return f"pack {pack.digest.hex()} has a size above {_INTEGER_MAX}"
+    return None
+
+
+def _pack_numbers(pack: log_pb2.PackAddition) -> tuple[int, int, int, int, int]:
+    return (
+        pack.pack_bytes,
+        pack.index_bytes,
+        pack.object_count,
+        pack.thin_bytes,
+        pack.thin_object_count,
+    )
+
+
+# ---- the change itself
+
+
+def _change(
+    context: Context,
+    repository: Repository,
+    changes: Sequence[RefChange],
+    packs: Sequence[log_pb2.PackAddition],
+) -> tuple[Repository, list[bytes]]:
+    """Writes the changes; returns the repository at its new revision and the digests to promote."""
+    counter = repository.counter + 1
+    added = _add_packs(context, repository.repository_id, counter, packs)
+    _write_refs(context, repository.repository_id, counter, changes)
+    effect = [b"%d" % len(changes)]
+    for change in changes:
+        effect += [change.name, change.old_oid or b"", change.new_oid or b""]
+    repository = repositories.advance(
+        context, _with_head(repository, changes), "push", [*effect, *added]
+    )
+    # Packs that the repository has already are promoted too: that costs nothing, and a replica
+    # whose quarantine still holds a copy gets rid of it.
+    return repository, [pack.digest for pack in packs]
+
+
+def _add_packs(
+    context: Context, repository_id: str, counter: int, packs: Sequence[log_pb2.PackAddition]
+) -> list[bytes]:
+    """Adds the packs that are not there yet; returns their digests."""
+    added = []
+    for pack in packs:
+        cursor = context.connection.execute(
+            "INSERT INTO packs (repository_id, digest, index_digest, pack_bytes, index_bytes,"
+            " object_count, thin_bytes, thin_object_count, added_counter)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (repository_id, digest) DO NOTHING",
+            (repository_id, pack.digest, pack.index_digest, *_pack_numbers(pack), counter),
+        )
+        if cursor.rowcount:
+            added.append(pack.digest)
+    return added
+
+
+def _write_refs(
+    context: Context, repository_id: str, counter: int, changes: Sequence[RefChange]
+) -> None:
+    connection = context.connection
+    connection.executemany(
+        "DELETE FROM refs WHERE repository_id = ? AND name = ?",
+        [(repository_id, change.name) for change in changes if change.new_oid is None],
+    )
+    connection.executemany(
+        "INSERT OR REPLACE INTO refs (repository_id, name, oid) VALUES (?, ?, ?)",
+        [(repository_id, change.name, change.new_oid) for change in changes if change.new_oid],
+    )
+    connection.executemany(
+        "INSERT INTO ref_changes (repository_id, counter, position, name, old_oid, new_oid)"
+        " VALUES (?, ?, ?, ?, ?, ?)",
+        [
+            (repository_id, counter, position, change.name, change.old_oid, change.new_oid)
+            for position, change in enumerate(changes)
+            if change.old_oid or change.new_oid
+        ],
+    )
+
+
+def _with_head(repository: Repository, changes: Sequence[RefChange]) -> Repository:
+    """Decides HEAD if that is still open and the transaction creates branches."""
+    if not repository.head_open:
+        return repository
+    branches = [
+        change.name
+        for change in changes
+        if change.new_oid and change.old_oid is None and change.name.startswith(b"refs/heads/")
+    ]
+    if not branches:
+        return repository
+    preferred = [name for name in _PREFERRED_HEADS if name in branches]
+    return dataclasses.replace(repository, head=(preferred or branches)[0], head_open=False)

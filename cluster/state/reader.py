@@ -1,0 +1,338 @@
+"""Reading a group's state from any process or thread: what the last committed batch left.
+
+A reader opens the state file read-only and takes a short transaction per call; nothing is held
+while its caller streams an answer. It looks at CURRENT before each call and follows it to another
+generation, so whoever was told "applied up to N of generation G" reads at least that. Whether a
+read has to wait for an index is the caller's matter.
+
+Lists are pages by key (`after`, `limit`): a write between two pages moves nothing that was or will
+be listed. Refs and packs of a deleted repository are not shown, though the database keeps them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Iterator
+
+from quorepo.cluster.state.database import check_format, connect_reader, reader_error
+from quorepo.cluster.state.generations import current_generation, state_path
+from quorepo.cluster.state.rows import (
+    NodeRow,
+    PackRow,
+    PathRow,
+    RefChangeRow,
+    RefRow,
+    RepositoryRow,
+    RepositorySnapshot,
+    repository_row,
+)
+from quorepo.internal.v1 import log_pb2
+from quorepo.storage.errors import NotFound, Unavailable
+from quorepo.storage.layout import GroupLayout
+
+__all__ = ["StateReader"]
+
+_IDLE_CONNECTIONS_MAX = 8
+
+_REPOSITORY_COLUMNS = (
+    "repository_id, incarnation, counter, object_format, head, prune_epoch, checksum, created_ms,"
+    " deleted_ms"
+)
+_PACK_COLUMNS = (
+    "digest, index_digest, pack_bytes, index_bytes, object_count, thin_bytes, thin_object_count,"
+    " added_counter"
+)
+# Used with the repository id as the first parameter.
+_LIVE = "EXISTS (SELECT 1 FROM repositories WHERE repository_id = ?1 AND deleted_ms IS NULL)"
+
+
+class StateReader:
+    """Read access to the state of one group. Thread-safe; every call reads one committed snapshot.
+
+    Every method raises Unavailable when this node has no state of the group (yet) or SQLite is
+    busy for longer than the timeout, and FatalError when the file is damaged.
+    """
+
+    def __init__(self, layout: GroupLayout, *, busy_timeout_s: float = 5.0) -> None:
+        self._layout = layout
+        self._busy_timeout_s = busy_timeout_s
+        self._lock = threading.Lock()
+        self._idle: list[tuple[int, sqlite3.Connection]] = []
+        self._closed = False
+
+    def close(self) -> None:
+        """Closes idle connections; one that is in use is closed by its user."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for _, connection in idle:
+            connection.close()
+
+    # ---- storage groups
+
+    def repository(self, repository_id: str) -> RepositoryRow | None:
+        """The repository's row, also of a deleted one; None for an unknown id."""
+        with self._reading() as (_, connection):
+            return _repository(connection, repository_id)
+
+    def repositories(self, after: str = "", limit: int = 1000) -> list[RepositoryRow]:
+        """Repositories by id, deleted ones too, from behind `after`."""
+        with self._reading() as (_, connection):
+            rows = connection.execute(
+                f"SELECT {_REPOSITORY_COLUMNS} FROM repositories WHERE repository_id > ?"  # noqa: S608
+                " ORDER BY repository_id LIMIT ?",
+                (after, limit),
+            ).fetchall()
+        return [repository_row(row) for row in rows]
+
+    def refs(
+        self,
+        repository_id: str,
+        prefix: bytes = b"",
+        after: bytes = b"",
+        limit: int | None = None,
+    ) -> list[RefRow]:
+        """Refs sorted by name: those that start with `prefix`, from behind the name `after`."""
+        with self._reading() as (_, connection):
+            return _refs(connection, repository_id, prefix, after, limit)
+
+    def ref(self, repository_id: str, name: bytes) -> RefRow | None:
+        """One ref by its full name."""
+        with self._reading() as (_, connection):
+            row = connection.execute(
+                f"SELECT name, oid FROM refs WHERE repository_id = ?1 AND name = ?2 AND {_LIVE}",  # noqa: S608
+                (repository_id, name),
+            ).fetchone()
+        return None if row is None else RefRow._make(row)
+
+    def packs(self, repository_id: str) -> list[PackRow]:
+        """The packs whose objects the repository has, the oldest first."""
+        with self._reading() as (_, connection):
+            return _packs(connection, repository_id)
+
+    def snapshot(self, repository_id: str) -> RepositorySnapshot:
+        """Row, refs and packs of one moment. Raises NotFound: unknown or deleted repository."""
+        with self._reading() as (generation, connection):
+            row = _repository(connection, repository_id)
+            if row is None or row.deleted:
+                raise NotFound(f"repository {repository_id!r} not found")
+            return RepositorySnapshot(
+                repository=row,
+                refs=_refs(connection, repository_id, b"", b"", None),
+                packs=_packs(connection, repository_id),
+                generation=generation,
+                applied_index=_applied_index(connection),
+            )
+
+    def ref_changes(
+        self, repository_id: str, after_counter: int = 0, limit: int = 1000
+    ) -> list[RefChangeRow]:
+        """What happened to refs behind the revision counter `after_counter`, in order.
+
+        Also of deleted repositories. A page may end inside a transaction: go on from the last
+        complete counter.
+        """
+        with self._reading() as (_, connection):
+            rows = connection.execute(
+                "SELECT c.counter, t.log_index, t.time_ms, t.actor, c.name, c.old_oid, c.new_oid"
+                " FROM ref_changes AS c JOIN transactions AS t USING (repository_id, counter)"
+                " WHERE c.repository_id = ? AND c.counter > ?"
+                " ORDER BY c.counter, c.position LIMIT ?",
+                (repository_id, after_counter, limit),
+            ).fetchall()
+        return [RefChangeRow._make(row) for row in rows]
+
+    # ---- the directory
+
+    def path(self, path: str) -> PathRow | None:
+        """Which repository a normalized path names."""
+        with self._reading() as (_, connection):
+            row = connection.execute(
+                "SELECT path, repository_id, group_id, created_ms FROM paths WHERE path = ?",
+                (path,),
+            ).fetchone()
+        return None if row is None else PathRow._make(row)
+
+    def paths(self, after: str = "", limit: int = 1000, prefix: str = "") -> list[PathRow]:
+        """Paths sorted by UTF-8 bytes: those that start with `prefix`, from behind `after`."""
+        with self._reading() as (_, connection):
+            rows = connection.execute(
+                # 0xff sorts behind every character of UTF-8.
+                "SELECT path, repository_id, group_id, created_ms FROM paths"
+                " WHERE path > ? AND path >= ? AND path < CAST(? AS TEXT) ORDER BY path LIMIT ?",
+                (after, prefix, prefix.encode("utf-8") + b"\xff", limit),
+            ).fetchall()
+        return [PathRow._make(row) for row in rows]
+
+    def paths_of(self, repository_id: str) -> list[PathRow]:
+        """The paths that name a repository (at most one, today)."""
+        with self._reading() as (_, connection):
+            rows = connection.execute(
+                "SELECT path, repository_id, group_id, created_ms FROM paths"
+                " WHERE repository_id = ? ORDER BY path",
+                (repository_id,),
+            ).fetchall()
+        return [PathRow._make(row) for row in rows]
+
+    def nodes(self) -> list[NodeRow]:
+        """The registered nodes by name."""
+        with self._reading() as (_, connection):
+            rows = connection.execute(
+                "SELECT name, replica_id, peer_address, http_url, grpc_address, metrics_url,"
+                " version, registered_ms FROM nodes ORDER BY name"
+            ).fetchall()
+        return [NodeRow._make(row) for row in rows]
+
+    # ---- any group
+
+    def result_of(
+        self, request_id: bytes, repository_id: str | None = None
+    ) -> log_pb2.Result | None:
+        """The kept answer to a request; `repository_id` narrows it down ("": the directory's)."""
+        with self._reading() as (_, connection):
+            row = connection.execute(
+                "SELECT result FROM requests WHERE request_id = ?1 AND (?2 IS NULL OR scope = ?2)"
+                " ORDER BY scope LIMIT 1",
+                (request_id, repository_id),
+            ).fetchone()
+        return None if row is None else log_pb2.Result.FromString(row[0])
+
+    def applied_index(self) -> int:
+        """Index of the last entry in the state."""
+        return self.applied()[1]
+
+    def applied(self) -> tuple[int, int]:
+        """(generation of the state file, index of the last entry in it)."""
+        with self._reading() as (generation, connection):
+            return generation, _applied_index(connection)
+
+    def configuration(self) -> log_pb2.Configuration | None:
+        """The group's newest applied configuration; None while the founding one is in force."""
+        with self._reading() as (_, connection):
+            row = connection.execute("SELECT configuration FROM position").fetchone()
+        return None if row[0] is None else log_pb2.Configuration.FromString(row[0])
+
+    # ---- connections
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[tuple[int, sqlite3.Connection]]:
+        """A connection to the current generation, inside a transaction."""
+        what = f"reading the state of group {self._layout.group}"
+        connection: sqlite3.Connection | None = None
+        try:
+            generation, connection = self._take()
+            connection.execute("BEGIN")
+            yield generation, connection
+            connection.execute("COMMIT")
+        except BaseException as error:
+            if connection is not None:
+                connection.close()
+            if isinstance(error, sqlite3.Error):
+                raise reader_error(error, what) from error
+            raise
+        self._give_back(generation, connection)
+
+    def _take(self) -> tuple[int, sqlite3.Connection]:
+        generation = self._current()
+        stale = []
+        try:
+            with self._lock:
+                while self._idle:
+                    found, connection = self._idle.pop()
+                    if found == generation:
+                        return generation, connection
+                    stale.append(connection)
+        finally:
+            for connection in stale:
+                connection.close()
+        return self._connect(generation)
+
+    def _connect(self, generation: int) -> tuple[int, sqlite3.Connection]:
+        while True:
+            path = state_path(self._layout, generation)
+            try:
+                connection = connect_reader(path, self._busy_timeout_s)
+                break
+            except sqlite3.OperationalError:
+                # The file went away: CURRENT moved on in between, or else something is wrong.
+                found = self._current()
+                if found == generation:
+                    raise
+                generation = found
+        try:
+            check_format(connection, path, self._layout.group)
+        except BaseException:
+            connection.close()
+            raise
+        return generation, connection
+
+    def _current(self) -> int:
+        generation = current_generation(self._layout)
+        if generation is None:
+            raise Unavailable(
+                f"this node has no state of group {self._layout.group} yet", next_step="try again"
+            )
+        return generation
+
+    def _give_back(self, generation: int, connection: sqlite3.Connection) -> None:
+        with self._lock:
+            if not self._closed and len(self._idle) < _IDLE_CONNECTIONS_MAX:
+                self._idle.append((generation, connection))
+                return
+        connection.close()
+
+
+def _repository(connection: sqlite3.Connection, repository_id: str) -> RepositoryRow | None:
+    row = connection.execute(
+        f"SELECT {_REPOSITORY_COLUMNS} FROM repositories WHERE repository_id = ?",  # noqa: S608
+        (repository_id,),
+    ).fetchone()
+    return None if row is None else repository_row(row)
+
+
+def _refs(
+    connection: sqlite3.Connection,
+    repository_id: str,
+    prefix: bytes,
+    after: bytes,
+    limit: int | None,
+) -> list[RefRow]:
+    conditions = ["repository_id = ?1", _LIVE]
+    parameters: list[str | bytes | int] = [repository_id]
+    for condition, value in (
+        ("name > ?", after),
+        ("name >= ?", prefix),
+        ("name < ?", _after_prefix(prefix)),
+    ):
+        if value:
+            parameters.append(value)
+            conditions.append(f"{condition}{len(parameters)}")
+    parameters.append(-1 if limit is None else limit)
+    rows = connection.execute(
+        f"SELECT name, oid FROM refs WHERE {' AND '.join(conditions)}"  # noqa: S608
+        f" ORDER BY name LIMIT ?{len(parameters)}",
+        parameters,
+    )
+    return [RefRow._make(row) for row in rows]
+
+
+def _after_prefix(prefix: bytes) -> bytes:
+    """The smallest bytes behind everything that starts with `prefix`; empty: there are none."""
+    stem = prefix.rstrip(b"\xff")
+    return stem[:-1] + bytes([stem[-1] + 1]) if stem else b""
+
+
+def _packs(connection: sqlite3.Connection, repository_id: str) -> list[PackRow]:
+    rows = connection.execute(
+        f"SELECT {_PACK_COLUMNS} FROM packs"  # noqa: S608
+        f" WHERE repository_id = ?1 AND {_LIVE} ORDER BY added_counter, digest",
+        (repository_id,),
+    ).fetchall()
+    return [PackRow._make(row) for row in rows]
+
+
+def _applied_index(connection: sqlite3.Connection) -> int:
+    index: int = connection.execute("SELECT applied_index FROM position").fetchone()[0]
+    return index

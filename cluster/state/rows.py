@@ -1,0 +1,117 @@
+"""What readers get: rows of the state as plain values. Object ids and ref names are raw bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from quorepo.storage.objectformat import ObjectFormat
+
+__all__ = [
+    "NodeRow",
+    "PackRow",
+    "PathRow",
+    "RefChangeRow",
+    "RefRow",
+    "RepositoryRow",
+    "RepositorySnapshot",
+    "repository_row",
+]
+
+
+class RefRow(NamedTuple):
+    """A ref. What an annotated tag peels to is not known here: it lies in the packs."""
+
+    name: bytes
+    oid: bytes
+
+
+class PackRow(NamedTuple):
+    """A pack of a repository; see PackAddition in log.proto."""
+
+    digest: bytes  # SHA-256 of the pack file
+    index_digest: bytes  # SHA-256 of the .idx file
+    pack_bytes: int
+    index_bytes: int
+    object_count: int
+    thin_bytes: int  # where the part that travelled from the client ends
+    thin_object_count: int
+    added_counter: int  # revision counter of the transaction that added it
+
+
+class RefChangeRow(NamedTuple):
+    """One change of one ref."""
+
+    counter: int  # revision counter that the change led to
+    log_index: int
+    time_ms: int  # log time
+    actor: str
+    name: bytes
+    old_oid: bytes | None
+    new_oid: bytes | None
+
+
+class PathRow(NamedTuple):
+    """Which repository a path names, and the group that has it."""
+
+    path: str
+    repository_id: str
+    group: int
+    created_ms: int
+
+
+class NodeRow(NamedTuple):
+    """A node as it registered itself last."""
+
+    name: str
+    replica_id: str
+    peer_address: str
+    http_url: str
+    grpc_address: str
+    metrics_url: str
+    version: str
+    registered_ms: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RepositoryRow:
+    """A repository; a deleted one too."""
+
+    repository_id: str
+    incarnation: int
+    counter: int
+    object_format: ObjectFormat
+    head: bytes  # full name of the branch HEAD points to, born or not
+    prune_epoch: int
+    checksum: bytes  # rolling; equal on all replicas at the same revision
+    created_ms: int
+    deleted_ms: int | None
+
+    @property
+    def deleted(self) -> bool:
+        return self.deleted_ms is not None
+
+    @property
+    def revision(self) -> tuple[int, int]:
+        """(incarnation, counter)."""
+        return self.incarnation, self.counter
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RepositorySnapshot:
+    """A repository at one moment."""
+
+    repository: RepositoryRow
+    refs: list[RefRow]  # sorted by name
+    packs: list[PackRow]  # the oldest first
+    generation: int  # of the state file that was read
+    applied_index: int
+
+
+def repository_row(row: Sequence[Any]) -> RepositoryRow:
+    """From the columns in the order of RepositoryRow's fields, the object format as its number."""
+    identity, incarnation, counter, object_format, *rest = row
+    return RepositoryRow(
+        identity, incarnation, counter, ObjectFormat.from_number(object_format), *rest
+    )
