@@ -1,0 +1,160 @@
+"""What the core process counts, in the words of the architecture.
+
+One class owns every metric, built on a registry that is passed in, so that two nodes in one test process do
+not collide. The parts feed it; it asks nothing of them. Labels are bounded: groups, node names of the
+configuration, and fixed words. Names end in their unit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from quorepo.cluster.raft.interface import GroupStatus
+
+__all__ = ["ClusterMetrics", "PeerCounters"]
+
+_ROLES = ("leader", "candidate", "follower", "learner")
+_LATENCY_BUCKETS_S = (
+    0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PeerCounters:
+    """The children of one peer, looked up once per connection instead of once per frame."""
+
+    messages_sent: Counter
+    messages_received: Counter
+    bytes_sent: Counter
+    bytes_received: Counter
+    messages_dropped: Counter
+    connected: Gauge
+
+
+class ClusterMetrics:
+    """All metrics of the core. Safe to use from every thread."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self._lagging: dict[int, set[str]] = {}
+        self._declare_raft(registry)
+        self._declare_peers(registry)
+        self._declare_packs(registry)
+
+    def _declare_raft(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"quorepo_{name}", text, ["group", *labels], registry=registry)
+
+        def seconds(name: str, text: str, *labels: str) -> Histogram:
+            return Histogram(
+                f"quorepo_{name}", text, labels, registry=registry, buckets=_LATENCY_BUCKETS_S
+            )
+
+        self.raft_role = gauge("raft_role", "1 for the role this replica has.", "role")
+        self.raft_has_leader = gauge("raft_has_leader", "1 while a leader is known.")
+        self.raft_term = gauge("raft_term", "Current Raft term.")
+        self.raft_last_index = gauge("raft_last_index", "Last index of the local log.")
+        self.raft_commit_index = gauge("raft_commit_index", "Commit index known to this replica.")
+        self.raft_applied_index = gauge("raft_applied_index", "Last index applied to the state.")
+        self.raft_replica_lag = gauge(
+            "raft_replica_lag_entries",
+            "Entries a replica lacks; on the leader only.",
+            "replica_node",
+        )
+        self.proposals = Counter(
+            "quorepo_proposals_total", "Requests to change state, by outcome.",
+            ["group", "outcome"], registry=registry,
+        )  # fmt: skip
+        self.proposal_seconds = seconds(
+            "proposal_seconds", "From a request to its verdict, all attempts together.", "group"
+        )
+        self.apply_seconds = seconds("apply_seconds", "One batch applied to the state.", "group")
+        self.applied_entries = Counter(
+            "quorepo_applied_entries_total", "Log entries applied to the state.",
+            ["group"], registry=registry,
+        )  # fmt: skip
+        self.journal_fsync_seconds = seconds(
+            "journal_fsync_seconds", "One sync of the journal, all groups together."
+        )
+        self.request_errors = Counter(
+            "quorepo_request_errors_total", "Requests that failed, by the error's reason.",
+            ["kind"], registry=registry,
+        )  # fmt: skip
+
+    def _declare_peers(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"quorepo_peer_{name}_total", text, ["peer", *labels], registry=registry)
+
+        self.peer_messages = counter("messages", "Raft messages exchanged.", "direction")
+        self.peer_bytes = counter("bytes", "Bytes of Raft messages exchanged.", "direction")
+        self.peer_dropped = counter("dropped_messages", "Raft messages given up with a connection.")
+        self.peer_disconnects = counter("disconnects", "Connections lost or refused.", "cause")
+        self.peer_connected = Gauge(
+            "quorepo_peer_connected", "1 while Raft messages flow both ways.",
+            ["peer"], registry=registry,
+        )  # fmt: skip
+
+    def _declare_packs(self, registry: CollectorRegistry) -> None:
+        labels = ["action"]  # stage_out, stage_in, fetch_out, fetch_in
+        self.packs = Counter(
+            "quorepo_packs_total", "Packs copied between nodes, by outcome.",
+            [*labels, "outcome"], registry=registry,
+        )  # fmt: skip
+        self.pack_bytes = Counter(
+            "quorepo_pack_bytes_total", "Bytes of packs and indexes copied between nodes.",
+            labels, registry=registry,
+        )  # fmt: skip
+        self.pack_seconds = Histogram(
+            "quorepo_pack_seconds", "One pack copied, until it is durable.",
+            labels, registry=registry, buckets=(*_LATENCY_BUCKETS_S, 30.0, 120.0, 600.0),
+        )  # fmt: skip
+
+    def peer(self, node: str) -> PeerCounters:
+        """The counters of one peer; `node` is its name, which survives a new disk."""
+        return PeerCounters(
+            messages_sent=self.peer_messages.labels(node, "sent"),
+            messages_received=self.peer_messages.labels(node, "received"),
+            bytes_sent=self.peer_bytes.labels(node, "sent"),
+            bytes_received=self.peer_bytes.labels(node, "received"),
+            messages_dropped=self.peer_dropped.labels(node),
+            connected=self.peer_connected.labels(node),
+        )
+
+    def proposed(self, group: int, outcome: str, seconds: float) -> None:
+        """One request ended; `outcome` is `Outcome.value`."""
+        self.proposals.labels(group, outcome).inc()
+        self.proposal_seconds.labels(group).observe(seconds)
+
+    def applied(self, group: int, entries: int, seconds: float) -> None:
+        """One batch of `entries` was applied."""
+        self.applied_entries.labels(group).inc(entries)
+        self.apply_seconds.labels(group).observe(seconds)
+
+    def journal_synced(self, seconds: float) -> None:
+        """The journal synced once."""
+        self.journal_fsync_seconds.observe(seconds)
+
+    def failed(self, kind: str) -> None:
+        """A request failed; `kind` is `QuorepoError.reason`, never free text."""
+        self.request_errors.labels(kind).inc()
+
+    def observe_group(self, status: GroupStatus) -> None:
+        """Publishes the engine's picture of one group; called before the metrics are read."""
+        group = status.group
+        for role in _ROLES:
+            self.raft_role.labels(group, role).set(role == status.role)
+        self.raft_has_leader.labels(group).set(status.leader is not None)
+        self.raft_term.labels(group).set(status.term)
+        self.raft_last_index.labels(group).set(status.last_index)
+        self.raft_commit_index.labels(group).set(status.commit_index)
+        self.raft_applied_index.labels(group).set(status.applied_index)
+        # Lag is the leader's knowledge: an old leader's last word must not linger.
+        known = status.replicas if status.role == "leader" else ()
+        for node in self._lagging.pop(group, set()) - {replica.node for replica in known}:
+            self.raft_replica_lag.remove(group, node)
+        for replica in known:
+            lag = max(0, status.last_index - replica.match_index)
+            self.raft_replica_lag.labels(group, replica.node).set(lag)
+            self._lagging.setdefault(group, set()).add(replica.node)

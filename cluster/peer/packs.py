@@ -1,0 +1,394 @@
+"""Packs between nodes: staging them ahead of a transaction, fetching the ones that are missing.
+
+A pack is held once both files are durable in quarantine under their digest. All file work runs on threads of
+its own, so that no fsync holds up the event loop. Must not know of Raft or of what is in a pack.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import errno
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from grpc import aio
+
+from quorepo.cluster.metrics import ClusterMetrics
+from quorepo.cluster.peer.clients import PeerClients, from_rpc_error
+from quorepo.cluster.peer.held import HeldPacks
+from quorepo.cluster.peer.pack_files import PackReader, PackWriter, check_header, sweep_temporary
+from quorepo.internal.v1 import peer_pb2
+from quorepo.storage.errors import (
+    CorruptPack,
+    FatalError,
+    InvalidArgument,
+    NotFound,
+    QuorepoError,
+    StorageFull,
+    Unavailable,
+)
+from quorepo.storage.layout import GroupLayout
+from quorepo.storage.logs import fields
+
+__all__ = ["PackExchange", "PackLimits", "sweep_temporary"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Pace = Callable[[int], Awaitable[None]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PackLimits:
+    """Bounds of the pack exchange."""
+
+    chunk_bytes: int = 256 * 1024  # measured: 1 MiB messages delay small calls, 64 KiB cost CPU
+    batch_bytes: int = (
+        1024 * 1024
+    )  # file work per hop to a thread; two batches per transfer in memory
+    pack_bytes_max: int = 64 * 1024**3
+    transfer_timeout_s: float = 30.0  # for a transfer of no size ...
+    transfer_bytes_per_s_min: int = 1024 * 1024  # ... and this much slower with size
+    fetch_rounds_max: int = 3
+    retry_interval_s: float = 0.2
+    threads: int = 4
+
+
+class PackExchange:
+    """Sends and receives packs for one node; lives in the core's event loop."""
+
+    def __init__(
+        self,
+        *,
+        clients: PeerClients,
+        layouts: Mapping[int, GroupLayout],
+        held: HeldPacks,
+        metrics: ClusterMetrics,
+        on_fatal: Callable[[FatalError], None],
+        limits: PackLimits | None = None,
+        pace: Pace | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        """`pace(bytes)` is awaited before bytes are sent, to slow background copies down.
+
+        `on_fatal` is told of disk errors after which this process must not go on.
+        """
+        self._clients = clients
+        self._layouts = dict(layouts)
+        self._held = held
+        self._metrics = metrics
+        self._on_fatal = on_fatal
+        self._limits = limits or PackLimits()
+        self._pace = pace
+        self._rng = rng or random.Random()  # noqa: S311 - jitter, not a secret
+        self._executor = ThreadPoolExecutor(self._limits.threads, thread_name_prefix="packs")
+        self._arrivals: dict[tuple[int, bytes], asyncio.Future[None]] = {}
+
+    async def close(self) -> None:
+        """Waits for file work under way; cancel the callers first."""
+        await asyncio.get_running_loop().run_in_executor(None, self._executor.shutdown)
+
+    # ---- this node's own packs
+
+    async def adopt(self, header: peer_pb2.PackHeader) -> None:
+        """Takes notice of a pack that a worker of this node put into quarantine, durably.
+
+        Raises NotFound when it is not there with the announced sizes.
+        """
+        check_header(header, self._limits.pack_bytes_max)
+        if self._held.has(header.group, header.digest):
+            return
+        reader = await self._read_file(PackReader, self._layout(header.group), header)
+        reader.close()
+        self._held.add(header.group, header.digest)
+
+    # ---- sending
+
+    async def stage(self, address: str, header: peer_pb2.PackHeader) -> None:
+        """Copies a pack of this node into the quarantine of the node at `address`; durable there on return.
+
+        Raises NotFound (not here), StorageFull or CorruptPack (there), Unavailable (try again).
+        """
+        check_header(header, self._limits.pack_bytes_max)
+        with self._observe("stage_out") as outcome:
+            reader = await self._read_file(PackReader, self._layout(header.group), header)
+            try:
+                call: Any = self._clients.stub(address).StagePack(
+                    metadata=self._clients.metadata, timeout=self._timeout_s(header)
+                )
+                response = await self._send(call, header, reader)
+            except aio.AioRpcError as error:
+                raise from_rpc_error(address, error) from error
+            finally:
+                reader.close()
+            if response.already_held:
+                outcome.word = "already_held"
+
+    async def _send(
+        self, call: Any, header: peer_pb2.PackHeader, reader: PackReader
+    ) -> peer_pb2.StagePackResponse:
+        try:
+            await call.write(peer_pb2.StagePackRequest(header=header))
+            async for chunk in self._chunks(reader):
+                if call.done():
+                    break  # the answer came early: it is held there already, or refused
+                await call.write(peer_pb2.StagePackRequest(chunk=chunk))
+                self._metrics.pack_bytes.labels("stage_out").inc(len(chunk))
+            await call.done_writing()
+        except asyncio.InvalidStateError:
+            pass  # answered between the check and the write; the answer tells
+        except BaseException:
+            call.cancel()
+            raise
+        response: peer_pb2.StagePackResponse = await call
+        return response
+
+    async def serve_fetch(
+        self,
+        request: peer_pb2.FetchPackRequest,
+        write: Callable[[peer_pb2.FetchPackResponse], Awaitable[Any]],
+    ) -> None:
+        """Answers a FetchPack call. Raises InvalidArgument, NotFound, Unavailable."""
+        header = request.pack
+        check_header(header, self._limits.pack_bytes_max)
+        if request.offset > header.pack_bytes + header.index_bytes:
+            raise InvalidArgument(f"offset {request.offset} is behind the end")
+        with self._observe("fetch_out"):
+            layout = self._layout(header.group)
+            reader = await self._read_file(PackReader, layout, header, request.offset)
+            try:
+                async for chunk in self._chunks(reader):
+                    await write(peer_pb2.FetchPackResponse(chunk=chunk))
+                    self._metrics.pack_bytes.labels("fetch_out").inc(len(chunk))
+            finally:
+                reader.close()
+
+    async def _chunks(self, reader: PackReader) -> AsyncIterator[bytes]:
+        """The rest of a pack and its index; a thread reads a batch at a time."""
+        size = self._limits.chunk_bytes
+        while batch := await self._read_file(reader.read, self._limits.batch_bytes):
+            if self._pace is not None:
+                await self._pace(len(batch))
+            for start in range(0, len(batch), size):
+                yield batch[start : start + size]
+
+    # ---- receiving
+
+    async def receive(
+        self, requests: AsyncIterator[peer_pb2.StagePackRequest]
+    ) -> peer_pb2.StagePackResponse:
+        """Answers a StagePack call once the pack is durable here.
+
+        Raises InvalidArgument, CorruptPack, StorageFull, FatalError; nothing of the pack is left then.
+        """
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("kind") != "header":
+            raise InvalidArgument("the first message has to be the header")
+        header = first.header
+        check_header(header, self._limits.pack_bytes_max)
+        layout = self._layout(header.group)
+        with self._observe("stage_in") as outcome:
+            async with self._arriving(header):
+                if self._held.has(header.group, header.digest):
+                    outcome.word = "already_held"
+                    return peer_pb2.StagePackResponse(already_held=True)
+                async with self._arrival(layout, header, "stage_in") as arrival:
+                    async for request in requests:
+                        await arrival.feed(request.chunk)
+                    await arrival.finish()
+        return peer_pb2.StagePackResponse()
+
+    async def fetch(self, addresses: Sequence[str], header: peer_pb2.PackHeader) -> None:
+        """Brings a pack into this node's quarantine from the first of `addresses` that gives it.
+
+        Concurrent fetches of one pack share one transfer, and an interrupted one goes on where it stopped,
+        at the next address too. Raises Unavailable, StorageFull, FatalError.
+        """
+        check_header(header, self._limits.pack_bytes_max)
+        layout = self._layout(header.group)
+        async with self._arriving(header):
+            if self._held.has(header.group, header.digest):
+                return
+            with self._observe("fetch_in"):
+                async with self._arrival(layout, header, "fetch_in") as arrival:
+                    await self._fetch_from_any(addresses, header, arrival)
+
+    async def _fetch_from_any(
+        self, addresses: Sequence[str], header: peer_pb2.PackHeader, arrival: _Arrival
+    ) -> None:
+        problem = "no address is known"
+        for round_number in range(self._limits.fetch_rounds_max):
+            if round_number:
+                delay_s = self._limits.retry_interval_s * 2**round_number
+                await asyncio.sleep(delay_s * self._rng.uniform(0.5, 1.0))
+            for address in addresses:
+                try:
+                    await self._fetch_from(address, header, arrival)
+                    return
+                except aio.AioRpcError as error:
+                    problem = str(from_rpc_error(address, error))
+                except (CorruptPack, InvalidArgument) as error:
+                    # Which address gave the wrong bytes is not known when it was resumed: start over.
+                    problem = f"peer {address}: {error}"
+                    log.warning(
+                        "fetched pack is damaged", extra=fields(peer=address, error=problem)
+                    )
+                    await arrival.restart()
+        raise Unavailable(f"pack {header.digest.hex()} could not be fetched: {problem}")
+
+    async def _fetch_from(
+        self, address: str, header: peer_pb2.PackHeader, arrival: _Arrival
+    ) -> None:
+        call: Any = self._clients.stub(address).FetchPack(
+            peer_pb2.FetchPackRequest(pack=header, offset=arrival.received_bytes),
+            metadata=self._clients.metadata,
+            timeout=self._timeout_s(header),
+        )
+        try:
+            async for response in call:
+                await arrival.feed(response.chunk)
+        finally:
+            call.cancel()
+        await arrival.finish()
+
+    @contextlib.asynccontextmanager
+    async def _arriving(self, header: peer_pb2.PackHeader) -> AsyncIterator[None]:
+        """One arrival per pack at a time; the later ones wait, and mostly find that it is held then."""
+        key = (header.group, header.digest)
+        while (other := self._arrivals.get(key)) is not None:
+            await asyncio.wait([other])
+        done = asyncio.get_running_loop().create_future()
+        self._arrivals[key] = done
+        try:
+            yield
+        finally:
+            del self._arrivals[key]
+            done.set_result(None)
+
+    @contextlib.asynccontextmanager
+    async def _arrival(
+        self, layout: GroupLayout, header: peer_pb2.PackHeader, action: str
+    ) -> AsyncIterator[_Arrival]:
+        writer = PackWriter(layout, header)
+        arrival = _Arrival(writer, self._write_file, self._limits.batch_bytes)
+        try:
+            yield arrival
+            self._held.add(header.group, header.digest)
+            self._metrics.pack_bytes.labels(action).inc(header.pack_bytes + header.index_bytes)
+        finally:
+            arrival.abandon()
+            # Not awaited: this may run while the call is being cancelled. Harmless after `finish`.
+            self._executor.submit(writer.discard)
+
+    # ---- helpers
+
+    def _layout(self, group: int) -> GroupLayout:
+        layout = self._layouts.get(group)
+        if layout is None:
+            raise NotFound(f"group {group} is not on this node")
+        return layout
+
+    def _timeout_s(self, header: peer_pb2.PackHeader) -> float:
+        size = header.pack_bytes + header.index_bytes
+        return self._limits.transfer_timeout_s + size / self._limits.transfer_bytes_per_s_min
+
+    async def _read_file(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Runs reading file work on a thread; a file that can't be read is a failure of this call only."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._executor, function, *arguments)
+        except OSError as error:
+            log.error("pack not readable", extra=fields(error=str(error)))
+            raise Unavailable(f"the pack cannot be read here: {error}") from error
+
+    async def _write_file(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Runs writing file work on a thread; only a full disk is survived."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._executor, function, *arguments)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StorageFull(f"no room for the pack: {error.strerror}") from error
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise Unavailable(f"no file can be opened now: {error.strerror}") from error
+            fatal = FatalError(
+                f"writing a pack failed: {error}; check the disk below data_dir",
+                exit_code=FatalError.EXIT_IO_ERROR,
+            )
+            self._on_fatal(fatal)
+            raise fatal from error
+
+    @contextlib.contextmanager
+    def _observe(self, action: str) -> Any:
+        outcome = _Outcome()
+        started = time.perf_counter()
+        try:
+            yield outcome
+        except QuorepoError as error:
+            outcome.word = error.reason.lower()
+            raise
+        except BaseException:
+            outcome.word = "interrupted"
+            raise
+        finally:
+            self._metrics.packs.labels(action, outcome.word).inc()
+            self._metrics.pack_seconds.labels(action).observe(time.perf_counter() - started)
+
+
+@dataclasses.dataclass(slots=True)
+class _Outcome:
+    word: str = "ok"
+
+
+class _Arrival:
+    """Collects chunks into batches; one batch is written while the next one comes in."""
+
+    def __init__(
+        self,
+        writer: PackWriter,
+        run: Callable[..., Awaitable[None]],
+        batch_bytes: int,
+    ) -> None:
+        self._writer = writer
+        self._run = run
+        self._batch_bytes = batch_bytes
+        self._batch: list[bytes] = []
+        self._batch_size = 0
+        self._writing: asyncio.Future[None] | None = None
+        self.received_bytes = 0
+
+    async def feed(self, chunk: bytes) -> None:
+        self._batch.append(chunk)
+        self._batch_size += len(chunk)
+        self.received_bytes += len(chunk)
+        if self._batch_size >= self._batch_bytes:
+            await self._settle()
+            self._writing = asyncio.ensure_future(self._run(self._writer.write, self._batch))
+            self._batch, self._batch_size = [], 0
+
+    async def finish(self) -> None:
+        """A small pack comes here in one batch: one hop writes, checks and syncs it."""
+        await self._settle()
+        await self._run(self._writer.finish, self._batch)
+
+    async def restart(self) -> None:
+        with contextlib.suppress(QuorepoError):
+            await self._settle()
+        self._batch, self._batch_size, self.received_bytes = [], 0, 0
+        await self._run(self._writer.restart)
+
+    def abandon(self) -> None:
+        """The transfer ended; whatever a write under way still says is of no interest."""
+        if self._writing is not None:
+            self._writing.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def _settle(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            await writing

@@ -1,0 +1,283 @@
+"""Ordered, duplicate-free Raft message streams between the replicas of a cluster.
+
+Each node opens one stream to every other node for what it has to say; the streams that come in are read here
+and handed to the Raft engine. Owns who is connected; must not know what the messages mean.
+
+A replica is heard whether or not the configuration has it (Ongaro's dissertation, 4.1: configuration decides
+who is counted). For one that is not in it, a link back is kept as long as its stream to us is alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import threading
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias
+
+import grpc
+from grpc import aio
+
+from quorepo.cluster.metrics import ClusterMetrics, PeerCounters
+from quorepo.cluster.peer.clients import bearer_metadata
+from quorepo.cluster.peer.link import PeerLink, TransportLimits
+from quorepo.internal.v1 import log_pb2, peer_pb2
+from quorepo.storage.logs import fields
+
+__all__ = ["PeerTransport", "RaftInbox", "TransportLimits"]
+
+log = logging.getLogger(__name__)
+
+Context: TypeAlias = aio.ServicerContext[Any, Any]
+
+
+class RaftInbox(Protocol):
+    """What the Raft engine takes from the network; `raft.host.RaftHost` is one. All thread-safe."""
+
+    def deliver(self, from_replica: str, messages: Sequence[peer_pb2.GroupMessage]) -> None: ...
+
+    def peer_connected(self, replica_id: str) -> None: ...
+
+    def peer_disconnected(self, replica_id: str) -> None: ...
+
+
+class _Incoming:
+    """One stream from a peer; the newest of a replica is the only one that delivers."""
+
+    def __init__(self, reader: asyncio.Task[None]) -> None:
+        self.reader = reader
+        self.superseded = False
+
+
+class PeerTransport:
+    """Implements `raft.interface.RaftTransport`; lives in the core's event loop."""
+
+    def __init__(
+        self,
+        *,
+        replica_id: str,
+        node: str,
+        cluster_id: str,
+        address: str,
+        secret: str,
+        metrics: ClusterMetrics,
+        limits: TransportLimits | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        """`address` is where this node listens for peers, as others reach it."""
+        self._replica_id = replica_id
+        self._node = node
+        self._cluster_id = cluster_id
+        self._address = address
+        self._metadata = bearer_metadata(secret)
+        self._metrics = metrics
+        self._limits = limits or TransportLimits()
+        self._rng = rng or random.Random()  # noqa: S311 - jitter, not a secret
+
+        self._inbox: RaftInbox | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._links: dict[str, PeerLink] = {}  # changed on the loop only
+        self._members: dict[str, log_pb2.Replica] = {}
+        self._incoming: dict[str, _Incoming] = {}
+        self._stopping: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+        self._lock = threading.Lock()
+        self._dirty: list[PeerLink] = []
+
+    def start(self, inbox: RaftInbox) -> None:
+        """Binds the transport to the running event loop and to the engine it delivers to."""
+        self._inbox = inbox
+        self._loop = asyncio.get_running_loop()
+
+    async def close(self) -> None:
+        """Closes all streams; later sends are dropped."""
+        self._closed = True
+        for incoming in list(self._incoming.values()):
+            incoming.reader.cancel()
+        links = list(self._links.values())
+        self._links = {}
+        await asyncio.gather(*(link.stop() for link in links), *self._stopping)
+
+    # ---- RaftTransport, any thread
+
+    def send(self, to_replica: str, messages: Sequence[peer_pb2.GroupMessage]) -> None:
+        """Queues messages; drops them when the replica is not connected. Never blocks."""
+        link = self._links.get(to_replica)
+        if link is None or not link.push(messages):
+            return
+        with self._lock:
+            first = not self._dirty
+            self._dirty.append(link)
+        if first:  # one wake-up of the loop per burst, whatever number of peers it goes to
+            self._on_loop(self._wake_dirty)
+
+    def set_replicas(self, replicas: Sequence[log_pb2.Replica]) -> None:
+        """The replicas to keep connections to; the own one may be among them."""
+        self._on_loop(self._set_members, list(replicas))
+
+    def _on_loop(self, callback: Any, *arguments: Any) -> None:
+        if self._loop is None:
+            raise RuntimeError("the transport was not started")
+        try:
+            self._loop.call_soon_threadsafe(callback, *arguments)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
+
+    # ---- event loop
+
+    def _wake_dirty(self) -> None:
+        with self._lock:
+            links, self._dirty = self._dirty, []
+        for link in links:
+            link.wake()
+
+    def _set_members(self, replicas: Sequence[log_pb2.Replica]) -> None:
+        self._members = {r.replica_id: r for r in replicas if r.replica_id != self._replica_id}
+        for replica_id, link in list(self._links.items()):
+            member = self._members.get(replica_id)
+            moved = member is not None and member.peer_address != link.replica.peer_address
+            if moved or (member is None and replica_id not in self._incoming):
+                self._drop_link(replica_id)
+        for replica in self._members.values():
+            if replica.replica_id not in self._links and not self._closed:
+                self._open_link(replica)
+
+    def _open_link(self, replica: log_pb2.Replica) -> PeerLink:
+        hello = peer_pb2.RaftFrame(
+            from_replica=self._replica_id,
+            cluster_id=self._cluster_id,
+            to_node=replica.node,
+            from_address=self._address,
+        )
+        link = PeerLink(
+            replica,
+            hello,
+            self._metadata,
+            self._limits,
+            self,
+            self._metrics.peer(replica.node),
+            self._rng,
+        )
+        self._links = {**self._links, replica.replica_id: link}
+        if replica.replica_id in self._incoming:
+            link.incoming_opened()
+        link.start()
+        return link
+
+    def _drop_link(self, replica_id: str) -> None:
+        links = dict(self._links)
+        link = links.pop(replica_id)
+        self._links = links
+        task = asyncio.get_running_loop().create_task(link.stop())
+        self._stopping.add(task)
+        task.add_done_callback(self._stopping.discard)
+
+    def connected(self, replica_id: str) -> None:
+        """From a link: messages flow both ways."""
+        log.info("peer connected", extra=fields(peer=replica_id))
+        if self._inbox is not None:
+            self._inbox.peer_connected(replica_id)
+
+    def disconnected(self, replica_id: str, cause: str) -> None:
+        """From a link: what was in flight, either way, may be lost."""
+        log.info("peer disconnected", extra=fields(peer=replica_id, cause=cause))
+        self._metrics.peer_disconnects.labels(_node_of(replica_id), cause).inc()
+        if self._inbox is not None:
+            self._inbox.peer_disconnected(replica_id)
+
+    # ---- streams from peers
+
+    async def serve(self, context: Context) -> None:
+        """Serves one incoming Raft stream to its end; the secret was checked before."""
+        first = await self._first_frame(context)
+        replica_id = first.from_replica
+        reader = asyncio.get_running_loop().create_task(self._read(replica_id, first, context))
+        mine = _Incoming(reader)
+        self._admit(first, mine)
+        cause = "lost"
+        try:
+            await asyncio.wait([reader])
+            if mine.superseded:
+                cause = "superseded"
+        finally:
+            reader.cancel()
+            if self._incoming.get(replica_id) is mine:
+                del self._incoming[replica_id]
+                self._incoming_ended(replica_id, cause)
+        if mine.superseded:
+            await context.abort(grpc.StatusCode.ABORTED, "a newer stream of the replica took over")
+
+    async def _first_frame(self, context: Context) -> peer_pb2.RaftFrame:
+        """Reads who speaks; ends the stream when it must not speak here."""
+        try:
+            async with asyncio.timeout(self._limits.hello_timeout_s):
+                frame: Any = await context.read()
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no first frame")
+        if frame is aio.EOF:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no first frame")
+        problem = ""
+        if self._closed or self._inbox is None:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "this node is not serving")
+        elif frame.cluster_id != self._cluster_id:
+            problem = f"this node belongs to cluster {self._cluster_id!r}, not {frame.cluster_id!r}"
+        elif frame.to_node != self._node:
+            problem = f"this node is {self._node!r}, not {frame.to_node!r}; correct cluster.peers"
+        elif not _node_of(frame.from_replica):
+            problem = f"{frame.from_replica!r} is no replica id (<node>@<disk>)"
+        elif frame.from_replica == self._replica_id:
+            problem = f"replica {frame.from_replica!r} runs here; its data directory was copied"
+        if problem:
+            log.warning("peer refused", extra=fields(peer=frame.from_replica, reason=problem))
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, problem)
+        accepted: peer_pb2.RaftFrame = frame
+        return accepted
+
+    def _admit(self, first: peer_pb2.RaftFrame, incoming: _Incoming) -> None:
+        """Makes `incoming` the one stream of its replica, and sees to a way back."""
+        replica_id = first.from_replica
+        older = self._incoming.get(replica_id)
+        if older is not None:
+            # The reader is cancelled before it can deliver again: deliveries happen on this thread.
+            older.superseded = True
+            older.reader.cancel()
+            self._incoming_ended(replica_id, "superseded", keep=True)
+        self._incoming[replica_id] = incoming
+        link = self._links.get(replica_id)
+        if link is not None:
+            link.incoming_opened()
+        elif first.from_address:
+            guest = log_pb2.Replica(
+                replica_id=replica_id, node=_node_of(replica_id), peer_address=first.from_address
+            )
+            self._open_link(guest)
+
+    def _incoming_ended(self, replica_id: str, cause: str, *, keep: bool = False) -> None:
+        link = self._links.get(replica_id)
+        if link is None:
+            return
+        link.incoming_lost(cause)
+        if replica_id not in self._members and not keep:
+            self._drop_link(replica_id)
+
+    async def _read(self, replica_id: str, first: peer_pb2.RaftFrame, context: Context) -> None:
+        inbox = self._inbox
+        assert inbox is not None
+        counters: PeerCounters = self._metrics.peer(_node_of(replica_id))
+        await context.write(peer_pb2.RaftHello(replica_id=self._replica_id))
+        frame: Any = first  # or EOF, which the stubs do not know
+        while frame is not aio.EOF:
+            if frame.messages:
+                counters.messages_received.inc(len(frame.messages))
+                counters.bytes_received.inc(frame.ByteSize())
+                inbox.deliver(replica_id, list(frame.messages))
+            frame = await context.read()
+
+
+def _node_of(replica_id: str) -> str:
+    """The node's name in `<node>@<disk id>`; empty when it is no replica id."""
+    node, at, disk = replica_id.partition("@")
+    return node if at and disk else ""
