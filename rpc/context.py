@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import os
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -18,6 +19,8 @@ from quorepo.rpc.core_client import Core
 from quorepo.rpc.metrics import EdgeMetrics
 from quorepo.rpc.reads import Reads
 from quorepo.rpc.repositories import Origin, Repositories
+from quorepo.storage.errors import FatalError
+from quorepo.storage.logs import fields
 from quorepo.storage.packs import PackCache
 from quorepo.storage.worker_pool import WorkerPool
 
@@ -28,6 +31,11 @@ log = logging.getLogger(__name__)
 
 def _clock_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+def _exit_at_once(error: FatalError) -> None:
+    log.critical("this process must end", exc_info=error)
+    os._exit(error.exit_code)
 
 
 @dataclasses.dataclass(slots=True)
@@ -44,6 +52,7 @@ class EdgeContext:
     authenticator: Authenticator
     clock_ms: Callable[[], int] = _clock_ms  # Unix time, ms
     stopping: bool = False  # new pushes and fetches are refused
+    on_fatal: Callable[[FatalError], None] = _exit_at_once
     _running: set[asyncio.Task[Any]] = dataclasses.field(default_factory=set)
 
     def origin(self, actor: str, request_id: bytes | None = None) -> Origin:
@@ -70,6 +79,4 @@ class EdgeContext:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.debug(
-                "spawned work failed", extra={"fields": {"task": task.get_name()}}, exc_info=error
-            )
+            log.debug("spawned work failed", extra=fields(task=task.get_name()), exc_info=error)

@@ -12,17 +12,18 @@ from __future__ import annotations
 import asyncio
 import collections
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
-from quorepo.cluster.state.reader import PathRow, RepositoryRow, RepositorySnapshot, StateReader
+from quorepo.cluster.state.reader import StateReader
+from quorepo.cluster.state.rows import PackRow, PathRow, RepositoryRow, RepositorySnapshot
 from quorepo.rpc.core_client import Core
 from quorepo.storage.errors import NotFound, Unavailable
 from quorepo.storage.git.advertise import RefsView
 from quorepo.storage.layout import GroupLayout
 from quorepo.storage.objectformat import ObjectFormat
-from quorepo.storage.packs import PackCache, PackSet
+from quorepo.storage.packs import TAG, PackCache, PackSet, describe
 
 __all__ = [
     "GROUP_DIRECTORY",
@@ -40,7 +41,6 @@ READ_INDEX_TIMEOUT_S = 10.0  # how long a read waits for a leader before it give
 
 Consistency = Literal["linearizable", "local"]
 
-_TAG = 4  # git's pack type number of an annotated tag
 _PEEL_DEPTH_MAX = 64
 _PEELED_MAX = 262_144  # entries, about 100 bytes each
 _VIEW_COST_MAX = 1_000_000  # refs and packs of all cached pictures together
@@ -63,9 +63,10 @@ class RepositoryView:
     ) -> None:
         self.path = path
         self.group = group
-        self.row: RepositoryRow = snapshot.row
+        self.row: RepositoryRow = snapshot.repository
+        # In the order of the names.
         self.refs: Mapping[bytes, bytes] = {ref.name: ref.oid for ref in snapshot.refs}
-        self.pack_digests: tuple[bytes, ...] = tuple(pack.digest for pack in snapshot.packs)
+        self.pack_rows: tuple[PackRow, ...] = tuple(snapshot.packs)
         self.layout = layout
         self._pack_cache = pack_cache
         self._peeled = peeled
@@ -77,7 +78,7 @@ class RepositoryView:
     @property
     def repository_id(self) -> str:
         """The id that never changes and is never reused."""
-        return self.row.id
+        return self.row.repository_id
 
     @property
     def object_format(self) -> ObjectFormat:
@@ -85,9 +86,14 @@ class RepositoryView:
         return self.row.object_format
 
     @property
-    def head(self) -> bytes | None:
-        """Full name of the ref that HEAD points to; it may not exist yet."""
+    def head(self) -> bytes:
+        """Full name of the branch that HEAD points to; it may not exist yet."""
         return self.row.head
+
+    @property
+    def pack_digests(self) -> list[bytes]:
+        """The names of the packs that make up this revision, the oldest first."""
+        return [pack.digest for pack in self.pack_rows]
 
     @property
     def packs(self) -> PackSet:
@@ -99,20 +105,14 @@ class RepositoryView:
                 )
             return self._packs
 
-    def describe(self, data_dir: str) -> dict[str, Any]:
-        """How this picture is named to a worker process, see storage/packs.py."""
-        return {
-            "data_dir": data_dir,
-            "group": self.group,
-            "repository_id": self.repository_id,
-            "packs": [digest.hex() for digest in self.pack_digests],
-            "object_format": self.object_format.name_bytes.decode(),
-        }
+    def describe(self) -> dict[str, Any]:
+        """How this picture is named to a worker process."""
+        return describe(self.layout, self.repository_id, self.pack_digests, self.object_format)
 
     def refs_view(self) -> RefsView:
         """The refs as they are advertised, tags peeled. Reads packs: call it off the event loop."""
         if self._refs_view is None:
-            rows = [(name, oid, self._peel(oid)) for name, oid in sorted(self.refs.items())]
+            rows = [(name, oid, self._peel(oid)) for name, oid in self.refs.items()]
             self._refs_view = RefsView(
                 head=self.head, detached_head=None, refs=rows, object_format=self.object_format
             )
@@ -237,12 +237,13 @@ class Reads:
         row = reader.repository(path_row.repository_id)
         if row is None or row.deleted:
             return None
-        cached = self._views.get(row.id)
+        cached = self._views.get(row.repository_id)
         if cached is not None and cached.row == row and cached.path == path_row.path:
             return cached
-        snapshot = reader.snapshot(row.id)
-        if snapshot is None or snapshot.row.deleted:
-            return None
+        try:
+            snapshot = reader.snapshot(row.repository_id)
+        except NotFound:
+            return None  # deleted since the row was read
         view = RepositoryView(
             path_row.path,
             path_row.group,
@@ -306,7 +307,7 @@ class _ViewCache:
 
 
 def _cost(view: RepositoryView) -> int:
-    return 100 + len(view.refs) + len(view.pack_digests)
+    return 100 + len(view.refs) + len(view.pack_rows)
 
 
 def _peel(packs: PackSet, oid: bytes) -> bytes | None:
@@ -316,7 +317,7 @@ def _peel(packs: PackSet, oid: bytes) -> bytes | None:
     """
     current = oid
     for _depth in range(_PEEL_DEPTH_MAX):
-        if packs.object_type(current) != _TAG:
+        if packs.object_type(current) != TAG:
             return None if current == oid else current
         _type, content = packs.get(current)
         first_line = content.split(b"\n", 1)[0]
@@ -324,7 +325,6 @@ def _peel(packs: PackSet, oid: bytes) -> bytes | None:
     return None
 
 
-def empty_refs_view(object_format: ObjectFormat, head: bytes | None = None) -> RefsView:
+def empty_refs_view(object_format: ObjectFormat) -> RefsView:
     """What a repository that does not exist yet advertises to its first push."""
-    rows: Iterable[tuple[bytes, bytes, bytes | None]] = ()
-    return RefsView(head=head, detached_head=None, refs=tuple(rows), object_format=object_format)
+    return RefsView(head=None, detached_head=None, refs=(), object_format=object_format)

@@ -20,7 +20,7 @@ import os
 import time
 from collections.abc import Callable
 
-from quorepo.cluster.state.reader import PathRow
+from quorepo.cluster.state.rows import PathRow
 from quorepo.internal.v1 import log_pb2
 from quorepo.rpc.core_client import Core, RepositoryDeleted, check_result
 from quorepo.rpc.reads import (
