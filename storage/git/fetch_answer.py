@@ -69,7 +69,7 @@ def fetch_epilogue(request: FetchRequest) -> bytes:
 
 
 def sideband(data: bytes, band: int, packet_bytes_max: int) -> bytes:
-    """`data` cut into side-band frames of at most `packet_bytes_max` bytes each, header included."""
+    """`data` cut into side-band frames of at most `packet_bytes_max` bytes each, header and all."""
     view = memoryview(data)
     step = packet_bytes_max - 5
     frames: list[bytes | memoryview] = []

@@ -8,35 +8,78 @@ arguments plus the negotiation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-__all__ = ["JOBS", "run"]
+from quorepo.storage.git import negotiation as negotiation_module
+from quorepo.storage.git import pack_builder
+from quorepo.storage.git.commits import CommitCache, CommitReader
+from quorepo.storage.git.fetch_request import FetchRequest, Negotiation
+from quorepo.storage.packs import PackSet
+
+__all__ = ["JOBS", "Progress", "run"]
 
 Progress = Callable[[str], None]
 
+# A worker keeps the parsed commits of the repositories it served last, about 400 bytes each.
+_REPOSITORIES_CACHED_MAX = 4
 
-def run(job: str, arguments: dict[str, Any], progress: Progress | None = None) -> dict[str, Any]:
-    """Run the job of that name.
+_commit_caches: OrderedDict[tuple[str, int, str], CommitCache] = OrderedDict()
+
+
+def run(
+    job: str,
+    arguments: Mapping[str, Any],
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Run the job of that name; KeyError for any other.
 
     negotiate: {repository, request, tips, tags, deepen_not} -> the JSON of `Negotiation`.
-    build_pack: the same plus {negotiation, out} -> {path, bytes, objects, reused, deltas}.
-    Raises QuorepoErrors; FileNotFoundError and other OSErrors when the disk fails.
+    build_pack: the same plus {negotiation, out} -> {path, pack_bytes, objects, deltas, reused}.
+    Raises QuorepoErrors; OSErrors when the disk fails.
     """
     return JOBS[job](arguments, progress)
 
 
-def negotiate(arguments: dict[str, Any], progress: Progress | None) -> dict[str, Any]:
+def negotiate(arguments: Mapping[str, Any], progress: Progress | None) -> dict[str, Any]:
     """Which haves are common, whether they suffice, and where the history is cut off."""
-    raise NotImplementedError
+    result = negotiation_module.negotiate(
+        _reader(arguments["repository"]),
+        FetchRequest.from_json(arguments["request"]),
+        [bytes.fromhex(oid) for oid in arguments["tips"]],
+        [bytes.fromhex(oid) for oid in arguments["deepen_not"]],
+    )
+    return result.to_json()
 
 
-def build_pack(arguments: dict[str, Any], progress: Progress | None) -> dict[str, Any]:
-    """Write the pack that answers the request to the file `out`."""
-    raise NotImplementedError
+def build_pack(arguments: Mapping[str, Any], progress: Progress | None) -> dict[str, Any]:
+    """Write the pack that answers the request to the new file `out`."""
+    out = Path(arguments["out"])
+    result = pack_builder.build_pack(
+        _reader(arguments["repository"]),
+        FetchRequest.from_json(arguments["request"]),
+        Negotiation.from_json(arguments["negotiation"]),
+        [(bytes.fromhex(tag), bytes.fromhex(peeled)) for tag, peeled in arguments["tags"]],
+        out,
+        progress,
+    )
+    return {"path": str(out), **asdict(result)}
 
 
-JOBS: dict[str, Callable[[dict[str, Any], Progress | None], dict[str, Any]]] = {
+def _reader(repository: Mapping[str, Any]) -> CommitReader:
+    objects = PackSet.from_description(repository)
+    key = (repository["data_dir"], repository["group"], repository["repository_id"])
+    cache = _commit_caches.setdefault(key, {})
+    _commit_caches.move_to_end(key)
+    if len(_commit_caches) > _REPOSITORIES_CACHED_MAX:
+        _commit_caches.popitem(last=False)
+    return CommitReader(objects, cache)
+
+
+JOBS: dict[str, Callable[[Mapping[str, Any], Progress | None], dict[str, Any]]] = {
     "negotiate": negotiate,
     "build_pack": build_pack,
 }

@@ -1,0 +1,37 @@
+"""The negotiation of a fetch: which haves are common, whether they suffice, where history is cut.
+
+Reads objects, writes nothing, knows no wire format. The wants are checked against the visible
+tips here, so nothing may be sent for a request that did not pass through `negotiate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from quorepo.storage.git.commits import CommitReader, existing
+from quorepo.storage.git.fetch_request import FetchRequest, Negotiation
+from quorepo.storage.git.reachability import check_wants
+from quorepo.storage.git.shallow import client_shallow, plan_shallow
+from quorepo.storage.git.walk import wants_reach_common
+
+__all__ = ["negotiate"]
+
+
+def negotiate(
+    reader: CommitReader,
+    request: FetchRequest,
+    tips: Sequence[bytes],
+    deepen_not: Sequence[bytes] = (),
+) -> Negotiation:
+    """Raises NotFound for a want that no tip reaches, InvalidArgument for an impossible depth."""
+    check_wants(reader, request.wants, tips)
+    wants = reader.roots(request.wants)
+    excluded = reader.roots(deepen_not).commits
+    plan = plan_shallow(reader, request, wants, excluded)
+    common = existing(reader.objects, request.haves)
+    ready = False
+    if common and request.wants and not request.done and not request.wait_for_done:
+        grafts = {*client_shallow(reader, request), *plan.shallow}
+        common_commits = reader.roots(common).commits
+        ready = wants_reach_common(reader, wants.commits, common_commits, grafts)
+    return Negotiation(tuple(common), ready, plan.shallow, plan.unshallow)

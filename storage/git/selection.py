@@ -1,0 +1,219 @@
+"""Which objects a fetch is sent: the closure of its wants without what the client has.
+
+Owns the enumeration: commits by a walk, then the trees and blobs of the new commits without those
+of the boundary, with filters. How the objects are written is `pack_builder.py`'s matter.
+Iterative, and bounded by about 200 bytes per object selected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from quorepo.storage.git.commits import CommitReader, Roots, tree_entry_pattern
+from quorepo.storage.git.fetch_request import FetchRequest, Negotiation
+from quorepo.storage.git.filters import ObjectFilter
+from quorepo.storage.git.shallow import client_shallow
+from quorepo.storage.git.walk import CommitRange, commits_between
+from quorepo.storage.packs import BLOB, COMMIT, TAG, TREE
+
+__all__ = ["Selection", "select_objects"]
+
+_TREE_MODES = (b"40000", b"040000")
+_GITLINK_MODE = b"160000"
+
+Count = Callable[[int], None]
+
+
+@dataclass
+class Selection:
+    """The objects to send, and those that the client is known to have, the bases of thin deltas.
+
+    `chosen` maps each object to its offset in the answer, 0 until it is written there; commits come
+    first, newest first, and `commit_count` says how many. `known` is not complete: it holds what
+    the enumeration came across.
+    """
+
+    chosen: dict[bytes, int] = field(default_factory=dict)
+    known: set[bytes] = field(default_factory=set)
+    commit_count: int = 0
+
+
+def select_objects(
+    reader: CommitReader,
+    request: FetchRequest,
+    negotiation: Negotiation,
+    tags: Sequence[tuple[bytes, bytes]] = (),
+    count: Count | None = None,
+) -> Selection:
+    """Enumerate. `tags` are (tag object, peeled) for `include-tag`; `count` hears of progress."""
+    wants = reader.roots(request.wants)
+    haves = reader.roots(negotiation.common)
+    grafts = {*client_shallow(reader, request), *negotiation.shallow}
+    # The client names its shallow commits because it has them; of those that it shall have the
+    # parents of now, the walk goes on at the parents (upload-pack.c, send_unshallow).
+    deeper = [p for oid in negotiation.unshallow for p in reader.get(oid).parents]
+    commits = commits_between(
+        reader,
+        [*wants.commits, *deeper],
+        [*haves.commits, *negotiation.unshallow],
+        grafts,
+        count,
+    )
+    enumeration = _Enumeration(reader, request.filter or ObjectFilter(), count)
+    enumeration.take_commits(commits, wants, haves)
+    enumeration.take_named(wants, haves)
+    enumeration.take_trees(commits, wants, haves)
+    if request.include_tag:
+        enumeration.take_tags_of(tags)
+    return enumeration.selection
+
+
+class _Enumeration:
+    def __init__(
+        self,
+        reader: CommitReader,
+        object_filter: ObjectFilter,
+        count: Count | None,
+    ) -> None:
+        self._reader = reader
+        self._filter = object_filter
+        self._count = count or (lambda _: None)
+        self._entries = tree_entry_pattern(reader.objects.object_format.hash_bytes)
+        self.selection = Selection()
+
+    def take_commits(self, commits: CommitRange, wants: Roots, haves: Roots) -> None:
+        selection = self.selection
+        new: Iterable[bytes] = commits.new
+        if not self._filter.keeps_type(COMMIT):
+            named = set(wants.commits)
+            new = (oid for oid in commits.new if oid in named)
+        selection.chosen.update(dict.fromkeys(new, 0))
+        selection.commit_count = len(selection.chosen)
+        selection.known.update(commits.had, haves.tags, haves.blobs)
+
+    def take_named(self, wants: Roots, haves: Roots) -> None:
+        """What a client names it gets: filters do not apply, nor what it might have already."""
+        had_tags = set(haves.tags)
+        for oid in (
+            *(tag for tag in wants.tags if tag not in had_tags),
+            *wants.trees,
+            *wants.blobs,
+        ):
+            self.selection.chosen[oid] = 0
+            self.selection.known.discard(oid)
+
+    def take_trees(self, commits: CommitRange, wants: Roots, haves: Roots) -> None:
+        """The trees and blobs of the new commits and of the trees that the client named."""
+        reader = self._reader
+        bound = self._filter
+        roots = [reader.get(oid).tree for oid in commits.new]
+        if bound.tree_depth == 0 or not (bound.keeps_type(TREE) or bound.keeps_type(BLOB)):
+            return
+        if roots or wants.trees:
+            self._mark_known([reader.get(oid).tree for oid in commits.boundary] + haves.trees)
+        if bound == ObjectFilter():
+            self._walk(roots, wants.trees)
+        else:
+            self._walk_filtered(roots, wants.trees)
+
+    def take_tags_of(self, tags: Sequence[tuple[bytes, bytes]]) -> None:
+        """Annotated tags of what is sent, with the tags that they point to on the way."""
+        selection = self.selection
+        for tag, peeled in tags:
+            oid = tag
+            while peeled in selection.chosen and oid != peeled and oid not in selection.known:
+                if self._reader.objects.object_type(oid) != TAG:
+                    break
+                selection.chosen.setdefault(oid, 0)
+                oid = self._reader.tag_target(oid)
+
+    def _mark_known(self, roots: Iterable[bytes]) -> None:
+        """The client has these trees and all in them."""
+        known = self.selection.known
+        chosen = self.selection.chosen
+        get = self._reader.objects.get
+        findall = self._entries.findall
+        pending = []
+        for root in roots:
+            if root not in known and root not in chosen:
+                known.add(root)
+                pending.append(root)
+        while pending:
+            for mode, oid in findall(get(pending.pop())[1]):
+                # The commit of a submodule may lie in this repository; having the link is not
+                # having the commit.
+                if oid in known or oid in chosen or mode == _GITLINK_MODE:
+                    continue
+                known.add(oid)
+                if mode in _TREE_MODES:
+                    pending.append(oid)
+
+    def _walk(self, roots: Iterable[bytes], named: Iterable[bytes]) -> None:
+        """Every tree once, depth first, newest commit first."""
+        chosen = self.selection.chosen
+        known = self.selection.known
+        get = self._reader.objects.get
+        findall = self._entries.findall
+        pending = list(named)
+        for root in roots:
+            if root not in chosen and root not in known:
+                chosen[root] = 0
+                pending.append(root)
+            while pending:
+                for mode, oid in findall(get(pending.pop())[1]):
+                    if oid in chosen or oid in known:
+                        continue
+                    if mode in _TREE_MODES:
+                        pending.append(oid)
+                    elif mode == _GITLINK_MODE:
+                        continue
+                    chosen[oid] = 0
+            self._count(len(chosen))
+
+    def _walk_filtered(self, roots: Iterable[bytes], named: Iterable[bytes]) -> None:
+        """As `_walk`, with depths: a tree that shows up nearer to a root again is walked again."""
+        chosen = self.selection.chosen
+        bound = self._filter
+        depth_max = bound.tree_depth
+        keeps_trees = bound.keeps_type(TREE)
+        keeps_blobs = bound.keeps_type(BLOB) and bound.blob_bytes_limit != 0
+        depths: dict[bytes, int] = {}
+        get = self._reader.objects.get
+        for tree, depth in _with_depth(named, roots):
+            pending = [(tree, depth)]
+            while pending:
+                tree, depth = pending.pop()
+                if tree in self.selection.known or depths.get(tree, depth + 1) <= depth:
+                    continue
+                depths[tree] = depth
+                if depth_max is not None and depth >= depth_max:
+                    continue
+                # The depth of a named tree is -1: it is chosen, and its entries count from 0.
+                if keeps_trees and depth >= 0:
+                    chosen.setdefault(tree, 0)
+                for mode, oid in self._entries.findall(get(tree)[1]):
+                    if mode in _TREE_MODES:
+                        pending.append((oid, depth + 1))
+                    elif keeps_blobs and mode != _GITLINK_MODE and self._keeps_blob(oid, depth + 1):
+                        chosen[oid] = 0
+            self._count(len(chosen))
+
+    def _keeps_blob(self, oid: bytes, depth: int) -> bool:
+        bound = self._filter
+        if oid in self.selection.chosen or oid in self.selection.known:
+            return False
+        if bound.tree_depth is not None and depth >= bound.tree_depth:
+            return False
+        limit = bound.blob_bytes_limit
+        return limit is None or self._reader.objects.object_size(oid) < limit
+
+
+def _with_depth(
+    named: Iterable[bytes],
+    roots: Iterable[bytes],
+) -> Iterable[tuple[bytes, int]]:
+    for tree in named:
+        yield tree, -1
+    for tree in roots:
+        yield tree, 0
