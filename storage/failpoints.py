@@ -1,4 +1,4 @@
-"""Failpoints: named places at durability edges where a test can make this process die or a call fail.
+"""Failpoints: named places at durability edges where a test can kill this process or fail a call.
 
 Product code calls `failpoint("area.operation.edge")` right before the step it names; without a
 test that costs one truth test of an empty dict. They are enabled by the environment of a process
@@ -63,7 +63,7 @@ def failpoint(name: str) -> None:
 
 
 def enable(name: str, action: Action, *, first_hit: int = 1) -> None:
-    """Enables one failpoint in this process, acting from the `first_hit`-th time (1 = the first) on."""
+    """Enables one failpoint in this process; it acts from the `first_hit`-th time on."""
     if action not in get_args(Action):
         raise ValueError(f"failpoint {name!r} has no action {action!r}; one of {get_args(Action)}")
     if first_hit < 1:

@@ -1,4 +1,4 @@
-"""Steps on files that must be on the disk before anything is acknowledged, and what their failure means.
+"""Steps on files that must be durable before anything is acknowledged; what a failure means.
 
 Owns: turning any OSError into a FatalError that names the file and what to do; replacing a file
 durably; the lock of a folder. Must not know what is in the files.
@@ -37,8 +37,8 @@ TEMPORARY_SUFFIX = ".tmp"
 REPLACE_EDGES = ("before_write", "before_fsync", "before_rename", "before_dir_fsync", "done")
 _LOCK_POLL_S = 0.05
 _NEXT_STEP = (
-    "nothing that this node did not sync was acknowledged; check the disk (dmesg, smartctl, df) and start "
-    "the node again once it is sound, or give it an empty disk and let it rejoin"
+    "this node ends and is not restarted by itself; check the disk (dmesg, smartctl, df), start "
+    "the node again once it is sound, or let it rejoin with an empty data directory"
 )
 
 
@@ -63,7 +63,7 @@ def fatal_on_os_error(action: str, path: Path) -> Iterator[None]:
 
 
 def write_fully(descriptor: int, data: bytes) -> None:
-    """Writes all of `data` at the descriptor's position; one system call unless the kernel takes less."""
+    """Writes all of `data`; one system call unless the kernel takes less at once."""
     written = os.write(descriptor, data)
     while written < len(data):
         written += os.write(descriptor, memoryview(data)[written:])
@@ -79,7 +79,7 @@ def sync_directory(path: Path) -> None:
 
 
 def replace_durably(path: Path, chunks: Sequence[bytes], failpoint_prefix: str) -> None:
-    """Gives `path` the content `chunks`; on return it is durable, before that the old content stands whole.
+    """Gives `path` the content `chunks`, durable on return; a crash before leaves the old content.
 
     Write to a temporary name, fsync, rename, fsync of the folder. Failpoints: `failpoint_prefix`
     with each of `REPLACE_EDGES`. Raises FatalError on any I/O error; the temporary file may stay

@@ -1,4 +1,4 @@
-"""One group's log as pysyncobj wants it: a `pysyncobj.journal.Journal` over the node's journal and a vote file.
+"""One group's log as pysyncobj wants it: a `pysyncobj.journal.Journal` over journal and vote file.
 
 Owns: translating pysyncobj's positions in a list into Raft indexes. Must not know of messages,
 elections or files. For the Raft thread only.
@@ -110,9 +110,9 @@ class GroupLog(PysyncobjJournal):  # type: ignore[misc]
             return
         state = f"of term {self._votes.term}" if self._votes.exists else "missing"
         raise FatalError(
-            f"vote file {str(self._votes.path)!r} is {state}, and the log of group {self._group} has entries "
-            f"of term {log_term}; without it this node could vote twice in a term: move the data directory "
-            "away, and let the node rejoin with an empty one",
+            f"vote file {str(self._votes.path)!r} is {state}, and the log of group "
+            f"{self._group} has entries of term {log_term}; without it this node could vote twice in a term: move "
+            "the data directory away, and let the node rejoin with an empty one",
             exit_code=FatalError.EXIT_IO_ERROR,
         )
 
@@ -139,7 +139,7 @@ class GroupLog(PysyncobjJournal):  # type: ignore[misc]
 
     @property
     def durable_index(self) -> int:
-        """The last entry that is synced: all that may be acknowledged or counted for this replica."""
+        """The last synced entry: all that may be acknowledged or counted for this replica."""
         return self._journal.durable_index(self._group)
 
     def term_at(self, index: int) -> int | None:
@@ -178,7 +178,7 @@ class GroupLog(PysyncobjJournal):  # type: ignore[misc]
     # pysyncobj's interface: by position.
 
     def add(self, command: bytes, idx: int, term: int) -> None:
-        """Appends an entry; it must follow the last one, and be synced before it is acknowledged."""
+        """Appends an entry that follows the last one; acknowledge it only once it is synced."""
         entry = (bytes(command), idx, term)
         self._journal.append(self._group, idx, term, entry[0])
         self._last = entry

@@ -22,22 +22,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
-from quorepo.cluster.raft.durable import (
-    DirectoryLock,
-    fatal_on_os_error,
-    sync_directory,
-    write_fully,
-)
+from quorepo.cluster.raft.durable import DirectoryLock, fatal_on_os_error, sync_directory
 from quorepo.cluster.raft.log_index import LogIndex, Place
 from quorepo.cluster.raft.recovery import ROLL, Recovered, create_segment, recover
-from quorepo.cluster.raft.segment import (
-    BATCH_BYTES,
-    RECORD_BYTES_MAX,
-    Kind,
-    encode_batch,
-    encode_record,
-)
+from quorepo.cluster.raft.segment import RECORD_BYTES_MAX, Kind
 from quorepo.cluster.raft.segment_reader import SegmentReader
+from quorepo.cluster.raft.segment_writer import SegmentWriter
 from quorepo.storage.errors import FatalError
 from quorepo.storage.failpoints import failpoint
 
@@ -49,7 +39,7 @@ LogEntry = tuple[bytes, int, int]
 _LOCK_NAME = "LOCK"
 # A group that is quiet would keep old segments for ever: up to this much of it is copied instead.
 _MOVED_BYTES_MAX = 1024 * 1024
-_PENDING_BYTES_MAX = 32 * 1024 * 1024
+_QUEUED_BYTES_MAX = 32 * 1024 * 1024
 _EMPTY = LogIndex()  # what a group without entries looks like; never changed
 
 
@@ -75,20 +65,14 @@ class Journal:
         self._lock = lock
         self._segment_bytes_max = segment_bytes_max
         self._cache_bytes_max = cache_bytes_max
-        self._on_sync = on_sync
-        self._clock_s = clock_s
         self._logs = recovered.logs
         self._segments = recovered.segments
-        self._reader = SegmentReader(self._segments)
+        self._unsynced: dict[int, LogIndex] = {}  # groups that something is queued for
         self._end: tuple[str, int] | None = None  # why nothing is done any more, and the exit code
-        self._descriptor: int | None = None
-        self._current = self._segments[max(self._segments)]
-        self._written_bytes = recovered.last_bytes  # length of the current segment
-        self._seed = self._current.header.seed
-        self._batch = recovered.last_batch  # number of the last batch written to it
-        self._pending: list[bytes] = []  # records since the last sync
-        self._pending_bytes = 0
-        self._pending_logs: dict[int, LogIndex] = {}  # groups that have some
+        self._reader = SegmentReader(self._segments)
+        self._writer = SegmentWriter(on_sync, clock_s)
+        last = self._segments[max(self._segments)]
+        self._writer.open(last, recovered.last_bytes, recovered.last_batch)
 
     @classmethod
     def open(
@@ -134,7 +118,6 @@ class Journal:
                 clock_s=clock_s,
             )
             undo.callback(journal._release)
-            journal._open_current()
             journal._free_segments()  # a crash may have kept some that nothing needs
             undo.pop_all()
         return journal
@@ -145,7 +128,8 @@ class Journal:
             if self._end is None:
                 self.sync()
                 # An empty batch, so that damage to the batch before it cannot be taken for a tear.
-                self._write_batch()
+                with self._ends_journal():
+                    self._writer.write_batch()
         finally:
             self._release()
 
@@ -251,7 +235,7 @@ class Journal:
             )
         log.append(index, term, self._add(Kind.ENTRY, group, index, term, data, log))
         log.remember(index, data)
-        if self._pending_bytes >= _PENDING_BYTES_MAX:
+        if self._writer.queued_bytes >= _QUEUED_BYTES_MAX:
             self.sync()
 
     def truncate_from(self, group: int, index: int) -> None:
@@ -269,7 +253,7 @@ class Journal:
         log.truncate_from(index, term_before)
 
     def drop_prefix(self, group: int, index: int) -> None:
-        """Removes the entries before `index`, which stays and must be in the log; durable on return.
+        """Removes the entries before `index`, which must be in the log; durable on return.
 
         Syncs everything pending too. Segments are removed once no group has an entry in them; a
         quiet group with little in them is copied forward rather than keeping them.
@@ -280,7 +264,7 @@ class Journal:
             return
         if index > log.last_index:
             raise FatalError(
-                f"cannot drop all entries before {index} of group {group}: the last is {log.last_index}"
+                f"cannot drop what is before {index} in group {group}: its last is {log.last_index}"
             )
         self._add(Kind.DROP, group, index, 0, b"", log)
         log.drop_prefix(index)
@@ -294,14 +278,15 @@ class Journal:
             FatalError: EXIT_IO_ERROR; nothing since the last sync may be acknowledged, ever.
         """
         self._check_usable()
-        if not self._pending:
+        if not self._writer.queued_bytes:
             return
-        self._write_batch()
-        for log in self._pending_logs.values():
+        with self._ends_journal():
+            self._writer.write_batch()
+        for log in self._unsynced.values():
             log.durable_index = log.last_index
             log.forget_beyond(self._cache_bytes_max)
-        self._pending_logs.clear()
-        if self._written_bytes >= self._segment_bytes_max:
+        self._unsynced.clear()
+        if self._writer.written_bytes >= self._segment_bytes_max:
             self._begin_segment()
 
     # Writing.
@@ -316,63 +301,26 @@ class Journal:
         self, kind: Kind, group: int, index: int, term: int, data: bytes, log: LogIndex
     ) -> Place:
         """Queues a record for the next sync; returns where it will stand."""
-        offset = self._written_bytes + BATCH_BYTES + self._pending_bytes
-        record = encode_record(self._seed, kind, group, index, term, data)
-        self._pending.append(record)
-        self._pending_bytes += len(record)
-        self._pending_logs[group] = log
-        return Place(self._current.header.number, offset, len(data))
-
-    def _write_batch(self) -> None:
-        """Writes what is pending, maybe nothing, as one batch and waits until the disk has it."""
-        with self._ends_journal():
-            self._batch += 1
-            header = self._current.header
-            begin = encode_batch(header, self._batch, self._written_bytes, self._pending_bytes)
-            data = b"".join((begin, *self._pending))
-            assert self._descriptor is not None
-            with fatal_on_os_error("write", self._current.path):
-                failpoint("journal.sync.before_write")
-                write_fully(self._descriptor, data)
-            with fatal_on_os_error("sync", self._current.path):
-                failpoint("journal.sync.before_fsync")
-                started_s = self._clock_s()
-                os.fdatasync(self._descriptor)
-                took_s = self._clock_s() - started_s
-                failpoint("journal.sync.after_fsync")
-            self._written_bytes += len(data)
-            self._pending.clear()
-            self._pending_bytes = 0
-            if self._on_sync is not None:
-                self._on_sync(took_s)
-
-    def _open_current(self) -> None:
-        """Opens the current segment to append to it."""
-        with self._ends_journal(), fatal_on_os_error("open", self._current.path):
-            if self._descriptor is not None:
-                os.close(self._descriptor)
-                self._descriptor = None
-            self._descriptor = os.open(self._current.path, os.O_WRONLY | os.O_APPEND)
-        self._seed = self._current.header.seed
+        place = self._writer.queue(kind, group, index, term, data)
+        self._unsynced[group] = log
+        return place
 
     def _begin_segment(self) -> None:
-        """Closes the current segment, all of which is synced, and begins the next."""
-        number = self._current.header.number + 1
+        """Leaves the current segment, all of which is synced, and begins the next."""
+        number = self._writer.segment.header.number + 1
         with self._ends_journal():
             segment, size = create_segment(
-                self._directory, number, self._written_bytes, self._logs, ROLL
+                self._directory, number, self._writer.written_bytes, self._logs, ROLL
             )
-        self._segments[number] = self._current = segment
-        self._written_bytes = size
-        self._batch = 0
-        self._open_current()
+            self._segments[number] = segment
+            self._writer.open(segment, size, 0)
 
     # Removing segments.
 
     def _free_segments(self) -> None:
-        """Removes the oldest segments that no group needs, after copying quiet groups out of them."""
+        """Removes the oldest segments that no group needs, once quiet groups are copied out."""
         oldest = min(self._segments)
-        current = self._current.header.number
+        current = self._writer.segment.header.number
         if oldest == current:
             return
         quiet, needed = self._quiet_groups(current)
@@ -386,7 +334,7 @@ class Journal:
             self._remove_segment(number)
 
     def _quiet_groups(self, current: int) -> tuple[dict[int, LogIndex], int]:
-        """Groups with little, all of it in older segments; and the oldest segment the others need."""
+        """Groups with little, all in older segments; and the oldest segment that others need."""
         quiet = {}
         needed = current
         for group, log in self._logs.items():
@@ -399,7 +347,7 @@ class Journal:
         return quiet, needed
 
     def _move(self, group: int, log: LogIndex) -> None:
-        """Copies all entries of a group into the pending batch."""
+        """Queues copies of all entries of a group."""
         first, last = log.first_index, log.last_index
         for data, index, term in self.read(group, first, last + 1, _MOVED_BYTES_MAX):
             log.move(index, term, self._add(Kind.MOVED, group, index, term, data, log))
@@ -438,7 +386,5 @@ class Journal:
         if self._end is None:
             self._end = ("the journal is closed", FatalError.EXIT_BUG)
         self._reader.close()
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        self._writer.close()
         self._lock.release()

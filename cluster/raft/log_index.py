@@ -31,7 +31,7 @@ class Place:
 
 
 class LogIndex:
-    """The entries of one group. Empty: first_index = last_index = 0, and any index may come next."""
+    """The entries of one group. Empty: first and last index are 0, and any index may come next."""
 
     __slots__ = (
         "_base",
@@ -106,7 +106,7 @@ class LogIndex:
         return Place(place >> 32, place & 0xFFFF_FFFF, self._sizes[position])
 
     def segment_of(self, index: int) -> int:
-        """The number of the segment that holds an entry of the log. Raises IndexError for others."""
+        """The number of the segment that holds an entry. Raises IndexError for others."""
         return self._places[self._position(index)] >> 32
 
     def cached(self, index: int) -> bytes | None:
@@ -127,7 +127,7 @@ class LogIndex:
         self._cached_bytes += len(data) + _CACHED_ENTRY_OVERHEAD_BYTES
 
     def forget_beyond(self, cached_bytes_max: int) -> None:
-        """Drops the oldest data from memory until the bound is kept. Everything must be in a file."""
+        """Drops the oldest data from memory down to the bound. All must be in a file."""
         while self._cached_bytes > cached_bytes_max and self._cache:
             self._forget(next(iter(self._cache)))
 
@@ -191,6 +191,6 @@ class LogIndex:
     def _position(self, index: int) -> int:
         if index not in self:
             raise IndexError(
-                f"entry {index} is not in the log, which has {self.first_index} to {self.last_index}"
+                f"entry {index} is not in the log, which has {self.first_index}..{self.last_index}"
             )
         return index - self._base

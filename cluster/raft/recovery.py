@@ -14,6 +14,7 @@ when one fails.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import secrets
 from pathlib import Path
 
@@ -91,9 +92,10 @@ class _Tail:
 def damaged(path: Path, offset: int, what: str) -> FatalError:
     """The refusal to go on with a damaged segment."""
     return FatalError(
-        f"journal segment {str(path)!r} is damaged at byte {offset}: {what}; entries that this node "
-        "acknowledged may be lost, so it must not vote or answer with what is left: check the disk, move "
-        "the data directory away, and let the node rejoin with an empty one (the other nodes have the data)",
+        f"journal segment {str(path)!r} is damaged at byte {offset}: {what}; entries that this "
+        "node acknowledged may be lost, so it must not vote or answer with what is left: check the "
+        "disk, move the data directory away, and let the node rejoin with an empty one (the other "
+        "nodes have the data)",
         exit_code=FatalError.EXIT_IO_ERROR,
     )
 
@@ -163,7 +165,7 @@ def _segment_numbers(directory: Path) -> list[int]:
             elif (number := segment_number(path.name)) is not None:
                 numbers.append(number)
     numbers.sort()
-    for before, after in zip(numbers, numbers[1:], strict=False):
+    for before, after in itertools.pairwise(numbers):
         if after != before + 1:
             raise damaged(directory / segment_name(before + 1), 0, "the file is missing")
     return numbers
@@ -260,14 +262,14 @@ def _apply(log: LogIndex, record: Record, segment: int) -> str:
 
 
 def _check_complete(segments: dict[int, Segment], logs: dict[int, LogIndex]) -> None:
-    """Every entry must be in a segment that is there: the oldest ones may have been removed by hand."""
+    """Every entry must be in a segment that is there; somebody may have removed old ones."""
     for group, log in sorted(logs.items()):
         if not log.is_complete:
             first = min(segments)
             raise damaged(
                 segments[first].path.with_name(segment_name(first - 1)),
                 0,
-                f"the file is missing, and entries of group {group} from {log.first_index} on with it",
+                f"the file is missing, with entries of group {group} from {log.first_index} on",
             )
 
 

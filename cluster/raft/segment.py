@@ -1,4 +1,4 @@
-"""The bytes of a journal segment: header, records, batches; and whether a broken end is torn or damaged.
+"""The bytes of a journal segment, and whether a broken end is torn or damaged.
 
 Owns the format. Pure: bytes in, values out; no file is opened here. Must not know what a record
 means for a group's log (recovery.py) nor what the entries hold.
@@ -160,7 +160,7 @@ class Broken:
 
 
 class HeaderError(ValueError):
-    """A segment header that this program cannot use; `newer_version` when only its version is the reason."""
+    """A header that cannot be used; `newer_version` when only its version is the reason."""
 
     def __init__(self, message: str, *, newer_version: bool = False) -> None:
         super().__init__(message)
@@ -211,7 +211,7 @@ def decode_header(data: bytes) -> tuple[SegmentHeader, int]:
         raise HeaderError("the checksum of the header is wrong")
     if version > FORMAT_VERSION:
         raise HeaderError(
-            f"it has format version {version}, and this program knows versions up to {FORMAT_VERSION}",
+            f"it has format version {version}, and this program knows up to {FORMAT_VERSION}",
             newer_version=True,
         )
     lines_end = total_bytes - _CRC.size
@@ -257,7 +257,7 @@ def decode_record(data: bytes, offset: int, seed: int) -> Record | None:
 
 
 def scan(data: bytes, header: SegmentHeader, header_bytes: int) -> Iterator[Record | Broken]:
-    """The records of a segment in order, BATCH records too; a `Broken`, if any, is the last item."""
+    """The records of a segment in order, BATCH records too; a `Broken`, if any, comes last."""
     seed = header.seed
     offset = header_bytes
     number = 0
@@ -286,7 +286,7 @@ def scan(data: bytes, header: SegmentHeader, header_bytes: int) -> Iterator[Reco
 
 
 def _batch_end(data: bytes, record: Record, header: SegmentHeader, number: int) -> int | None:
-    """Where the batch ends that `record` begins; None unless it is the BATCH record expected there."""
+    """Where the batch ends that `record` begins; None unless it is the BATCH record to come."""
     if record.kind != Kind.BATCH or record.data_bytes != _BATCH_DATA.size:
         return None
     if record.index != number or record.term != record.offset:

@@ -97,9 +97,9 @@ class VoteFile:
             raise self._damaged("it does not begin as a vote file does")
         if version > FORMAT_VERSION:
             raise FatalError(
-                f"vote file {str(self._path)!r} has format version {version}, and this program knows "
-                f"versions up to {FORMAT_VERSION}; start this node with the release that wrote it, "
-                "or a newer one",
+                f"vote file {str(self._path)!r} has format version {version}, and this program "
+                f"knows up to {FORMAT_VERSION}; start this node with the release that wrote it, or "
+                "a newer one",
                 exit_code=FatalError.EXIT_CONFIG,
             )
         vote = body[_FIXED.size :]
@@ -111,8 +111,9 @@ class VoteFile:
 
     def _damaged(self, what: str) -> FatalError:
         return FatalError(
-            f"vote file {str(self._path)!r} is damaged: {what}; without it this node could vote twice in a "
-            "term: check the disk, move the data directory away, and let the node rejoin with an empty one",
+            f"vote file {str(self._path)!r} is damaged: {what}; without it this node could vote "
+            "twice in a term: check the disk, move the data directory away, and let the node "
+            "rejoin with an empty one",
             exit_code=FatalError.EXIT_IO_ERROR,
         )
 
