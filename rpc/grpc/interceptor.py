@@ -1,0 +1,125 @@
+"""What happens around every public call: who is calling, what an error becomes, what is counted.
+
+Owns authentication and error mapping, so that a service only raises errors of the tree. Must not
+know what any service does. Health and reflection need no credential: this slice serves loopback
+only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+
+from quorepo.rpc.auth import Identity
+from quorepo.rpc.context import EdgeContext
+from quorepo.rpc.grpc.errors import Context, abort
+from quorepo.storage.errors import QuorepoError, Unavailable
+
+__all__ = ["EdgeInterceptor", "caller"]
+
+log = logging.getLogger(__name__)
+
+_OPEN_SERVICES = frozenset(
+    {
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }
+)
+
+_WRITE_TIMEOUT_S = 60.0  # a client that reads nothing for so long loses its stream
+
+_caller: contextvars.ContextVar[Identity] = contextvars.ContextVar("caller")
+
+Continuation = Callable[
+    [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
+]
+
+
+def caller() -> Identity:
+    """Who makes the call that is being served; only inside a service method."""
+    return _caller.get()
+
+
+class EdgeInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps the unary and server-streaming methods of all services but health and reflection."""
+
+    def __init__(self, edge: EdgeContext) -> None:
+        self._edge = edge
+
+    async def intercept_service(
+        self, continuation: Continuation, details: grpc.HandlerCallDetails
+    ) -> Any:
+        handler: Any = await continuation(details)
+        service = details.method.rpartition("/")[0].lstrip("/")
+        if handler is None or service in _OPEN_SERVICES:
+            return handler
+        if handler.unary_unary is not None:
+            return grpc.unary_unary_rpc_method_handler(
+                self._unary(handler.unary_unary),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        if handler.unary_stream is not None:
+            return grpc.unary_stream_rpc_method_handler(
+                self._stream(handler.unary_stream),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        raise TypeError(f"{details.method} takes a stream: add its wrapper here")
+
+    def _unary(self, behaviour: Any) -> Any:
+        async def call(request: Any, context: Context) -> Any:
+            try:
+                self._admit(context)
+                return await behaviour(request, context)
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the last place before the wire
+                await self._fail(context, error)
+
+        return call
+
+    def _stream(self, behaviour: Any) -> Any:
+        async def call(request: Any, context: Context) -> None:
+            try:
+                self._admit(context)
+                async with contextlib.aclosing(behaviour(request, context)) as responses:
+                    async for response in responses:
+                        await _write(context, response)
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the last place before the wire
+                await self._fail(context, error)
+
+        return call
+
+    def _admit(self, context: Context) -> None:
+        if self._edge.stopping:
+            raise Unavailable("this node is stopping", next_step="use another node")
+        metadata = dict(context.invocation_metadata() or ())
+        authorization = metadata.get("authorization")
+        text = authorization if isinstance(authorization, str) else None
+        _caller.set(self._edge.authenticator.authenticate_header(text))
+
+    async def _fail(self, context: Context, error: Exception) -> NoReturn:
+        if not isinstance(error, QuorepoError):
+            log.exception("call failed", exc_info=error)
+            error = QuorepoError("internal error; the node's log has the details")
+        self._edge.metrics.errors.labels(error.reason).inc()
+        await abort(context, error)
+
+
+async def _write(context: Context, response: Any) -> None:
+    try:
+        async with asyncio.timeout(_WRITE_TIMEOUT_S):
+            await context.write(response)
+    except TimeoutError:
+        raise Unavailable(f"nothing was read for {_WRITE_TIMEOUT_S:g} s, stream closed") from None

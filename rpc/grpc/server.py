@@ -1,0 +1,155 @@
+"""The public gRPC server of a node: all services, health and reflection on one port.
+
+Owns the server's options and what health says. Must not know what a service does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+
+from quorepo.rpc.context import EdgeContext
+from quorepo.rpc.grpc.blob_service import BlobService
+from quorepo.rpc.grpc.cluster_service import ClusterService
+from quorepo.rpc.grpc.commit_service import CommitService
+from quorepo.rpc.grpc.interceptor import EdgeInterceptor
+from quorepo.rpc.grpc.ref_service import RefService
+from quorepo.rpc.grpc.repository_service import RepositoryService
+from quorepo.storage.errors import ConfigError, QuorepoError
+from quorepo.storage.logs import fields
+from quorepo.v1 import (
+    blob_pb2,
+    blob_pb2_grpc,
+    cluster_pb2,
+    cluster_pb2_grpc,
+    commit_pb2,
+    commit_pb2_grpc,
+    ref_pb2,
+    ref_pb2_grpc,
+    repository_pb2,
+    repository_pb2_grpc,
+)
+
+__all__ = ["LIVENESS", "READINESS", "GrpcServer"]
+
+log = logging.getLogger(__name__)
+
+LIVENESS, READINESS = "liveness", "readiness"
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_READY_POLL_INTERVAL_S = 0.25
+_STATUS_TIMEOUT_S = 1.0
+
+_OPTIONS = [
+    ("grpc.so_reuseport", 0),  # or two nodes on one port silently split the traffic
+    ("grpc.max_receive_message_length", 4 * 1024 * 1024),
+    ("grpc.max_send_message_length", 8 * 1024 * 1024),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+]
+_CONCURRENT_CALLS_MAX = 1000  # above it a call is refused with RESOURCE_EXHAUSTED
+
+
+class GrpcServer:
+    """Serves quorepo.v1 on one address, in the running event loop."""
+
+    def __init__(self, edge: EdgeContext, address: str) -> None:
+        """`address` is HOST:PORT."""
+        self._edge = edge
+        self._address = address
+        self._health = health_aio.HealthServicer()
+        self._cluster = ClusterService(edge)
+        self._watcher: asyncio.Task[None] | None = None
+        self._server = grpc.aio.server(
+            interceptors=[EdgeInterceptor(edge)],
+            options=_OPTIONS,
+            maximum_concurrent_rpcs=_CONCURRENT_CALLS_MAX,
+        )
+        self._add_services()
+
+    async def start(self) -> None:
+        """Listens, and from then on tells health what the core says.
+
+        Raises:
+            ConfigError: the address is taken.
+        """
+        try:
+            port = self._server.add_insecure_port(self._address)
+        except RuntimeError as error:
+            raise _taken(self._address) from error
+        if port == 0:
+            raise _taken(self._address)
+        for service in ("", READINESS):
+            await self._health.set(service, _NOT_SERVING)
+        await self._health.set(LIVENESS, _SERVING)
+        await self._server.start()
+        self._watcher = asyncio.create_task(self._watch_readiness(), name="grpc readiness")
+        log.info("grpc serving", extra=fields(address=self._address))
+
+    async def stop(self, grace_s: float) -> None:
+        """Tells health at once, lets running calls end within `grace_s`, then closes."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watcher
+        for service in ("", READINESS):
+            await self._health.set(service, _NOT_SERVING)
+        await self._server.stop(grace_s)
+        await self._cluster.close()
+
+    async def _watch_readiness(self) -> None:
+        """`readiness` and the whole server (``""``) follow the core: formed, and leaders known."""
+        known: bool | None = None
+        while True:
+            ready = await self._is_ready()
+            if ready != known:
+                log.info("readiness", extra=fields(ready=ready))
+                known = ready
+                for service in ("", READINESS):
+                    await self._health.set(service, _SERVING if ready else _NOT_SERVING)
+            await asyncio.sleep(_READY_POLL_INTERVAL_S)
+
+    async def _is_ready(self) -> bool:
+        if self._edge.stopping:
+            return False
+        try:
+            return (await self._edge.core.status(_STATUS_TIMEOUT_S)).ready
+        except QuorepoError:
+            return False
+
+    def _add_services(self) -> None:
+        edge, server = self._edge, self._server
+        repository_pb2_grpc.add_RepositoryServiceServicer_to_server(RepositoryService(edge), server)
+        ref_pb2_grpc.add_RefServiceServicer_to_server(RefService(edge), server)
+        commit_pb2_grpc.add_CommitServiceServicer_to_server(CommitService(edge), server)
+        blob_pb2_grpc.add_BlobServiceServicer_to_server(BlobService(edge), server)
+        cluster_pb2_grpc.add_ClusterServiceServicer_to_server(self._cluster, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        names = [
+            module.DESCRIPTOR.services_by_name[name].full_name
+            for module, name in (
+                (repository_pb2, "RepositoryService"),
+                (ref_pb2, "RefService"),
+                (commit_pb2, "CommitService"),
+                (blob_pb2, "BlobService"),
+                (cluster_pb2, "ClusterService"),
+                (health_pb2, "Health"),
+            )
+        ]
+        reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
+
+
+def _taken(address: str) -> ConfigError:
+    return ConfigError(
+        f"listen.grpc {address!r} cannot be bound",
+        next_step="stop what listens there or choose another port",
+    )

@@ -1,0 +1,244 @@
+"""Questions about commits and trees of one repository at one revision.
+
+Owns how a commit is named and how a path leads to a tree entry. Must not know gRPC. Everything
+here reads packs and blocks: call it off the event loop. The parsers are dulwich's.
+
+Source of the naming rules: git's gitrevisions(7), "<refname>", without suffixes such as `~1`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from dulwich.errors import ObjectFormatException
+from dulwich.objects import Commit, parse_tree
+
+from quorepo.rpc.reads import RepositoryView
+from quorepo.storage.errors import InvalidArgument, NotFound, Rejected
+from quorepo.storage.packs import BLOB, COMMIT, TAG, TREE, TYPE_NAMES
+
+__all__ = [
+    "GITLINK_MODE",
+    "TREE_MODE",
+    "Entry",
+    "MalformedObject",
+    "blob_size",
+    "entry_at",
+    "parse_oid",
+    "read_blob",
+    "read_commit",
+    "resolve",
+    "root_tree",
+    "tree_entries",
+]
+
+TREE_MODE = 0o040000
+GITLINK_MODE = 0o160000
+_TAG_CHAIN_MAX = 64
+_NAME_BYTES_MAX = 4096
+_PATH_BYTES_MAX = 65_536
+
+
+class MalformedObject(Rejected):
+    """A stored object can't be parsed; relaxed object checks let it in."""
+
+    reason = "MALFORMED_OBJECT"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Entry:
+    """What a tree says at one path; `name` is empty for the root."""
+
+    name: bytes
+    path: bytes
+    mode: int
+    oid: bytes  # raw
+
+    @property
+    def type(self) -> int:
+        """COMMIT (a submodule), TREE or BLOB."""
+        if self.mode == GITLINK_MODE:
+            return COMMIT
+        return TREE if self.mode == TREE_MODE else BLOB
+
+
+def parse_oid(view: RepositoryView, text: str, what: str = "object id") -> bytes:
+    """A full hex object id of the repository's object format as raw bytes.
+
+    Raises:
+        InvalidArgument: wrong length or not hex.
+    """
+    expected = view.object_format.hex_bytes
+    try:
+        raw = bytes.fromhex(text) if text.isascii() and len(text) == expected else b""
+    except ValueError:
+        raw = b""
+    if len(raw) != view.object_format.hash_bytes:
+        raise InvalidArgument(f"{what} must have {expected} hex digits, got {text[:80]!r}")
+    return raw
+
+
+def resolve(view: RepositoryView, name: bytes) -> bytes:
+    """The raw id of what `name` stands for: a full id, `HEAD`, a full or a short ref name.
+
+    Raises:
+        InvalidArgument: empty or too long.
+        NotFound: no such ref or object.
+    """
+    if not name or len(name) > _NAME_BYTES_MAX:
+        raise InvalidArgument(f"a commit's name must have 1 to {_NAME_BYTES_MAX} bytes")
+    shown = _shown(name)
+    if name == b"HEAD":
+        target = view.refs.get(view.head) if view.head else None
+        if target is None:
+            raise NotFound(
+                f"'HEAD' of {view.path!r} points to {_shown(view.head or b'')}, not born"
+            )
+        return target
+    for candidate in (name, b"refs/" + name, b"refs/tags/" + name, b"refs/heads/" + name):
+        if candidate in view.refs:
+            return view.refs[candidate]
+    if len(name) == view.object_format.hex_bytes:
+        try:
+            oid = bytes.fromhex(name.decode("ascii"))
+        except ValueError:
+            oid = b""
+        if oid in view.packs:
+            return oid
+    raise NotFound(f"{shown} is no ref and no object of {view.path!r}")
+
+
+def read_commit(view: RepositoryView, name: bytes) -> tuple[bytes, Commit]:
+    """The commit that `name` stands for, tags followed, and its raw id.
+
+    Raises:
+        InvalidArgument: it is something else.
+        NotFound, MalformedObject
+    """
+    oid, kind = _peeled(view, resolve(view, name))
+    if kind != COMMIT:
+        raise InvalidArgument(f"{_shown(name)} is a {_type_name(kind)}, not a commit")
+    return oid, _parse_commit(view, oid)
+
+
+def root_tree(view: RepositoryView, name: bytes) -> bytes:
+    """The raw id of the tree of a commit, tag or tree.
+
+    Raises:
+        InvalidArgument: it has none.
+        NotFound, MalformedObject
+    """
+    oid, kind = _peeled(view, resolve(view, name))
+    if kind == COMMIT:
+        return bytes.fromhex(_parse_commit(view, oid).tree.decode("ascii"))
+    if kind == TREE:
+        return oid
+    raise InvalidArgument(f"{_shown(name)} is a {_type_name(kind)} and has no tree")
+
+
+def tree_entries(view: RepositoryView, tree: bytes, path: bytes = b"") -> Iterator[Entry]:
+    """The entries of one tree in git's order; `path` is where the tree lies.
+
+    Raises:
+        NotFound: no such object.
+        InvalidArgument: no tree.
+        MalformedObject
+    """
+    kind, content = view.packs.get(tree)
+    if kind != TREE:
+        raise InvalidArgument(f"object {tree.hex()} is a {_type_name(kind)}, not a tree")
+    prefix = path + b"/" if path else b""
+    try:
+        for name, mode, hex_oid in parse_tree(content, view.object_format.hash_bytes):
+            yield Entry(name, prefix + name, mode, bytes.fromhex(hex_oid.decode("ascii")))
+    except (ObjectFormatException, ValueError) as error:
+        raise MalformedObject(f"tree {tree.hex()} is malformed: {error}") from error
+
+
+def entry_at(view: RepositoryView, root: bytes, path: bytes) -> Entry:
+    """What lies at `path` below the tree `root`; the root itself for an empty path.
+
+    Raises:
+        InvalidArgument: absolute, too long, or with an empty, `.` or `..` component.
+        NotFound: nothing is there.
+    """
+    entry = Entry(b"", b"", TREE_MODE, root)
+    for component in _components(path):
+        if entry.type != TREE:
+            raise NotFound(f"path {_shown(path)} does not exist: {_shown(entry.path)} is no folder")
+        children = tree_entries(view, entry.oid, entry.path)
+        found = next((child for child in children if child.name == component), None)
+        if found is None:
+            raise NotFound(f"path {_shown(path)} does not exist")
+        entry = found
+    return entry
+
+
+def blob_size(view: RepositoryView, oid: bytes) -> int:
+    """Bytes of a blob.
+
+    Raises:
+        NotFound: no such object.
+        InvalidArgument: another kind of object.
+    """
+    if oid not in view.packs:
+        raise NotFound(f"object {oid.hex()} is not in {view.path!r}")
+    kind = view.packs.object_type(oid)
+    if kind != BLOB:
+        raise InvalidArgument(f"object {oid.hex()} is a {_type_name(kind)}, not a blob")
+    return view.packs.object_size(oid)
+
+
+def read_blob(view: RepositoryView, oid: bytes) -> bytes:
+    """The content of a blob; check `blob_size` first."""
+    return view.packs.get(oid)[1]
+
+
+def _peeled(view: RepositoryView, oid: bytes) -> tuple[bytes, int]:
+    """Follows tags; gives what they lead to and its type."""
+    for _ in range(_TAG_CHAIN_MAX):
+        kind = view.packs.object_type(oid)
+        if kind != TAG:
+            return oid, kind
+        first_line = view.packs.get(oid)[1].split(b"\n", 1)[0]
+        try:
+            oid = bytes.fromhex(first_line.removeprefix(b"object ").decode("ascii"))
+        except ValueError as error:
+            raise MalformedObject(f"tag {oid.hex()} is malformed") from error
+    raise MalformedObject(f"more than {_TAG_CHAIN_MAX} tags lead to each other at {oid.hex()}")
+
+
+def _parse_commit(view: RepositoryView, oid: bytes) -> Commit:
+    try:
+        commit = Commit.from_raw_string(
+            COMMIT, view.packs.get(oid)[1], object_format=view.object_format.dulwich
+        )
+        if not isinstance(commit, Commit) or len(commit.tree) != view.object_format.hex_bytes:
+            raise MalformedObject(f"commit {oid.hex()} is malformed: no tree")
+        # dulwich parses lazily; a half-parsed commit must not fail later.
+        _ = (commit.author, commit.committer, commit.author_time, commit.commit_time)
+    except (ObjectFormatException, ValueError, AttributeError) as error:
+        raise MalformedObject(f"commit {oid.hex()} is malformed: {error}") from error
+    return commit
+
+
+def _components(path: bytes) -> list[bytes]:
+    if not path:
+        return []
+    if len(path) > _PATH_BYTES_MAX:
+        raise InvalidArgument(f"path has {len(path)} bytes, at most {_PATH_BYTES_MAX} are allowed")
+    components = path.removesuffix(b"/").split(b"/")
+    if any(component in (b"", b".", b"..") for component in components):
+        raise InvalidArgument(
+            f"path {_shown(path)} must be relative to the root, without empty, '.' or '..' parts"
+        )
+    return components
+
+
+def _type_name(kind: int) -> str:
+    return TYPE_NAMES[kind].decode("ascii")
+
+
+def _shown(name: bytes) -> str:
+    return repr(name[:200].decode("utf-8", "backslashreplace"))
