@@ -1,8 +1,9 @@
-"""The apply thread: committed entries go into SQLite, packs out of quarantine, results back to the engine.
+"""The apply thread: committed entries go into SQLite, packs out of quarantine, results back to the
+engine.
 
-One thread per node applies all groups, so that neither SQLite nor the fsync of a promoted pack ever holds up
-heartbeats. It only runs `state.machine` through `StateStore`; what an entry means is decided there. Any
-exception here ends the process without advancing (architecture, invariant 3).
+One thread per node applies all groups, so that neither SQLite nor the fsync of a promoted pack ever
+holds up heartbeats. It only runs `state.machine` through `StateStore`; what an entry means is
+decided there. Any exception here ends the process without advancing (architecture, invariant 3).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from quorepo.storage.layout import GroupLayout, ensure_repository, promote_pack,
 from quorepo.storage.logs import fields
 from quorepo.storage.objectformat import ObjectFormat
 
-__all__ = ["ApplyThread", "AppliedCallback", "DiskActions"]
+__all__ = ["AppliedCallback", "ApplyThread", "DiskActions"]
 
 log = logging.getLogger(__name__)
 
@@ -39,26 +40,16 @@ class ApplyObserver(Protocol):
 
 
 class DiskActions:
-    """What apply does to a group's files: promotes packs before the commit, retires repositories after."""
+    """What apply does to files: promotes packs before the commit, retires repositories after."""
 
     def __init__(self, layout: GroupLayout) -> None:
         self._layout = layout
-        self._ensured: set[str] = set()
 
     def promote(self, repository_id: str, digest: bytes, object_format: ObjectFormat) -> None:
-        if repository_id not in self._ensured:
-            ensure_repository(self._layout, repository_id, object_format)
-            self._ensured.add(repository_id)
-        try:
-            promote_pack(self._layout, repository_id, digest)
-        except FileNotFoundError:
-            # Replay after a power loss can meet a pack whose repository was deleted by a later entry of
-            # the same journal: its folder is in retired/ already, and that entry will be applied again.
-            if not self._layout.is_retired(repository_id):
-                raise
+        ensure_repository(self._layout, repository_id, object_format)
+        promote_pack(self._layout, repository_id, digest)
 
     def retire(self, repository_id: str) -> None:
-        self._ensured.discard(repository_id)
         retire_repository(self._layout, repository_id)
 
 
@@ -94,7 +85,7 @@ class ApplyThread:
         self._thread.start()
 
     def stop(self) -> None:
-        """Finishes the batch in hand and ends the thread; queued entries are applied after a restart."""
+        """Finishes the batch in hand; what is queued is applied after a restart."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -119,7 +110,7 @@ class ApplyThread:
                         return
                 for group in self._queues:
                     self._apply_some(group)
-        except BaseException as error:  # noqa: BLE001 - never skip an entry: the process ends
+        except BaseException as error:
             log.critical("apply failed", exc_info=True, extra=fields(error=str(error)))
             self._on_fatal(error)
 

@@ -1,21 +1,24 @@
-"""The Core service: what the edge of this node asks, on a private unix socket (protos/…/core.proto)."""
+"""The Core service: what the edge of this node asks, on a private unix socket."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import grpc
 
+from quorepo.cluster.gate import pack_header
+from quorepo.cluster.peer.packs import PackExchange
 from quorepo.cluster.proposals import ProposalDriver
 from quorepo.cluster.raft.host import RaftHost
 from quorepo.cluster.raft.interface import GroupStatus, Outcome, PackNeed
+from quorepo.cluster.state.commands import check_command
 from quorepo.cluster.state.store import StateStore
 from quorepo.internal.v1 import core_pb2, core_pb2_grpc
-from quorepo.storage.errors import QuorepoError, Unavailable
+from quorepo.storage.errors import InvalidArgument, QuorepoError, Unavailable
 
 __all__ = ["CoreService", "group_status_message"]
 
@@ -32,27 +35,37 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class CoreService(core_pb2_grpc.CoreServicer):
-    """Answers the edge; until the node belongs to a cluster every call but status says UNAVAILABLE."""
+    """Answers the edge; before the node belongs to a cluster, all but status is UNAVAILABLE."""
 
     def __init__(
         self,
         describe: Callable[[], core_pb2.CoreStatus],
         metrics_text: Callable[[], bytes],
+        ask_peers: Callable[[], Awaitable[Sequence[core_pb2.CoreStatus]]],
         deadline_s_max: float = 60.0,
     ) -> None:
-        """`describe()` fills in everything but the groups, which come from the host once there is one."""
+        """`describe()` fills in everything but the groups, which come from the host.
+
+        `ask_peers()` gives the other nodes' own views, as far as they answer.
+        """
         self._describe = describe
         self._metrics_text = metrics_text
+        self._ask_peers = ask_peers
         self._deadline_s_max = deadline_s_max
         self._host: RaftHost | None = None
         self._driver: ProposalDriver | None = None
+        self._packs: PackExchange | None = None
         self._stores: Mapping[int, StateStore] = {}
 
     def serve(
-        self, host: RaftHost, driver: ProposalDriver, stores: Mapping[int, StateStore]
+        self,
+        host: RaftHost,
+        driver: ProposalDriver,
+        packs: PackExchange,
+        stores: Mapping[int, StateStore],
     ) -> None:
         """From now on this node belongs to a cluster."""
-        self._host, self._driver, self._stores = host, driver, stores
+        self._host, self._driver, self._packs, self._stores = host, driver, packs, stores
 
     async def Propose(
         self, request: core_pb2.ProposeRequest, context: Context
@@ -62,6 +75,11 @@ class CoreService(core_pb2_grpc.CoreServicer):
             return core_pb2.ProposeResponse(
                 outcome=core_pb2.OUTCOME_NOT_APPLIED, reason=self._not_serving(request.group)
             )
+        try:
+            # What is wrong in any state must never get into a log: every replica would end on it.
+            check_command(request.command.SerializeToString(deterministic=True), request.group)
+        except InvalidArgument as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         timeout_s = min(request.timeout_ms / 1000, self._deadline_s_max)
         answer = await self._driver.propose(request.group, request.command, timeout_s)
         return core_pb2.ProposeResponse(
@@ -102,7 +120,7 @@ class CoreService(core_pb2_grpc.CoreServicer):
     async def ReplicatePack(
         self, request: core_pb2.ReplicatePackRequest, context: Context
     ) -> core_pb2.ReplicatePackResponse:
-        if self._driver is None:
+        if self._driver is None or self._packs is None:
             await context.abort(grpc.StatusCode.UNAVAILABLE, self._not_serving(request.group))
         pack = request.pack
         need = PackNeed(
@@ -114,6 +132,7 @@ class CoreService(core_pb2_grpc.CoreServicer):
         )
         timeout_s = min(request.timeout_ms / 1000, self._deadline_s_max * 10)
         try:
+            await self._packs.adopt(pack_header(request.group, need))
             replicas = await self._driver.replicate_pack(request.group, need, timeout_s)
         except QuorepoError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
@@ -122,10 +141,17 @@ class CoreService(core_pb2_grpc.CoreServicer):
     async def GetStatus(
         self, request: core_pb2.CoreStatusRequest, context: Context
     ) -> core_pb2.CoreStatus:
+        status = self.own_status()
+        if status.groups:
+            _merge_peers(status, await self._ask_peers())
+        return status
+
+    def own_status(self) -> core_pb2.CoreStatus:
+        """This node's own view, without asking anybody."""
         status = self._describe()
         if self._host is not None:
             groups = [self._host.status(group) for group in sorted(self._stores)]
-            status.groups.extend(group_status_message(g) for g in groups)
+            status.groups.extend(group_status_message(g, status.replica_id) for g in groups)
         status.ready = status.phase == "serving" and all(g.leader for g in status.groups)
         return status
 
@@ -140,21 +166,22 @@ class CoreService(core_pb2_grpc.CoreServicer):
         return f"this node has no replica of group {group}"
 
 
-def group_status_message(status: GroupStatus) -> core_pb2.CoreGroupStatus:
-    """The engine's picture of a group in the words of the CLI and the API."""
+def group_status_message(status: GroupStatus, me: str) -> core_pb2.CoreGroupStatus:
+    """The engine's picture of a group in the words of the API; `me` is this replica's id."""
     names = {r.replica_id: r.node for r in status.configuration.replicas}
     leader = status.leader or ""
     replicas = []
     for replica in status.replicas:
         role = "voter" if replica.votes else "learner"
+        own = replica.replica_id == me
         replicas.append(
             core_pb2.CoreReplicaStatus(
                 node=replica.node,
                 replica_id=replica.replica_id,
                 role="leader" if replica.replica_id == leader else role,
-                match_index=replica.match_index,
-                applied_index=replica.applied_index,
-                connected=replica.connected,
+                match_index=status.last_index if own else replica.match_index,
+                applied_index=status.applied_index if own else replica.applied_index,
+                connected=own or replica.connected,
             )
         )
     return core_pb2.CoreGroupStatus(
@@ -167,3 +194,22 @@ def group_status_message(status: GroupStatus) -> core_pb2.CoreGroupStatus:
         role=status.role,
         replicas=replicas,
     )
+
+
+def _merge_peers(status: core_pb2.CoreStatus, peers: Sequence[core_pb2.CoreStatus]) -> None:
+    """Fills in what each replica says of itself, and takes the newest leader's word on the rest."""
+    for group in status.groups:
+        views = {p.replica_id: g for p in peers for g in p.groups if g.group == group.group}
+        for replica in group.replicas:
+            view = views.get(replica.replica_id)
+            if view is not None:
+                replica.applied_index = view.applied_index
+                replica.match_index = view.last_index
+        newest = max(views.values(), key=lambda view: (view.term, bool(view.leader)), default=group)
+        if newest.term > group.term or (newest.term == group.term and not group.leader):
+            group.leader = newest.leader
+            group.term = newest.term
+        group.commit_index = max([group.commit_index, *(v.commit_index for v in views.values())])
+        for replica in group.replicas:
+            if replica.role != "learner":
+                replica.role = "leader" if replica.node == group.leader else "voter"

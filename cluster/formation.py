@@ -1,13 +1,14 @@
 """Forming a cluster exactly once, and coming back with an empty disk.
 
-The founding members are listed in every node's configuration. The first of them by name is the founder: once
-it has heard from *all* others that they belong to no cluster yet, it writes the founding configuration (the
-replica ids that it heard) and everyone else adopts it. A node whose disk was emptied afterwards has a replica
-id that stands in no configuration; it asks the members to be taken in under the new id, as a learner, and the
-old id is removed for good, so a vote cast before the loss can never be cast twice.
+The founding members are listed in every node's configuration. The first of them by name is the
+founder: once it has heard from *all* others that they belong to no cluster yet, it writes the
+founding configuration (the replica ids that it heard) and everyone else adopts it. A node whose
+disk was emptied afterwards has a replica id that stands in no configuration; it asks the members to
+be taken in under the new id, as a learner, and the old id is removed for good, so a vote cast
+before the loss can never be cast twice.
 
-Why the founder waits for all: one member that already belongs to a cluster is enough to know that this is no
-first start, and a member that can't be asked might be that one.
+Why the founder waits for all: one member that already belongs to a cluster is enough to know that
+this is no first start, and a member that can't be asked might be that one.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Formation:
         )
 
     async def run(self) -> NodeIdentity:
-        """Returns once this node belongs to a cluster; waits for the other members as long as it takes."""
+        """Returns once this node belongs to a cluster; waits for the other members for ever."""
         waiting_for: frozenset[str] | None = None
         while not self.identity.formed:
             answers = await self._ask_all()

@@ -1,8 +1,9 @@
-"""Whoever has the log has the packs: the gate in front of the journal (architecture, invariant 2)."""
+"""Whoever has the log has the packs: the gate before the journal (architecture, invariant 2)."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -13,7 +14,7 @@ from quorepo.internal.v1 import log_pb2, peer_pb2
 from quorepo.storage.errors import QuorepoError
 from quorepo.storage.logs import fields
 
-__all__ = ["PackFetcher", "StagedPackGate", "pack_needs"]
+__all__ = ["PackFetcher", "StagedPackGate", "pack_header", "pack_needs"]
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,18 @@ def pack_needs(command: log_pb2.Command) -> list[PackNeed]:
     ]
 
 
+def pack_header(group: int, need: PackNeed) -> peer_pb2.PackHeader:
+    """The same pack in the words of the peer API."""
+    return peer_pb2.PackHeader(
+        group=group,
+        digest=need.digest,
+        index_digest=need.index_digest,
+        pack_bytes=need.pack_bytes,
+        index_bytes=need.index_bytes,
+        repository_id=need.repository_id,
+    )
+
+
 class PackFetcher(Protocol):
     """Brings a pack from the first of the given nodes that has it; cluster/peer/packs.py does."""
 
@@ -50,14 +63,16 @@ class StagedPackGate:
         fetcher: PackFetcher,
         loop: asyncio.AbstractEventLoop,
         sources: Callable[[int, str], Sequence[str]],
-        packs_arrived: Callable[[int], None],
     ) -> None:
-        """`sources(group, from_replica)` gives peer addresses to ask, the best one first."""
+        """`sources(group, from_replica)` gives peer addresses to ask, the best one first.
+
+        `packs_arrived` is set by whoever makes the engine, which needs the gate to be made.
+        """
         self._held = held
         self._fetcher = fetcher
         self._loop = loop
         self._sources = sources
-        self._packs_arrived = packs_arrived
+        self.packs_arrived: Callable[[int], None] = lambda group: None
         self._running: dict[bytes, asyncio.Task[None]] = {}
 
     def missing(self, group: int, data: bytes) -> Sequence[PackNeed]:
@@ -74,25 +89,20 @@ class StagedPackGate:
                 continue
             task = self._loop.create_task(self._fetch(group, need, from_replica))
             self._running[need.digest] = task
-            task.add_done_callback(lambda _, digest=need.digest: self._running.pop(digest, None))
+            task.add_done_callback(functools.partial(self._ended, need.digest))
+
+    def _ended(self, digest: bytes, _: asyncio.Task[None]) -> None:
+        self._running.pop(digest, None)
 
     async def _fetch(self, group: int, need: PackNeed, from_replica: str) -> None:
-        header = peer_pb2.PackHeader(
-            group=group,
-            digest=need.digest,
-            index_digest=need.index_digest,
-            pack_bytes=need.pack_bytes,
-            index_bytes=need.index_bytes,
-            repository_id=need.repository_id,
-        )
         try:
-            await self._fetcher.fetch(self._sources(group, from_replica), header)
+            await self._fetcher.fetch(self._sources(group, from_replica), pack_header(group, need))
         except QuorepoError as error:
             # The leader sends the entry again with its next heartbeat, and the fetch starts anew.
             log.warning("pack not fetched", extra=fields(pack=need.digest, error=str(error)))
             await asyncio.sleep(_RETRY_INTERVAL_S)
             return
-        self._packs_arrived(group)
+        self.packs_arrived(group)
 
     async def close(self) -> None:
         """Cancels the fetches under way; what they staged in part is swept."""

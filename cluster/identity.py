@@ -1,28 +1,24 @@
-"""Who this node is: `node.json` and the lock of the data directory.
+"""Who this node is: `node.json`.
 
-A disk has an id of its own, made when the data directory is first used; `<node>@<disk id>` is the replica
-id that stands in the Raft configurations. A node that lost its disk therefore never votes under the id that
-it voted under before: an emptied directory is another replica, and the cluster can tell.
+A disk has an id of its own, made when the data directory is first used; `<node>@<disk id>` is the
+replica id that stands in the Raft configurations. A node that lost its disk therefore never votes
+under the id that it voted under before: an emptied directory is another replica, and the cluster
+can tell.
 """
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import dataclasses
-import fcntl
 import json
-import os
 import secrets
-import threading
-import time
 from pathlib import Path
 
 from quorepo.internal.v1 import log_pb2
 from quorepo.storage.errors import FatalError
 from quorepo.storage.layout import write_durably
 
-__all__ = ["FORMAT_VERSION", "DataDirectoryLock", "NodeIdentity"]
+__all__ = ["FORMAT_VERSION", "NodeIdentity"]
 
 # Raised when a data directory written by this version can't be read by the one before.
 FORMAT_VERSION = 1
@@ -44,7 +40,7 @@ class NodeIdentity:
 
     @classmethod
     def open(cls, data_dir: Path, node: str) -> NodeIdentity:
-        """Reads the identity, or makes one for an empty directory; each start gets a new boot nonce.
+        """Reads the identity, or makes one for an empty directory; each start has a new boot nonce.
 
         Raises FatalError (EXIT_CONFIG) when the directory is another node's, newer or unreadable.
         """
@@ -117,7 +113,7 @@ def _decode_configuration(text: str) -> log_pb2.Configuration | None:
 
 
 def _refuse_state_without_identity(data_dir: Path) -> None:
-    """A journal or state without `node.json` is a half-restored disk: never start on it as if new."""
+    """A journal without `node.json` is a half-restored disk: never start on it as if new."""
     for name in ("journal", "groups"):
         folder = data_dir / name
         if folder.is_dir() and any(folder.iterdir()):
@@ -126,35 +122,3 @@ def _refuse_state_without_identity(data_dir: Path) -> None:
                 "node.json, or empty the data directory to rejoin the cluster as a new replica",
                 exit_code=FatalError.EXIT_CONFIG,
             )
-
-
-class DataDirectoryLock:
-    """One process per data directory; a node that starts waits for the one that is ending."""
-
-    def __init__(self, data_dir: Path) -> None:
-        self._path = data_dir / "lock"
-        self._fd = -1
-
-    def acquire(self, timeout_s: float = 5.0) -> None:
-        """Takes the lock. Raises FatalError (EXIT_CONFIG) when another process keeps it."""
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        deadline = time.monotonic() + timeout_s
-        pause = threading.Event()
-        while True:
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise FatalError(
-                        f"another process holds {self._path}; nothing was changed; stop the node that "
-                        "runs on this data directory first",
-                        exit_code=FatalError.EXIT_CONFIG,
-                    ) from None
-                pause.wait(0.05)  # flock has no timed wait
-
-    def release(self) -> None:
-        """Gives the lock back; the kernel does so too when the process ends."""
-        with contextlib.suppress(OSError):
-            os.close(self._fd)
-        self._fd = -1

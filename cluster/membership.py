@@ -1,7 +1,8 @@
-"""Membership work of a leader: taking in a node that lost its disk, promoting learners that caught up.
+"""Membership work of a leader: taking in a node that lost its disk, promoting learners.
 
-Every step is one configuration entry that changes one replica: first the lost replica goes (its id is never
-used again), then the new one comes as a learner, then, once it holds the log and the packs, it votes.
+Every step is one configuration entry that changes one replica: first the lost replica goes (its id
+is never used again), then the new one comes as a learner, then, once it holds the log and the
+packs, it votes.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Membership:
         self._changing = asyncio.Lock()
 
     async def rejoin(self, request: peer_pb2.RejoinRequest) -> peer_pb2.RejoinResponse:
-        """Takes `request.replica_id` into every group that this node leads, in place of the node's old id.
+        """Takes the new replica into every group that this node leads, in place of the old one.
 
         Accepted once the committed configuration of every group has the new replica; until then the
         caller asks the other members too, since the groups may have different leaders.
@@ -79,8 +80,9 @@ class Membership:
         )
         if proposal.outcome is not Outcome.APPLIED:
             return f"group {group}: {proposal.reason}"
-        members = ",".join(f"{r.replica_id}{'' if r.votes else ' (learner)'}"
-                           for r in configuration.replicas)
+        members = ",".join(
+            f"{r.replica_id}{'' if r.votes else ' (learner)'}" for r in configuration.replicas
+        )
         log.info("configuration changed", extra=fields(group=group, members=members))
         return ""
 

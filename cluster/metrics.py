@@ -1,8 +1,8 @@
 """What the core process counts, in the words of the architecture.
 
-One class owns every metric, built on a registry that is passed in, so that two nodes in one test process do
-not collide. The parts feed it; it asks nothing of them. Labels are bounded: groups, node names of the
-configuration, and fixed words. Names end in their unit.
+One class owns every metric, built on a registry that is passed in, so that two nodes in one test
+process do not collide. The parts feed it; it asks nothing of them. Labels are bounded: groups, node
+names of the configuration, and fixed words. Names end in their unit.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""From one request to one answer: replicating its packs, proposing it, and asking again until it is certain.
+"""From one request to one answer: replicate its packs, propose it, ask again until certain.
 
-An attempt ends as applied, certainly not applied, or unknown. A request was not applied only if every attempt
-was not; after one unknown attempt only "applied" can still be certain. All attempts carry the same request id,
-so however many of them reach the log, one is applied and the others are given its result.
+An attempt ends as applied, certainly not applied, or unknown. A request was not applied only if
+every attempt was not; after one unknown attempt only "applied" can still be certain. All attempts
+carry the same request id, so however many of them reach the log, one is applied and the others are
+given its result.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from quorepo.cluster.apply import result_or_none
-from quorepo.cluster.gate import pack_needs
+from quorepo.cluster.gate import pack_header, pack_needs
 from quorepo.cluster.raft.host import RaftHost
 from quorepo.cluster.raft.interface import GroupStatus, Outcome, PackNeed
 from quorepo.internal.v1 import log_pb2, peer_pb2
@@ -94,10 +95,8 @@ class ProposalDriver:
         outcome = Outcome.NOT_APPLIED if certain else Outcome.UNKNOWN
         return Answer(outcome, reason=reason)
 
-    async def _replicate_again(
-        self, group: int, command: log_pb2.Command, deadline: float
-    ) -> None:
-        """A new leader lacks the packs that an older one had: bring them there before the next attempt."""
+    async def _replicate_again(self, group: int, command: log_pb2.Command, deadline: float) -> None:
+        """A new leader may lack the packs: brings them there before the next attempt."""
         for need in pack_needs(command):
             try:
                 await self.replicate_pack(group, need, deadline - time.monotonic())
@@ -107,8 +106,9 @@ class ProposalDriver:
     async def replicate_pack(self, group: int, need: PackNeed, timeout_s: float) -> Sequence[str]:
         """Copies a pack of this node to a majority of the group's voters, the leader among them.
 
-        Returns the names of the nodes that hold it; copies to slower replicas go on in the background.
-        Raises Unavailable when no majority took it in `timeout_s` seconds: nothing was changed.
+        Returns the names of the nodes that hold it; copies to slower replicas go on in the
+        background. Raises Unavailable when no majority took it in `timeout_s` seconds: nothing was
+        changed.
         """
         deadline = time.monotonic() + timeout_s
         holders = {self._replica_id}
@@ -146,14 +146,7 @@ class ProposalDriver:
         holders: set[str],
         tasks: dict[str, asyncio.Task[object]],
     ) -> None:
-        header = peer_pb2.PackHeader(
-            group=group,
-            digest=need.digest,
-            index_digest=need.index_digest,
-            pack_bytes=need.pack_bytes,
-            index_bytes=need.index_bytes,
-            repository_id=need.repository_id,
-        )
+        header = pack_header(group, need)
         for replica in status.configuration.replicas:
             wanted = replica.stores_packs and replica.replica_id not in holders
             if wanted and replica.replica_id not in tasks:

@@ -1,8 +1,9 @@
 """Removes abandoned uploads from quarantine.
 
-Only files that have no digest for a name go: incoming uploads and half-received copies whose process died.
-A pack under its digest stays: its transaction may be on its way, or stand in the journal (a refused one too),
-and whoever replays the journal has to be given it (architecture, invariant 2).
+Only files that have no digest for a name go: incoming uploads and half-received copies whose
+process died. A pack under its digest stays: its transaction may be on its way, or stand in the
+journal (a refused one too), and whoever replays the journal has to be given it (architecture,
+invariant 2).
 """
 
 from __future__ import annotations

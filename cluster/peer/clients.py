@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 from grpc import aio
 
-from quorepo.internal.v1 import peer_pb2, peer_pb2_grpc
+from quorepo.internal.v1 import core_pb2, peer_pb2, peer_pb2_grpc
 from quorepo.storage import errors
 
 __all__ = [
@@ -128,6 +128,14 @@ class PeerClients:
         """Raises `grpc.aio.AioRpcError`."""
         call: Any = self.stub(address).Rejoin(request, timeout=timeout_s, metadata=self.metadata)
         response: peer_pb2.RejoinResponse = await call
+        return response
+
+    async def status(
+        self, address: str, request: core_pb2.CoreStatusRequest, timeout_s: float
+    ) -> core_pb2.CoreStatus:
+        """Raises `grpc.aio.AioRpcError`."""
+        call: Any = self.stub(address).GetStatus(request, timeout=timeout_s, metadata=self.metadata)
+        response: core_pb2.CoreStatus = await call
         return response
 
     async def close(self) -> None:

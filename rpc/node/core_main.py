@@ -31,19 +31,20 @@ def _run() -> int:
     config = load_config(arguments.config)
     configure_logging("core", config.node.name)
     return core.run(
-        node=config.node.name,
-        data_dir=config.node.data_dir,
-        socket_path=arguments.runtime_dir / "core.sock",
-        peers=config.cluster.peers,
-        secret=load_secret(config.cluster.secret_file),
-        rejoin_empty=config.cluster.rejoin_empty,
-        peer_listen=config.listen.peer,
-        http_url=config.advertise.http_url,
-        grpc_address=config.advertise.grpc_address,
-        metrics_url=config.advertise.metrics_url,
-        version=__version__,
-        raft=config.raft,
-        limits=config.limits,
+        core.CoreSettings(
+            node=config.node.name,
+            data_dir=config.node.data_dir,
+            socket_path=arguments.runtime_dir / "core.sock",
+            peers=config.cluster.peers,
+            secret=load_secret(config.cluster.secret_file),
+            rejoin_empty=config.cluster.rejoin_empty,
+            peer_listen=config.listen.peer,
+            http_url=config.advertise.http_url,
+            grpc_address=config.advertise.grpc_address,
+            metrics_url=config.advertise.metrics_url,
+            version=__version__,
+            raft=config.raft,
+        )
     )
 
 

@@ -1,0 +1,373 @@
+"""The core process of a node: the Raft groups, their state, their packs, and the peer API.
+
+`run` puts the parts together and takes them apart again; each part is a module of its own. No pack
+bytes are computed here (processes.md): verification and building happen in the edge's workers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import random
+import secrets
+import signal
+import time
+from collections.abc import Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+from prometheus_client import CollectorRegistry, generate_latest
+
+from quorepo.cluster.apply import ApplyThread
+from quorepo.cluster.core_service import CoreService
+from quorepo.cluster.formation import Formation
+from quorepo.cluster.gate import StagedPackGate
+from quorepo.cluster.identity import NodeIdentity
+from quorepo.cluster.membership import Membership
+from quorepo.cluster.metrics import ClusterMetrics
+from quorepo.cluster.peer.clients import PeerClients
+from quorepo.cluster.peer.held import HeldPacks
+from quorepo.cluster.peer.pack_files import sweep_temporary
+from quorepo.cluster.peer.packs import PackExchange
+from quorepo.cluster.peer.server import PeerServer
+from quorepo.cluster.peer.transport import PeerTransport
+from quorepo.cluster.proposals import ProposalDriver
+from quorepo.cluster.raft.durable import DirectoryLock
+from quorepo.cluster.raft.host import RaftHost
+from quorepo.cluster.raft.interface import GroupStart, Outcome, RaftConfig
+from quorepo.cluster.raft.journal import Journal
+from quorepo.cluster.state.commands import COMMAND_VERSION
+from quorepo.cluster.state.store import StateStore
+from quorepo.cluster.sweep import sweep_uploads
+from quorepo.internal.v1 import core_pb2, core_pb2_grpc, log_pb2, peer_pb2
+from quorepo.storage.errors import FatalError, Unavailable
+from quorepo.storage.layout import GroupLayout
+from quorepo.storage.logs import fields
+
+__all__ = ["GROUPS", "GROUP_DIRECTORY", "GROUP_STORAGE", "CoreSettings", "run"]
+
+log = logging.getLogger(__name__)
+
+GROUP_DIRECTORY = 0
+GROUP_STORAGE = 1
+GROUPS = (GROUP_DIRECTORY, GROUP_STORAGE)
+
+_LOCK_WAIT_S = 5.0  # a node that starts waits this long for the one that is ending
+_SWEEP_INTERVAL_S = 600.0
+_UPLOAD_AGE_S_MIN = 3600.0
+_STOP_GRACE_S = 1.0
+_REGISTER_TIMEOUT_S = 10.0
+_PEER_STATUS_TIMEOUT_S = 1.0
+_MESSAGE_BYTES_MAX = 16 * 1024 * 1024
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CoreSettings:
+    """What the core needs of the node's configuration, in plain values."""
+
+    node: str
+    data_dir: Path
+    socket_path: Path
+    peers: Mapping[str, str]
+    secret: bytes
+    rejoin_empty: bool
+    peer_listen: str
+    http_url: str
+    grpc_address: str
+    metrics_url: str
+    version: str
+    raft: RaftConfig
+
+
+def run(settings: CoreSettings) -> int:
+    """Runs a core until SIGTERM; returns the process's exit code. Raises FatalError."""
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        lock = DirectoryLock(settings.data_dir / "lock", _LOCK_WAIT_S)
+    except Unavailable as error:
+        raise FatalError(
+            f"{error}; nothing was changed; stop the node that runs on this data directory first",
+            exit_code=FatalError.EXIT_CONFIG,
+        ) from error
+    try:
+        asyncio.run(_Core(settings).run())
+    finally:
+        lock.release()
+    return 0
+
+
+def _end_process(error: BaseException) -> None:
+    """Ends the process at once, from any thread: nothing more may be acknowledged or written."""
+    log.critical("this process ends", exc_info=error, extra=fields(error=str(error)))
+    logging.shutdown()
+    os._exit(error.exit_code if isinstance(error, FatalError) else FatalError.EXIT_BUG)
+
+
+class _Core:
+    """All parts of one core, from formation to shutdown; lives in one event loop."""
+
+    def __init__(self, settings: CoreSettings) -> None:
+        self._settings = settings
+        self._registry = CollectorRegistry()
+        self._metrics = ClusterMetrics(self._registry)
+        self._clients = PeerClients(settings.secret.decode())
+        self._formation = Formation(
+            NodeIdentity.open(settings.data_dir, settings.node),
+            settings.data_dir,
+            settings.peers,
+            self._clients,
+            rejoin_empty=settings.rejoin_empty,
+        )
+        self._service = CoreService(self._describe, self._metrics_text, self._ask_peers)
+        self._membership: Membership | None = None
+        self._host: RaftHost | None = None
+        self._registered = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # ---- life
+
+    async def run(self) -> None:
+        stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopping.set)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(self._clients.close)
+            await self._serve_edge(stack)
+            peers = PeerServer(secret=self._settings.secret.decode(), node=self)
+            await peers.start(self._settings.peer_listen)
+            stack.push_async_callback(peers.stop, _STOP_GRACE_S)
+            if await self._form(stopping):
+                await self._start_groups(stack, peers)
+                stack.push_async_callback(self._cancel_tasks)
+                await stopping.wait()
+            log.info("stopping")
+
+    async def _serve_edge(self, stack: contextlib.AsyncExitStack) -> None:
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_send_message_length", _MESSAGE_BYTES_MAX),
+                ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
+            ]
+        )
+        core_pb2_grpc.add_CoreServicer_to_server(self._service, server)
+        self._settings.socket_path.unlink(missing_ok=True)
+        server.add_insecure_port(f"unix:{self._settings.socket_path}")
+        await server.start()
+        stack.push_async_callback(server.stop, _STOP_GRACE_S)
+
+    async def _form(self, stopping: asyncio.Event) -> bool:
+        """Waits until this node belongs to a cluster; False when it is told to stop before."""
+        forming = asyncio.create_task(self._formation.run())
+        told = asyncio.create_task(stopping.wait())
+        await asyncio.wait({forming, told}, return_when=asyncio.FIRST_COMPLETED)
+        told.cancel()
+        if not forming.done():
+            forming.cancel()
+            await asyncio.wait({forming})
+            return False
+        forming.result()
+        return True
+
+    async def _start_groups(self, stack: contextlib.AsyncExitStack, peers: PeerServer) -> None:
+        settings, identity = self._settings, self._formation.identity
+        loop = asyncio.get_running_loop()
+        layouts = {group: GroupLayout(settings.data_dir, group) for group in GROUPS}
+        for group, layout in layouts.items():
+            layout.create()
+            sweep_temporary(layout)
+            sweep_uploads(layout, group, _UPLOAD_AGE_S_MIN)
+        stores = {group: StateStore.open(layout) for group, layout in layouts.items()}
+        for store in stores.values():
+            stack.callback(store.close)
+        held = await loop.run_in_executor(None, HeldPacks.scan, layouts)
+        journal = Journal.open(settings.data_dir / "journal", on_sync=self._metrics.journal_synced)
+        stack.callback(journal.close)
+
+        transport = PeerTransport(
+            replica_id=identity.replica_id,
+            node=identity.node,
+            cluster_id=identity.cluster_id,
+            address=settings.peers[identity.node],
+            secret=settings.secret.decode(),
+            metrics=self._metrics,
+        )
+        packs = PackExchange(
+            clients=self._clients,
+            layouts=layouts,
+            held=held,
+            metrics=self._metrics,
+            on_fatal=_end_process,
+        )
+        apply = ApplyThread(stores, layouts, _end_process, self._metrics)
+        gate = StagedPackGate(held, packs, loop, self._pack_sources)
+        host = RaftHost(
+            replica_id=identity.replica_id,
+            groups={group: _group_start(identity, store) for group, store in stores.items()},
+            journal=journal,
+            votes_dir=settings.data_dir / "journal" / "votes",
+            sink=apply,
+            gate=gate,
+            transport=transport,
+            config=settings.raft,
+            on_fatal=_end_process,
+            clock_ms=lambda: time.time_ns() // 1_000_000,
+            rng=random.Random(secrets.randbits(64)),  # noqa: S311 - jitter, not a secret
+        )
+        gate.packs_arrived = host.packs_arrived
+        driver = ProposalDriver(host, packs, identity.replica_id, self._metrics)
+
+        self._host = host
+        self._membership = Membership(host, GROUPS, identity.replica_id)
+        transport.start(host)
+        apply.start(host.applied)
+        host.start()
+        peers.serve(transport, packs)
+        self._service.serve(host, driver, packs, stores)
+        # Taken apart in the reverse order: first what asks, then what answers.
+        stack.callback(apply.stop)
+        stack.callback(host.stop)
+        stack.push_async_callback(packs.close)
+        stack.push_async_callback(transport.close)
+        stack.push_async_callback(gate.close)
+        stack.push_async_callback(driver.close)
+
+        self._spawn(self._membership.promote_learners(), "promote learners")
+        self._spawn(self._register(driver), "register")
+        self._spawn(self._sweep(layouts), "sweep")
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Runs `work` for as long as the core lives; its failure is a bug, and ends the process."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.append(task)
+        task.add_done_callback(_end_on_failure)
+
+    async def _cancel_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # ---- work in the background
+
+    async def _register(self, driver: ProposalDriver) -> None:
+        """Tells the directory where this node can be reached."""
+        settings, identity = self._settings, self._formation.identity
+        while not self._registered:
+            command = log_pb2.Command(
+                version=COMMAND_VERSION,
+                request_id=secrets.token_bytes(16),
+                first_seen_ms=time.time_ns() // 1_000_000,
+                actor=f"node:{identity.node}",
+                register_node=log_pb2.RegisterNode(
+                    name=identity.node,
+                    replica_id=identity.replica_id,
+                    peer_address=settings.peers[identity.node],
+                    http_url=settings.http_url,
+                    grpc_address=settings.grpc_address,
+                    metrics_url=settings.metrics_url,
+                    version=settings.version,
+                ),
+            )
+            answer = await driver.propose(GROUP_DIRECTORY, command, _REGISTER_TIMEOUT_S)
+            self._registered = answer.outcome is Outcome.APPLIED
+        log.info("serving", extra=fields(replica=identity.replica_id))
+
+    async def _sweep(self, layouts: Mapping[int, GroupLayout]) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_SWEEP_INTERVAL_S)
+            for group, layout in layouts.items():
+                await loop.run_in_executor(None, sweep_uploads, layout, group, _UPLOAD_AGE_S_MIN)
+
+    def _pack_sources(self, group: int, from_replica: str) -> Sequence[str]:
+        """Where a pack may be fetched: the replica that sent its entry, then the others."""
+        assert self._host is not None
+        replicas = self._host.status(group).configuration.replicas
+        others = [r for r in replicas if r.replica_id != self._formation.identity.replica_id]
+        others.sort(key=lambda r: r.replica_id != from_replica)
+        return [r.peer_address for r in others if r.stores_packs]
+
+    # ---- what others ask of this node
+
+    async def identify(self, request: peer_pb2.IdentifyRequest) -> peer_pb2.IdentifyResponse:
+        return self._formation.describe()
+
+    async def rejoin(self, request: peer_pb2.RejoinRequest) -> peer_pb2.RejoinResponse:
+        if self._membership is None:
+            return peer_pb2.RejoinResponse(reason="this node does not belong to a cluster yet")
+        if self._settings.peers.get(request.node) != request.peer_address:
+            return peer_pb2.RejoinResponse(
+                reason=f"node {request.node!r} at {request.peer_address!r} is not in cluster.peers"
+            )
+        return await self._membership.rejoin(request)
+
+    async def get_status(self, request: core_pb2.CoreStatusRequest) -> core_pb2.CoreStatus:
+        return self._service.own_status()
+
+    async def _ask_peers(self) -> list[core_pb2.CoreStatus]:
+        """The other nodes' own views; a node that does not answer in a second is left out."""
+        addresses = [a for n, a in self._settings.peers.items() if n != self._settings.node]
+        answers = await asyncio.gather(
+            *(
+                self._clients.status(address, core_pb2.CoreStatusRequest(), _PEER_STATUS_TIMEOUT_S)
+                for address in addresses
+            ),
+            return_exceptions=True,
+        )
+        unexpected = [
+            a for a in answers if isinstance(a, BaseException) and not isinstance(a, grpc.RpcError)
+        ]
+        if unexpected:
+            raise unexpected[0]
+        return [answer for answer in answers if isinstance(answer, core_pb2.CoreStatus)]
+
+    def _describe(self) -> core_pb2.CoreStatus:
+        identity = self._formation.identity
+        if self._host is None:
+            phase = self._formation.phase
+        elif not self._registered or not self._votes_everywhere():
+            phase = "catching-up"
+        else:
+            phase = "serving"
+        return core_pb2.CoreStatus(
+            node=identity.node,
+            replica_id=identity.replica_id,
+            cluster_id=identity.cluster_id,
+            phase=phase,
+        )
+
+    def _votes_everywhere(self) -> bool:
+        assert self._host is not None
+        me = self._formation.identity.replica_id
+        return all(
+            any(r.replica_id == me and r.votes for r in self._host.status(g).configuration.replicas)
+            for g in GROUPS
+        )
+
+    def _metrics_text(self) -> bytes:
+        if self._host is not None:
+            for group in GROUPS:
+                self._metrics.observe_group(self._host.status(group))
+        return generate_latest(self._registry)
+
+
+def _group_start(identity: NodeIdentity, store: StateStore) -> GroupStart:
+    assert identity.founding is not None
+    applied = store.configuration
+    return GroupStart(
+        founding=identity.founding,
+        applied_index=store.applied_index,
+        applied_term=store.applied_term,
+        applied_configuration=None
+        if applied is None
+        else log_pb2.Configuration.FromString(applied),
+    )
+
+
+def _end_on_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _end_process(error)
