@@ -31,6 +31,7 @@ __all__ = [
     "create_schema",
     "fatal_from_os",
     "fatal_from_sqlite",
+    "initialize",
     "reader_error",
 ]
 
@@ -149,21 +150,26 @@ def _uri(path: Path, mode: str) -> str:
 def create_schema(path: Path, group: int) -> None:
     """Makes an empty state file for `group` at `path`, which must not exist, and closes it."""
     _check_library()
-    schema = importlib.resources.files(__package__).joinpath("schema.sql").read_text("utf-8")
     connection = sqlite3.connect(_uri(path, "rwc"), uri=True, isolation_level=None)
     try:
         connection.execute("PRAGMA journal_mode=WAL")
-        connection.executescript(f"BEGIN IMMEDIATE;\n{schema}\nCOMMIT;")
-        connection.execute("INSERT INTO local (singleton, syncs) VALUES (1, 0)")
-        connection.execute(
-            "INSERT INTO position (singleton, group_id, applied_index, applied_term, log_time_ms,"
-            " configuration, configuration_index) VALUES (1, ?, 0, 0, 0, NULL, 0)",
-            (group,),
-        )
-        connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version={FORMAT_VERSION}")
+        initialize(connection, group)
     finally:
         connection.close()  # the last connection: checkpoints, removes the write-ahead log
+
+
+def initialize(connection: sqlite3.Connection, group: int) -> None:
+    """Writes the schema and the state before the first entry into an empty database."""
+    schema = importlib.resources.files(__package__).joinpath("schema.sql").read_text("utf-8")
+    connection.executescript(schema)
+    connection.execute("INSERT INTO local (singleton, syncs) VALUES (1, 0)")
+    connection.execute(
+        "INSERT INTO position (singleton, group_id, applied_index, applied_term, log_time_ms,"
+        " configuration, configuration_index) VALUES (1, ?, 0, 0, 0, NULL, 0)",
+        (group,),
+    )
+    connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version={FORMAT_VERSION}")
 
 
 def check_format(connection: sqlite3.Connection, path: Path, group: int) -> None:

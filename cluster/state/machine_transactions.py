@@ -169,7 +169,7 @@ def _change(
     for change in changes:
         effect += [change.name, change.old_oid or b"", change.new_oid or b""]
     repository = repositories.advance(
-        context, _with_head(repository, changes), "push", [*effect, *added]
+        context, _with_head(repository, changes), "update", [*effect, *added]
     )
     # Packs that the repository has already are promoted too: that costs nothing, and a replica
     # whose quarantine still holds a copy gets rid of it.

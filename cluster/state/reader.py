@@ -44,8 +44,8 @@ _PACK_COLUMNS = (
     "digest, index_digest, pack_bytes, index_bytes, object_count, thin_bytes, thin_object_count,"
     " added_counter"
 )
-# Used with the repository id as the first parameter.
-_LIVE = "EXISTS (SELECT 1 FROM repositories WHERE repository_id = ?1 AND deleted_ms IS NULL)"
+# Its parameter is the repository id once more; looked up once per query.
+_LIVE = "EXISTS (SELECT 1 FROM repositories WHERE repository_id = ? AND deleted_ms IS NULL)"
 
 
 class StateReader:
@@ -102,8 +102,8 @@ class StateReader:
         """One ref by its full name."""
         with self._reading() as (_, connection):
             row = connection.execute(
-                f"SELECT name, oid FROM refs WHERE repository_id = ?1 AND name = ?2 AND {_LIVE}",  # noqa: S608
-                (repository_id, name),
+                f"SELECT name, oid FROM refs WHERE repository_id = ? AND name = ? AND {_LIVE}",  # noqa: S608
+                (repository_id, name, repository_id),
             ).fetchone()
         return None if row is None else RefRow._make(row)
 
@@ -116,15 +116,15 @@ class StateReader:
         """Row, refs and packs of one moment. Raises NotFound: unknown or deleted repository."""
         with self._reading() as (generation, connection):
             row = _repository(connection, repository_id)
-            if row is None or row.deleted:
-                raise NotFound(f"repository {repository_id!r} not found")
-            return RepositorySnapshot(
-                repository=row,
-                refs=_refs(connection, repository_id, b"", b"", None),
-                packs=_packs(connection, repository_id),
-                generation=generation,
-                applied_index=_applied_index(connection),
-            )
+            if row is not None and not row.deleted:
+                return RepositorySnapshot(
+                    repository=row,
+                    refs=_refs(connection, repository_id, b"", b"", None),
+                    packs=_packs(connection, repository_id),
+                    generation=generation,
+                    applied_index=_applied_index(connection),
+                )
+        raise NotFound(f"repository {repository_id!r} not found")
 
     def ref_changes(
         self, repository_id: str, after_counter: int = 0, limit: int = 1000
@@ -157,12 +157,15 @@ class StateReader:
 
     def paths(self, after: str = "", limit: int = 1000, prefix: str = "") -> list[PathRow]:
         """Paths sorted by UTF-8 bytes: those that start with `prefix`, from behind `after`."""
+        behind = after >= prefix
+        # 0xff sorts behind every character of UTF-8.
+        end = prefix.encode("utf-8") + b"\xff"
         with self._reading() as (_, connection):
             rows = connection.execute(
-                # 0xff sorts behind every character of UTF-8.
-                "SELECT path, repository_id, group_id, created_ms FROM paths"
-                " WHERE path > ? AND path >= ? AND path < CAST(? AS TEXT) ORDER BY path LIMIT ?",
-                (after, prefix, prefix.encode("utf-8") + b"\xff", limit),
+                "SELECT path, repository_id, group_id, created_ms FROM paths"  # noqa: S608
+                f" WHERE path {'>' if behind else '>='} ? AND path < CAST(? AS TEXT)"
+                " ORDER BY path LIMIT ?",
+                (after if behind else prefix, end, limit),
             ).fetchall()
         return [PathRow._make(row) for row in rows]
 
@@ -193,7 +196,7 @@ class StateReader:
         """The kept answer to a request; `repository_id` narrows it down ("": the directory's)."""
         with self._reading() as (_, connection):
             row = connection.execute(
-                "SELECT result FROM requests WHERE request_id = ?1 AND (?2 IS NULL OR scope = ?2)"
+                "SELECT result FROM requests WHERE request_id = ? AND scope = coalesce(?, scope)"
                 " ORDER BY scope LIMIT 1",
                 (request_id, repository_id),
             ).fetchone()
@@ -299,20 +302,21 @@ def _refs(
     after: bytes,
     limit: int | None,
 ) -> list[RefRow]:
-    conditions = ["repository_id = ?1", _LIVE]
-    parameters: list[str | bytes | int] = [repository_id]
+    conditions = ["repository_id = ?", _LIVE]
+    parameters: list[str | bytes | int] = [repository_id, repository_id]
+    # One lower bound only: with two, SQLite may search by the one and filter by the other.
+    behind = after >= prefix
     for condition, value in (
-        ("name > ?", after),
-        ("name >= ?", prefix),
+        ("name > ?" if behind else "name >= ?", after if behind else prefix),
         ("name < ?", _after_prefix(prefix)),
     ):
         if value:
             parameters.append(value)
-            conditions.append(f"{condition}{len(parameters)}")
+            conditions.append(condition)
     parameters.append(-1 if limit is None else limit)
     rows = connection.execute(
         f"SELECT name, oid FROM refs WHERE {' AND '.join(conditions)}"  # noqa: S608
-        f" ORDER BY name LIMIT ?{len(parameters)}",
+        " ORDER BY name LIMIT ?",
         parameters,
     )
     return [RefRow._make(row) for row in rows]
@@ -327,8 +331,8 @@ def _after_prefix(prefix: bytes) -> bytes:
 def _packs(connection: sqlite3.Connection, repository_id: str) -> list[PackRow]:
     rows = connection.execute(
         f"SELECT {_PACK_COLUMNS} FROM packs"  # noqa: S608
-        f" WHERE repository_id = ?1 AND {_LIVE} ORDER BY added_counter, digest",
-        (repository_id,),
+        f" WHERE repository_id = ? AND {_LIVE} ORDER BY added_counter, digest",
+        (repository_id, repository_id),
     ).fetchall()
     return [PackRow._make(row) for row in rows]
 

@@ -61,7 +61,7 @@ CREATE INDEX packs_by_digest ON packs (digest, repository_id);
 CREATE TABLE transactions (
     repository_id  TEXT NOT NULL,
     counter        INTEGER NOT NULL,
-    kind           TEXT NOT NULL CHECK (kind IN ('create', 'push', 'delete')),
+    kind           TEXT NOT NULL CHECK (kind IN ('create', 'update', 'delete')),
     log_index      INTEGER NOT NULL,
     time_ms        INTEGER NOT NULL,
     actor          TEXT NOT NULL,

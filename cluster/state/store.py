@@ -79,7 +79,7 @@ class StateStore:
         self._generation = generation
         self._connection = connection
         self._lock = threading.Lock()
-        self._failed = False
+        self._refusal = ""  # why nothing may be applied any more
         self._position = load_position(connection)
 
     @classmethod
@@ -211,9 +211,9 @@ class StateStore:
         what = (
             f"{doing} the state of group {self._group} after index {self._position.applied_index}"
         )
-        if self._failed:
-            raise FatalError(f"{what}: refused, it failed before")
-        self._failed = True
+        if self._refusal:
+            raise FatalError(f"{what}: {self._refusal}")
+        self._refusal = "refused, it failed before"
         try:
             yield
         except sqlite3.Error as error:
@@ -222,7 +222,7 @@ class StateStore:
             raise fatal_from_os(error, what) from error
         except Exception as error:
             raise FatalError(f"{what}: {type(error).__name__}: {error}") from error
-        self._failed = False
+        self._refusal = ""
 
     # ---- reading and copying; on connections of their own, so that apply goes on
 
@@ -311,5 +311,5 @@ class StateStore:
     def close(self) -> None:
         """Closes the writing connection, waiting for the batch in hand. Readers may go on."""
         with self._lock:
-            self._failed = True  # nothing more may be applied through this object
+            self._refusal = "the store is closed"
             self._connection.close()
