@@ -21,7 +21,7 @@ from pathlib import Path
 __all__ = ["runtime_directory", "sweep_stale"]
 
 _ROOT = Path("/tmp")  # noqa: S108 - unix socket paths have at most 107 bytes, $TMPDIR may be long
-_PREFIX = "quorepo-"
+_PREFIX = "quorepo-run-"
 _OWNER = "owner"
 # A folder without an owner file is either being made right now or left by a crash in between.
 _HALF_MADE_AGE_S_MAX = 60.0

@@ -46,14 +46,14 @@ def test_what_is_not_ours_is_never_swept(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir(mode=0o700)
     (elsewhere / "owner").touch()
-    (tmp_path / "quorepo-link").symlink_to(elsewhere)
-    open_to_all = tmp_path / "quorepo-open"
+    (tmp_path / "quorepo-run-link").symlink_to(elsewhere)
+    open_to_all = tmp_path / "quorepo-run-open"
     open_to_all.mkdir()
     open_to_all.chmod(0o755)
     (open_to_all / "owner").touch()
-    just_made = tmp_path / "quorepo-new"
+    just_made = tmp_path / "quorepo-run-new"
     just_made.mkdir(mode=0o700)
-    foreign = tmp_path / "quorepo-foreign"
+    foreign = tmp_path / "quorepo-run-foreign"
     foreign.mkdir(mode=0o700)
     (foreign / "data").touch()
     os.utime(foreign, (0, 0))
@@ -62,7 +62,7 @@ def test_what_is_not_ours_is_never_swept(tmp_path: Path) -> None:
 
 
 def test_a_half_made_folder_goes_once_it_is_old(tmp_path: Path) -> None:
-    half_made = tmp_path / "quorepo-half"
+    half_made = tmp_path / "quorepo-run-half"
     half_made.mkdir(mode=0o700)
     (half_made / "owner.new").touch()
     os.utime(half_made, (0, 0))

@@ -1,0 +1,1 @@
+"""`quorepo demo`: a small cluster of real processes on localhost."""
