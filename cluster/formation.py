@@ -111,8 +111,8 @@ class Formation:
                 raise result
             if result.node != name:
                 raise FatalError(
-                    f"cluster.peers says {self._peers[name]} is {name!r}, but it is {result.node!r}; "
-                    "nothing was changed; correct cluster.peers",
+                    f"cluster.peers says {self._peers[name]} is {name!r}, but it is "
+                    f"{result.node!r}; nothing was changed; correct cluster.peers",
                     exit_code=FatalError.EXIT_CONFIG,
                 )
             answers[name] = result
@@ -135,9 +135,10 @@ class Formation:
             return
         if not self._rejoin_empty:
             raise FatalError(
-                f"the disk of node {self.identity.node!r} is empty, but cluster {member.cluster_id} knows "
-                "the node under another replica id; nothing was changed; restore the data directory, or "
-                "set cluster.rejoin_empty = true to come back as a new replica",
+                f"the disk of node {self.identity.node!r} is empty, but cluster "
+                f"{member.cluster_id} knows the node under another replica id; nothing was "
+                "changed; restore the data directory, or set cluster.rejoin_empty = true to come "
+                "back as a new replica",
                 exit_code=FatalError.EXIT_CONFIG,
             )
         if self.phase != "rejoining":

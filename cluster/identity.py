@@ -65,20 +65,20 @@ class NodeIdentity:
             )
         except (ValueError, KeyError, TypeError) as error:
             raise FatalError(
-                f"{path} is damaged ({error}); nothing was changed; restore the file from a backup, "
-                "or empty the data directory to rejoin the cluster as a new replica",
+                f"{path} is damaged ({error}); nothing was changed; restore the file from a "
+                "backup, or empty the data directory to rejoin the cluster as a new replica",
                 exit_code=FatalError.EXIT_CONFIG,
             ) from error
         if version > FORMAT_VERSION:
             raise FatalError(
-                f"{data_dir} has format version {version}, this program knows up to {FORMAT_VERSION}; "
-                "nothing was changed; start the newer quorepo again",
+                f"{data_dir} has format version {version}, this program knows up to "
+                f"{FORMAT_VERSION}; nothing was changed; start the newer quorepo again",
                 exit_code=FatalError.EXIT_CONFIG,
             )
         if identity.node != node:
             raise FatalError(
-                f"{data_dir} belongs to node {identity.node!r}, but the configuration says {node!r}; "
-                "nothing was changed; correct node.name or node.data_dir",
+                f"{data_dir} belongs to node {identity.node!r}, but the configuration says "
+                f"{node!r}; nothing was changed; correct node.name or node.data_dir",
                 exit_code=FatalError.EXIT_CONFIG,
             )
         identity.save(data_dir)
@@ -118,7 +118,7 @@ def _refuse_state_without_identity(data_dir: Path) -> None:
         folder = data_dir / name
         if folder.is_dir() and any(folder.iterdir()):
             raise FatalError(
-                f"{folder} exists but {data_dir / 'node.json'} does not; nothing was changed; restore "
-                "node.json, or empty the data directory to rejoin the cluster as a new replica",
+                f"{folder} exists but {data_dir / 'node.json'} does not; nothing was changed; "
+                "restore node.json, or empty the data directory to rejoin the cluster as a new replica",
                 exit_code=FatalError.EXIT_CONFIG,
             )
