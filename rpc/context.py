@@ -6,25 +6,27 @@ Must not know any protocol: HTTP and gRPC take what they need from here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import os
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from quorepo.rpc.auth import Authenticator
 from quorepo.rpc.config import NodeConfig
 from quorepo.rpc.core_client import Core
+from quorepo.rpc.fetch_files import FetchFiles
 from quorepo.rpc.metrics import EdgeMetrics
 from quorepo.rpc.reads import Reads
 from quorepo.rpc.repositories import Origin, Repositories
-from quorepo.storage.errors import FatalError
+from quorepo.storage.errors import FatalError, Unavailable
 from quorepo.storage.logs import fields
 from quorepo.storage.packs import PackCache
 from quorepo.storage.worker_pool import WorkerPool
 
-__all__ = ["EdgeContext"]
+__all__ = ["EdgeContext", "Slots"]
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,32 @@ def _clock_ms() -> int:
 def _exit_at_once(error: FatalError) -> None:
     log.critical("this process must end", exc_info=error)
     os._exit(error.exit_code)
+
+
+class Slots:
+    """How many requests of one kind are served at a time; more of them are refused, not queued."""
+
+    def __init__(self, kind: str, count_max: int) -> None:
+        self._kind = kind
+        self._count_max = count_max
+        self._count = 0
+        self.closed = False  # set when this process is about to stop
+
+    @contextlib.contextmanager
+    def take(self) -> Iterator[None]:
+        """Holds one slot. Raises Unavailable when none is free."""
+        if self.closed:
+            raise Unavailable("this node is shutting down", next_step="try again")
+        if self._count >= self._count_max:
+            raise Unavailable(
+                f"this node is busy: it serves {self._count} {self._kind} already",
+                next_step="try again later, or try another node",
+            )
+        self._count += 1
+        try:
+            yield
+        finally:
+            self._count -= 1
 
 
 @dataclasses.dataclass(slots=True)
@@ -50,10 +78,17 @@ class EdgeContext:
     workers: WorkerPool
     metrics: EdgeMetrics
     authenticator: Authenticator
+    fetch_files: FetchFiles
+    push_slots: Slots
+    fetch_slots: Slots
     clock_ms: Callable[[], int] = _clock_ms  # Unix time, ms
-    stopping: bool = False  # new pushes and fetches are refused
+    stopping: bool = False  # new requests are refused, see `stop_taking`
     on_fatal: Callable[[FatalError], None] = _exit_at_once
     _running: set[asyncio.Task[Any]] = dataclasses.field(default_factory=set)
+
+    def stop_taking(self) -> None:
+        """New work is refused from now on; what runs goes on."""
+        self.stopping = self.push_slots.closed = self.fetch_slots.closed = True
 
     def origin(self, actor: str, request_id: bytes | None = None) -> Origin:
         """Names a request that has just arrived.

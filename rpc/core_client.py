@@ -181,7 +181,7 @@ class CoreClient:
                 if response.outcome != core_pb2.OUTCOME_NOT_APPLIED:
                     doubt = reason or "the core does not know"
                 elif not doubt:
-                    raise Unavailable(reason or "not applied", next_step="try again")
+                    raise _not_applied(reason)
             if deadline.left_s() <= _RETRY_PAUSE_S:
                 raise _unresolved(doubt, reason)
             await asyncio.sleep(_RETRY_PAUSE_S)
@@ -314,7 +314,27 @@ def _unresolved(doubt: str, reason: str) -> QuorepoError:
         return OutcomeUnknown(
             f"the outcome is not known: {doubt}", next_step="look at the refs, or repeat it"
         )
-    return Unavailable(reason or "not applied", next_step="try again")
+    return _not_applied(reason)
+
+
+def _not_applied(reason: str) -> QuorepoError:
+    """Certain. The reasons are the engine's words, see cluster/raft/interface.py."""
+    if reason == "too-large":
+        return LimitExceeded(
+            "the request is too large for one log entry", limit="raft.command_bytes_max"
+        )
+    return Unavailable(_REASONS.get(reason, reason or "not applied"), next_step="try again")
+
+
+_REASONS = {
+    "no-leader": "no leader",
+    "not-leader": "no leader",
+    "leader-changed": "no leader: it changed meanwhile",
+    "queue-full": "this cluster is busy: too many writes are waiting",
+    "packs-missing": "the leader does not hold the pack",
+    "stopped": "this node is shutting down",
+    "timeout": "no leader took it in time",
+}
 
 
 def _refusal(error: grpc.aio.AioRpcError) -> QuorepoError | None:

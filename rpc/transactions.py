@@ -26,10 +26,9 @@ from quorepo.rpc.repositories import (
     Reservation,
     object_format_message,
 )
-from quorepo.storage.errors import InvalidArgument, NotFound, Unavailable
+from quorepo.storage.errors import LimitExceeded, NotFound, Unavailable
 from quorepo.storage.limits import StorageLimits
 from quorepo.storage.objectformat import ObjectFormat
-from quorepo.storage.packs import COMMIT
 
 __all__ = ["Target", "Transactions", "Verified", "refusal_reasons"]
 
@@ -75,7 +74,7 @@ class Transactions:
         self._core = core
         self._reads = reads
         self._repositories = repositories
-        self._limits = limits
+        self._refs_max = limits.refs_per_push_max
 
     async def place(self, target: Target, origin: Origin, attempt: int = 0) -> Reservation:
         """Where a target's objects go; reserves the path of a repository that is not there yet.
@@ -110,10 +109,15 @@ class Transactions:
             Apply's verdict on every change, in their order.
 
         Raises:
+            LimitExceeded: too many changes for one log entry, whoever asks.
             NotFound: the repository was deleted in between.
             Unavailable: certainly not applied.
             OutcomeUnknown: it may be applied, now or later.
         """
+        if len(changes) > self._refs_max:
+            raise LimitExceeded(
+                f"{len(changes)} ref changes in one transaction", limit="limits.refs_per_push_max"
+            )
         for attempt in range(_ATTEMPTS_MAX):
             if place is None:
                 place = await self.place(verified.target, origin, attempt)
@@ -135,75 +139,6 @@ class Transactions:
                 await self._repositories.release(place, origin.step(f"release {attempt}"))
             place = None
         raise Unavailable("objects are pruned faster than they are checked", next_step="try again")
-
-    async def update_refs(
-        self,
-        path: str,
-        changes: Sequence[Change],
-        *,
-        atomic: bool,
-        origin: Origin,
-        timeout_s: float = PROPOSE_TIMEOUT_S,
-    ) -> log_pb2.TransactionResult:
-        """Moves refs of an existing repository to objects that it holds already.
-
-        Args:
-            path: normalized.
-
-        Returns:
-            Apply's verdict on every change, in their order: it checks names, old values and
-            conflicts.
-
-        Raises:
-            NotFound: no such repository, or one of the objects is not in it.
-            InvalidArgument: a branch would not point to a commit, or too many changes.
-            Unavailable, OutcomeUnknown: as in `commit`.
-        """
-        if not 1 <= len(changes) <= self._limits.refs_per_push_max:
-            raise InvalidArgument(
-                f"expected 1 to {self._limits.refs_per_push_max} ref changes, got {len(changes)}"
-            )
-        longest = max(len(change.name) for change in changes)
-        if longest > self._limits.ref_name_bytes_max:
-            raise InvalidArgument(
-                f"a ref name has {longest} bytes, "
-                f"limits.ref_name_bytes_max is {self._limits.ref_name_bytes_max}"
-            )
-        view = await self._reads.open(path)
-
-        async def verify(target: Target) -> Verified:
-            await self._check_tips(target, changes)
-            return Verified(target)
-
-        return await self.commit(
-            await verify(Target(path, view, view.object_format)),
-            changes,
-            atomic=atomic,
-            origin=origin,
-            verify=verify,
-            timeout_s=timeout_s,
-        )
-
-    async def _check_tips(self, target: Target, changes: Sequence[Change]) -> None:
-        """The store is closed (invariant 6): an object brings all that it refers to."""
-        view = target.view
-        if view is None:
-            raise NotFound(f"repository {target.path!r} does not exist")
-
-        def check() -> None:
-            for change in changes:
-                if change.new is None:
-                    continue
-                if change.new not in view.packs:
-                    raise NotFound(f"object {change.new.hex()} is not in {target.path!r}")
-                is_branch = change.name.startswith(b"refs/heads/")
-                if is_branch and view.packs.object_type(change.new) != COMMIT:
-                    raise InvalidArgument(
-                        f"branch {change.name.decode(errors='replace')!r} must point to a commit, "
-                        f"{change.new.hex()} is none"
-                    )
-
-        await self._reads.in_thread(check)
 
 
 def refusal_reasons(

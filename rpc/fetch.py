@@ -1,0 +1,234 @@
+"""One request of a `git fetch` or `git clone`: the read path of architecture.md.
+
+    parse -> ls-refs: read index, answer from the view
+          -> fetch:   local view -> worker: negotiate -> worker: build a pack file -> stream it
+
+Owns that order and how failures are told. Must not know HTTP: bytes come from an `Incoming` and go
+to a `Reply`.
+
+`ls-refs` is linearizable. A fetch after it names exact objects, so it is answered from what this
+node has; only what is not known here waits for the read index before it is refused (the requests of
+one fetch may reach different nodes).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from quorepo.rpc.context import EdgeContext
+from quorepo.rpc.reads import RepositoryView
+from quorepo.rpc.reply import Liveness, Reply
+from quorepo.rpc.uploads import Incoming
+from quorepo.storage.errors import NotFound, QuorepoError
+from quorepo.storage.git.advertise import RefsView
+from quorepo.storage.git.fetch_answer import KEEPALIVE
+from quorepo.storage.git.upload_pack import (
+    FetchRequest,
+    LsRefsRequest,
+    Negotiation,
+    error_frames,
+    error_packet,
+    fetch_epilogue,
+    fetch_preamble,
+    job_arguments,
+    ls_refs,
+    pack_frames,
+    parse_v0_request,
+    parse_v2_request,
+    progress_frames,
+    sends_pack,
+)
+from quorepo.storage.logs import fields
+
+__all__ = ["upload_pack"]
+
+log = logging.getLogger(__name__)
+
+_STREAM_BYTES = 256 * 1024  # see processes.md
+
+
+async def upload_pack(
+    edge: EdgeContext, path: str, version: int, incoming: Incoming, reply: Reply
+) -> None:
+    """Serves the body of one upload-pack request; what goes wrong is part of the answer.
+
+    Args:
+        path: normalized.
+        version: of the protocol: 0, 1 or 2.
+
+    Raises:
+        NotFound: no such repository. Nothing was written to `reply`.
+        Unavailable: that can't be told now. Nothing was written to `reply`.
+        ConnectionError, CancelledError: the client is gone.
+    """
+    view = await edge.reads.find(path, consistency="local")
+    if view is None:
+        view = await edge.reads.open(path)
+    try:
+        request = await _parse(edge, view, version, incoming)
+        if isinstance(request, LsRefsRequest):
+            view = await edge.reads.open(path)
+            await reply.write(await _ls_refs(edge, request, view))
+            return
+    except QuorepoError as error:
+        edge.metrics.errors.labels(error.reason).inc()
+        if not await incoming.drain(edge.config.limits.fetch_request_bytes_max):
+            reply.close_after()
+        await reply.write(error_packet(str(error)))
+        return
+    await _Fetch(edge, view, request, reply).run()
+
+
+async def _parse(
+    edge: EdgeContext, view: RepositoryView, version: int, incoming: Incoming
+) -> FetchRequest | LsRefsRequest:
+    limits = edge.config.limits
+    body = await incoming.read_all(limits.fetch_request_bytes_max, "limits.fetch_request_bytes_max")
+    lines_max = limits.negotiation_lines_max
+
+    def parse() -> FetchRequest | LsRefsRequest:
+        if version == 2:
+            return parse_v2_request(body, view.object_format, lines_max=lines_max)
+        return parse_v0_request(body, view.object_format, version=version, lines_max=lines_max)
+
+    return await edge.reads.in_thread(parse)
+
+
+async def _ls_refs(edge: EdgeContext, request: LsRefsRequest, view: RepositoryView) -> bytes:
+    edge.metrics.advertisements.labels("ls-refs").inc()
+    if request.prefixes:
+        return await edge.reads.in_thread(lambda: ls_refs(request, view.refs_view()))
+    key = f"ls-refs {request.symrefs:d}{request.peel:d}{request.unborn:d}"
+    return await edge.reads.in_thread(
+        lambda: view.encoded(key, lambda refs: ls_refs(request, refs))
+    )
+
+
+class _Fetch:
+    def __init__(
+        self, edge: EdgeContext, view: RepositoryView, request: FetchRequest, reply: Reply
+    ) -> None:
+        self._edge = edge
+        self._view = view
+        self._request = request
+        self._reply = reply
+        self._answering = False  # the preamble is out: an ERR packet would come too late
+
+    async def run(self) -> None:
+        """Answers, and counts how it ended."""
+        started = time.monotonic()
+        kind = "fetch" if self._request.haves else "clone"
+        result, sent_bytes = "cancelled", 0
+        try:
+            sent_bytes = await self._answer()
+            result = "ok"
+        except ConnectionError:
+            raise
+        except QuorepoError as error:
+            result = "failed"
+            self._edge.metrics.errors.labels(error.reason).inc()
+            await self._tell(str(error))
+        except Exception:  # whatever it is, the client gets an answer
+            result = "failed"
+            incident = uuid.uuid4().hex[:8]
+            log.exception("fetch failed", extra=fields(path=self._view.path, incident=incident))
+            self._edge.metrics.errors.labels(QuorepoError.reason).inc()
+            node = self._edge.config.node.name
+            await self._tell(f"internal error {incident} on node {node}, see its log")
+        finally:
+            if self._answering:
+                seconds = time.monotonic() - started
+                self._edge.metrics.fetches.labels(kind, result).inc()
+                self._edge.metrics.fetch_seconds.observe(seconds)
+                log.info(
+                    kind,
+                    extra=fields(
+                        path=self._view.path,
+                        version=self._request.version,
+                        result=result,
+                        wants=len(self._request.wants),
+                        haves=len(self._request.haves),
+                        bytes=sent_bytes,
+                        seconds=round(seconds, 4),
+                    ),
+                )
+
+    async def _answer(self) -> int:
+        """Returns the bytes of the pack that was sent."""
+        request = self._request
+        if not request.wants and not request.haves:
+            await self._reply.write(fetch_preamble(request, Negotiation()))
+            return 0
+        with self._edge.fetch_slots.take():
+            return await self._build()
+
+    async def _build(self) -> int:
+        request = self._request
+        arguments, negotiation = await self._negotiate()
+        preamble = fetch_preamble(request, negotiation)
+        if not sends_pack(request, negotiation):
+            await self._reply.write(preamble)
+            return 0
+        with self._edge.fetch_files.new() as out:
+            self._answering = True
+            await self._reply.write(preamble)
+            keepalive = KEEPALIVE if request.side_band else b""
+            async with Liveness(self._reply, keepalive) as alive:
+                await self._run(
+                    "build_pack",
+                    {**arguments, "negotiation": negotiation.to_json(), "out": str(out)},
+                    alive,
+                )
+            return await self._stream(out)
+
+    async def _negotiate(self) -> tuple[dict[str, Any], Negotiation]:
+        """Refuses a want that this node does not know only after the read index."""
+        try:
+            return await self._negotiate_with(self._view)
+        except NotFound:
+            self._view = await self._edge.reads.open(self._view.path)
+            return await self._negotiate_with(self._view)
+
+    async def _negotiate_with(self, view: RepositoryView) -> tuple[dict[str, Any], Negotiation]:
+        def prepare() -> dict[str, Any]:
+            refs: RefsView = view.refs_view()
+            return {**job_arguments(self._request, refs), "repository": view.describe()}
+
+        arguments = await self._edge.reads.in_thread(prepare)
+        answer = await self._run("negotiate", arguments, None)
+        return arguments, Negotiation.from_json(answer)
+
+    async def _run(
+        self, job: str, arguments: Mapping[str, Any], alive: Liveness | None
+    ) -> dict[str, Any]:
+        def progress(text: str) -> None:
+            if alive is not None:
+                alive.say(progress_frames(self._request, text))
+
+        return await self._edge.workers.run(
+            job, arguments, self._edge.config.limits.worker_timeout_s, progress
+        )
+
+    async def _stream(self, path: Path) -> int:
+        # Plain reads: the file was just written, and a thread per chunk costs 2-3 times as much.
+        sent_bytes = 0
+        with path.open("rb", buffering=0) as file:
+            while data := file.read(_STREAM_BYTES):
+                await self._reply.write(pack_frames(self._request, data))
+                sent_bytes += len(data)
+        if epilogue := fetch_epilogue(self._request):
+            await self._reply.write(epilogue)
+        return sent_bytes
+
+    async def _tell(self, message: str) -> None:
+        if not self._answering:
+            await self._reply.write(error_packet(message))
+        elif frames := error_frames(self._request, message):
+            await self._reply.write(frames)
+        else:
+            self._reply.abort()

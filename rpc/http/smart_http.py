@@ -1,0 +1,263 @@
+"""git's smart HTTP protocol on aiohttp: routes, headers, and the bridge to `Incoming` and `Reply`.
+
+Owns what git expects of HTTP (Documentation/gitprotocol-http.txt and http-backend.c). Must not know
+how a push or a fetch is done.
+
+Status codes matter: before a POST was answered git shows the text of a 4xx or 5xx answer to a GET;
+the text of a failed POST it hides. So a POST is answered with 200 and a report wherever that is
+possible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from aiohttp import web
+
+from quorepo.rpc.auth import Action, Identity
+from quorepo.rpc.context import EdgeContext
+from quorepo.rpc.fetch import upload_pack
+from quorepo.rpc.push import receive_pack
+from quorepo.rpc.reads import empty_refs_view
+from quorepo.rpc.uploads import Incoming
+from quorepo.storage.errors import InvalidArgument, NotFound, QuorepoError, Unavailable
+from quorepo.storage.git.advertise import (
+    RefsView,
+    advertise_capabilities_v2,
+    advertise_receive_pack,
+    advertise_upload_pack_v0,
+)
+from quorepo.storage.git.pktline import FLUSH, encode
+from quorepo.storage.names import normalize_path
+from quorepo.storage.objectformat import ObjectFormat
+
+__all__ = ["SmartHttp", "error_response"]
+
+UPLOAD_PACK = "git-upload-pack"
+RECEIVE_PACK = "git-receive-pack"
+_ACTIONS: dict[str, Action] = {UPLOAD_PACK: "read", RECEIVE_PACK: "write"}
+
+# http-backend.c, hdr_nocache().
+_NO_CACHE = {
+    "Expires": "Fri, 01 Jan 1980 00:00:00 GMT",
+    "Pragma": "no-cache",
+    "Cache-Control": "no-cache, max-age=0, must-revalidate",
+}
+_REALM = 'Basic realm="quorepo"'
+
+
+class SmartHttp:
+    """The handlers of one edge."""
+
+    def __init__(self, edge: EdgeContext) -> None:
+        self._edge = edge
+
+    def routes(self) -> list[web.RouteDef]:
+        """All routes; the last one catches what is no git request."""
+        return [
+            web.get("/healthz", self.health),
+            web.get("/{path:.+}/info/refs", self.info_refs),
+            *(
+                web.post(f"/{{path:.+}}/{service}", handler, expect_handler=self._expect)
+                for service, handler in (
+                    (UPLOAD_PACK, self.fetch),
+                    (RECEIVE_PACK, self.push),
+                )
+            ),
+            web.route("*", "/{path:.*}", self.other, expect_handler=self._expect),
+        ]
+
+    async def health(self, _request: web.Request) -> web.Response:
+        """Says that this process answers; whether the cluster works is gRPC health's matter."""
+        return web.Response(text="ok\n")
+
+    async def other(self, request: web.Request) -> web.Response:
+        """Everything that is not smart HTTP."""
+        last = request.path.rpartition("/")[2]
+        if "/objects/" in request.path or last in ("HEAD", "alternates", "packs"):
+            return _text(403, "the dumb HTTP protocol is not served; use git 1.6.6 or newer")
+        if request.method not in ("GET", "HEAD", "POST"):
+            return _text(
+                405, f"method {request.method} is not served", {"Allow": "GET, HEAD, POST"}
+            )
+        return _text(404, "not found: repositories are served at /<path>.git")
+
+    async def info_refs(self, request: web.Request) -> web.Response:
+        """GET info/refs: what is there, and what this server can do."""
+        service = request.query.get("service")
+        if service is None:
+            return _text(403, "the dumb HTTP protocol is not served; use git 1.6.6 or newer")
+        if service not in _ACTIONS:
+            return _text(403, f"service {service[:64]!r} is not served")
+        path, _identity = self._admit(request, service)
+        self._edge.metrics.advertisements.labels(service).inc()
+        if service == UPLOAD_PACK:
+            body = await self._advertise_upload_pack(path, _version(request))
+        else:
+            body = await self._advertise_receive_pack(path)
+        self._edge.metrics.bytes_sent.labels(service).inc(len(body))
+        return web.Response(
+            body=body, content_type=f"application/x-{service}-advertisement", headers=_NO_CACHE
+        )
+
+    async def fetch(self, request: web.Request) -> web.StreamResponse:
+        """POST git-upload-pack."""
+        return await self._serve(request, UPLOAD_PACK, self._fetch)
+
+    async def push(self, request: web.Request) -> web.StreamResponse:
+        """POST git-receive-pack."""
+        return await self._serve(request, RECEIVE_PACK, self._push)
+
+    async def _fetch(
+        self, _identity: Identity, path: str, incoming: Incoming, reply: HttpReply
+    ) -> None:
+        await upload_pack(self._edge, path, _version(reply.request), incoming, reply)
+
+    async def _push(
+        self, identity: Identity, path: str, incoming: Incoming, reply: HttpReply
+    ) -> None:
+        await receive_pack(self._edge, identity, path, incoming, reply)
+
+    async def _serve(
+        self,
+        request: web.Request,
+        service: str,
+        serve: Callable[[Identity, str, Incoming, HttpReply], Awaitable[None]],
+    ) -> web.StreamResponse:
+        path, identity = self._admit(request, service)
+        expected = f"application/x-{service}-request"
+        if request.content_type != expected:
+            return _text(415, f"expected content type {expected!r}, got {request.content_type!r}")
+        metrics = self._edge.metrics
+        incoming = Incoming(_chunks(request), metrics.bytes_received.labels(service).inc)
+        reply = HttpReply(request, service, metrics.bytes_sent.labels(service).inc)
+        with metrics.in_flight.labels(service).track_inprogress():
+            await serve(identity, path, incoming, reply)
+        return await reply.finish()
+
+    def _admit(self, request: web.Request, service: str) -> tuple[str, Identity]:
+        """Who is it, and which repository. Never touches Raft.
+
+        Raises: Unauthenticated, PermissionDenied, InvalidArgument.
+        """
+        authenticator = self._edge.authenticator
+        identity = authenticator.authenticate_header(request.headers.get("Authorization"))
+        path = normalize_path(request.match_info["path"])
+        authenticator.authorize(identity, _ACTIONS[service], path)
+        return path, identity
+
+    async def _expect(self, request: web.Request) -> web.StreamResponse | None:
+        """`Expect: 100-continue` is answered only to those whose body is wanted."""
+        try:
+            service = request.path.rpartition("/")[2]
+            if service in _ACTIONS:
+                self._admit(request, service)
+        except QuorepoError as error:
+            return error_response(error)
+        if request.headers.get("Expect", "").lower() != "100-continue":
+            return _text(417, "only 'Expect: 100-continue' is known")
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        # What follows is the first line of the real answer.
+        request.writer.output_size = 0
+        return None
+
+    async def _advertise_upload_pack(self, path: str, version: int) -> bytes:
+        view = await self._edge.reads.open(path)
+        if version == 2:
+            return advertise_capabilities_v2(view.object_format)
+        return await self._edge.reads.in_thread(
+            lambda: view.encoded(
+                f"{UPLOAD_PACK} {version}",
+                lambda refs: _preamble(UPLOAD_PACK) + advertise_upload_pack_v0(refs, version),
+            )
+        )
+
+    async def _advertise_receive_pack(self, path: str) -> bytes:
+        """Always v0 or the like: git has no v2 for pushes. Nothing is created here."""
+
+        def encode_refs(refs: RefsView) -> bytes:
+            return _preamble(RECEIVE_PACK) + advertise_receive_pack(refs)
+
+        view = await self._edge.reads.find(path)
+        if view is not None:
+            return await self._edge.reads.in_thread(lambda: view.encoded(RECEIVE_PACK, encode_refs))
+        if not self._edge.config.push.create_on_push:
+            raise NotFound(
+                f"repository {path!r} does not exist",
+                next_step=f"create it with: quorepo repo create {path}",
+            )
+        return encode_refs(empty_refs_view(ObjectFormat.SHA1))
+
+
+class HttpReply:
+    """A `Reply` that is the body of one HTTP answer."""
+
+    def __init__(self, request: web.Request, service: str, on_bytes: Callable[[int], None]) -> None:
+        self.request = request
+        self._on_bytes = on_bytes
+        self._response = web.StreamResponse(headers=_NO_CACHE)
+        self._response.content_type = f"application/x-{service}-result"
+
+    async def write(self, data: bytes) -> None:
+        """Sends bytes; waits while the client is slow. Raises ConnectionError when it is gone."""
+        if not self._response.prepared:
+            await self._response.prepare(self.request)
+        if data:
+            await self._response.write(data)
+            self._on_bytes(len(data))
+
+    def close_after(self) -> None:
+        """The request was not read to its end: do not reuse the connection."""
+        self._response.force_close()
+
+    def abort(self) -> None:
+        """Cuts the answer off, so that it is not mistaken for a complete one."""
+        if self.request.transport is not None:
+            self.request.transport.abort()
+
+    async def finish(self) -> web.StreamResponse:
+        """The answer as the handler's result; an empty one when nothing was written."""
+        await self.write(b"")
+        return self._response
+
+
+def error_response(error: QuorepoError) -> web.Response:
+    """An error before a POST was answered, as text that git shows."""
+    headers = {}
+    if error.http_status == 401:
+        headers["WWW-Authenticate"] = _REALM
+    if isinstance(error, Unavailable):
+        headers["Retry-After"] = "1"
+    return _text(error.http_status, str(error), headers)
+
+
+def _text(status: int, message: str, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(
+        status=status, text=f"{message}\n", headers={**_NO_CACHE, **(headers or {})}
+    )
+
+
+def _preamble(service: str) -> bytes:
+    return encode(b"# service=" + service.encode() + b"\n") + FLUSH
+
+
+def _version(request: web.Request) -> int:
+    """The highest protocol version that the client asks for and this server has.
+
+    Source: git's protocol.c, determine_protocol_version_server().
+    """
+    version = 0
+    for item in request.headers.get("Git-Protocol", "")[:1024].split(":"):
+        if item in ("version=1", "version=2"):
+            version = max(version, int(item[-1]))
+    return version
+
+
+async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
+    """The body as it comes, inflated by aiohttp when it is gzip. The reader bounds the total."""
+    try:
+        while not request.content.at_eof():
+            if piece := await request.content.readany():
+                yield piece
+    except web.RequestPayloadError as error:
+        raise InvalidArgument(f"the request body can't be read: {error}") from error

@@ -1,0 +1,117 @@
+"""A core without Raft: one node, real state stores, and the failures that a test asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from quorepo.cluster.raft.interface import Entry
+from quorepo.cluster.state.store import StateStore
+from quorepo.internal.v1 import core_pb2, log_pb2
+from quorepo.rpc.core_client import Position, check_result
+from quorepo.storage.errors import OutcomeUnknown, Unavailable
+from quorepo.storage.layout import GroupLayout, ensure_repository, promote_pack, retire_repository
+from quorepo.storage.objectformat import ObjectFormat
+
+__all__ = ["FakeCore"]
+
+
+class _Files:
+    def __init__(self, layout: GroupLayout) -> None:
+        self._layout = layout
+
+    def promote(self, repository_id: str, digest: bytes, object_format: ObjectFormat) -> None:
+        ensure_repository(self._layout, repository_id, object_format)
+        promote_pack(self._layout, repository_id, digest)
+
+    def retire(self, repository_id: str) -> None:
+        retire_repository(self._layout, repository_id)
+
+
+class FakeCore:
+    """Implements `quorepo.rpc.core_client.Core`; every command is applied at once, in order.
+
+    `has_leader`: False makes everything but status certainly fail.
+    `answers_lost`: so many of the next transactions are applied, but their outcome is not told.
+    `transactions_lost`: so many of the next ones are not applied, and their outcome is not told.
+    `results`: given instead of applying the next transactions.
+    `hold`: while set, transactions wait before they are applied.
+    """
+
+    def __init__(self, data_dir: Path) -> None:
+        self.has_leader = True
+        self.answers_lost = 0
+        self.transactions_lost = 0
+        self.results: list[log_pb2.Result] = []
+        self.hold: asyncio.Event | None = None
+        self.holding = asyncio.Event()
+        self.read_indexes = 0
+        self.commands: list[log_pb2.Command] = []
+        self.replicated: list[log_pb2.PackAddition] = []
+        self._layouts = {group: GroupLayout(data_dir, group) for group in (0, 1)}
+        for layout in self._layouts.values():
+            layout.create()
+        self._stores = {g: StateStore.open(layout) for g, layout in self._layouts.items()}
+
+    def close(self) -> None:
+        for store in self._stores.values():
+            store.close()
+
+    async def propose(
+        self, group: int, command: log_pb2.Command, timeout_s: float
+    ) -> log_pb2.Result:
+        if not self.has_leader:
+            raise Unavailable("no leader", next_step="try again")
+        self.commands.append(command)
+        is_transaction = command.WhichOneof("kind") == "transaction"
+        if is_transaction and self.results:
+            return check_result(self.results.pop(0))
+        if is_transaction and self.hold is not None:
+            self.holding.set()
+            await self.hold.wait()
+        if is_transaction and self.transactions_lost:
+            self.transactions_lost -= 1
+            raise OutcomeUnknown("the outcome is not known: leader-changed")
+        result = self.apply(group, command)
+        if is_transaction and self.answers_lost:
+            self.answers_lost -= 1
+            raise OutcomeUnknown("the outcome is not known: leader-changed")
+        return check_result(result)
+
+    def apply(self, group: int, command: log_pb2.Command) -> log_pb2.Result:
+        store = self._stores[group]
+        entry = Entry(
+            group=group,
+            index=store.applied_index + 1,
+            term=1,
+            time_ms=time.time_ns() // 1_000_000,
+            kind="command",
+            data=command.SerializeToString(deterministic=True),
+        )
+        (result,) = store.apply_batch([entry], _Files(self._layouts[group]))
+        assert result is not None
+        return result
+
+    async def read_index(self, groups: Sequence[int], timeout_s: float) -> Mapping[int, Position]:
+        self.read_indexes += 1
+        if not self.has_leader:
+            raise Unavailable("group 0 has no leader that a majority confirms")
+        return {g: Position(g, s.generation, s.applied_index) for g, s in self._stores.items()}
+
+    async def replicate_pack(
+        self, group: int, repository_id: str, pack: log_pb2.PackAddition, timeout_s: float
+    ) -> Sequence[str]:
+        if not self.has_leader:
+            raise Unavailable("the pack is on 1 of 3 replicas and no leader is known")
+        self.replicated.append(pack)
+        return ("n1",)
+
+    async def status(self, timeout_s: float = 5.0) -> core_pb2.CoreStatus:
+        return core_pb2.CoreStatus(node="n1", ready=self.has_leader, phase="serving")
+
+    async def metrics(self, timeout_s: float = 2.0) -> bytes:
+        if not self.has_leader:
+            raise Unavailable("this node's core is not running")
+        return b"quorepo_fake_core 1\n"

@@ -1,0 +1,203 @@
+"""What the edge concludes from what its core says, or does not say."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from quorepo.internal.v1 import core_pb2, core_pb2_grpc, log_pb2
+from quorepo.rpc.core_client import CoreClient, RepositoryDeleted, Reverify
+from quorepo.storage.errors import (
+    AlreadyExists,
+    InvalidArgument,
+    LimitExceeded,
+    NotFound,
+    OutcomeUnknown,
+    QuorepoError,
+    Unavailable,
+)
+
+Answer = Callable[[core_pb2.ProposeRequest, Any], Awaitable[core_pb2.ProposeResponse]]
+
+COMMAND = log_pb2.Command(version=1, request_id=b"r" * 16)
+APPLIED = core_pb2.ProposeResponse(
+    outcome=core_pb2.OUTCOME_APPLIED,
+    result=log_pb2.Result(path=log_pb2.PathResult(path="a", repository_id="b")),
+)
+NO_LEADER = core_pb2.ProposeResponse(outcome=core_pb2.OUTCOME_NOT_APPLIED, reason="no-leader")
+
+
+class ScriptedCore(core_pb2_grpc.CoreServicer):
+    """Answers each proposal with the next item of a script; the last one repeats."""
+
+    def __init__(self, *script: core_pb2.ProposeResponse | grpc.StatusCode | str) -> None:
+        self.script = list(script)
+        self.proposals: list[core_pb2.ProposeRequest] = []
+
+    async def Propose(self, request: core_pb2.ProposeRequest, context: Any) -> Any:
+        self.proposals.append(request)
+        step = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+        if isinstance(step, grpc.StatusCode):
+            await context.abort(step, f"aborted with {step.name}")
+        if step == "hang":
+            await asyncio.Event().wait()
+        return step
+
+    async def ReadIndex(self, request: core_pb2.CoreReadIndexRequest, context: Any) -> Any:
+        return core_pb2.CoreReadIndexResponse(
+            positions=[
+                core_pb2.GroupPosition(group=g, generation=1, index=7) for g in request.groups
+            ]
+        )
+
+    async def ReplicatePack(self, request: core_pb2.ReplicatePackRequest, context: Any) -> Any:
+        return core_pb2.ReplicatePackResponse(replicas=["n1", "n2"])
+
+    async def GetStatus(self, request: Any, context: Any) -> Any:
+        return core_pb2.CoreStatus(node="n1")
+
+    async def GetMetrics(self, request: Any, context: Any) -> Any:
+        return core_pb2.CoreMetrics(text=b"metric 1\n")
+
+
+@pytest.fixture
+def socket_path() -> Any:
+    with tempfile.TemporaryDirectory(prefix="qr") as folder:  # short: 107 bytes are allowed
+        yield Path(folder) / "core.sock"
+
+
+@contextlib.asynccontextmanager
+async def serving(core: ScriptedCore, socket_path: Path) -> AsyncIterator[None]:
+    server = grpc.aio.server()
+    core_pb2_grpc.add_CoreServicer_to_server(core, server)
+    server.add_insecure_port(f"unix:{socket_path}")
+    await server.start()
+    try:
+        yield
+    finally:
+        await server.stop(None)
+
+
+async def propose(socket_path: Path, *script: Any, timeout_s: float = 0.6) -> tuple[Any, Any]:
+    core = ScriptedCore(*script)
+    async with serving(core, socket_path):
+        client = CoreClient(socket_path)
+        try:
+            return core, await client.propose(1, COMMAND, timeout_s)
+        except QuorepoError as error:
+            return core, error
+        finally:
+            await client.close()
+
+
+async def test_an_applied_command_gives_its_result(socket_path: Path) -> None:
+    _core, result = await propose(socket_path, APPLIED)
+    assert result.path.repository_id == "b"
+
+
+async def test_not_applied_is_certain_and_unavailable(socket_path: Path) -> None:
+    core, error = await propose(socket_path, NO_LEADER)
+    assert type(error) is Unavailable
+    assert "no leader" in str(error)
+    assert len(core.proposals) == 1
+
+
+async def test_an_unknown_outcome_is_asked_again_with_the_same_request(socket_path: Path) -> None:
+    unknown = core_pb2.ProposeResponse(outcome=core_pb2.OUTCOME_UNKNOWN, reason="timeout")
+    core, result = await propose(socket_path, unknown, APPLIED)
+    assert result.path.path == "a"
+    assert {p.command.request_id for p in core.proposals} == {COMMAND.request_id}
+
+
+async def test_after_an_unknown_attempt_nothing_is_certainly_not_applied(
+    socket_path: Path,
+) -> None:
+    unknown = core_pb2.ProposeResponse(outcome=core_pb2.OUTCOME_UNKNOWN, reason="timeout")
+    _core, error = await propose(socket_path, unknown, NO_LEADER)
+    assert type(error) is OutcomeUnknown
+    _core, error = await propose(socket_path, grpc.StatusCode.INTERNAL, NO_LEADER)
+    assert type(error) is OutcomeUnknown
+
+
+async def test_a_core_that_does_not_answer_leaves_the_outcome_unknown(socket_path: Path) -> None:
+    _core, error = await propose(socket_path, "hang", timeout_s=0.2)
+    assert type(error) is OutcomeUnknown
+
+
+async def test_a_core_that_is_not_there_certainly_applied_nothing(socket_path: Path) -> None:
+    client = CoreClient(socket_path)
+    with pytest.raises(Unavailable, match="core is not running"):
+        await client.propose(1, COMMAND, 0.3)
+    with pytest.raises(Unavailable, match="core is not running"):
+        await client.read_index([0, 1], 0.3)
+    await client.close()
+
+
+async def test_a_core_that_comes_back_within_the_deadline_is_asked(socket_path: Path) -> None:
+    client = CoreClient(socket_path)
+    pending = asyncio.create_task(client.propose(1, COMMAND, 10.0))
+    await asyncio.sleep(0.2)
+    assert not pending.done()
+    async with serving(ScriptedCore(APPLIED), socket_path):
+        assert (await pending).path.path == "a"
+    await client.close()
+
+
+async def test_a_core_that_restarts_midway_is_asked_again(socket_path: Path) -> None:
+    first, second = ScriptedCore("hang"), ScriptedCore(APPLIED)
+    client = CoreClient(socket_path)
+    async with serving(first, socket_path):
+        pending = asyncio.create_task(client.propose(1, COMMAND, 10.0))
+        while not first.proposals:
+            await asyncio.sleep(0.01)
+    async with serving(second, socket_path):
+        assert (await pending).path.path == "a"
+    assert second.proposals[0].command.request_id == COMMAND.request_id
+    await client.close()
+
+
+@pytest.mark.parametrize(
+    ("reason", "error"),
+    [
+        (log_pb2.REJECTION_REASON_REPOSITORY_NOT_FOUND, NotFound),
+        (log_pb2.REJECTION_REASON_REPOSITORY_EXISTS, AlreadyExists),
+        (log_pb2.REJECTION_REASON_REPOSITORY_DELETED, RepositoryDeleted),
+        (log_pb2.REJECTION_REASON_INVALID, InvalidArgument),
+        (log_pb2.REJECTION_REASON_REVERIFY, Reverify),
+        (log_pb2.REJECTION_REASON_REQUEST_EXPIRED, OutcomeUnknown),
+    ],
+)
+async def test_a_rejection_is_the_error_it_stands_for(
+    socket_path: Path, reason: Any, error: type[QuorepoError]
+) -> None:
+    rejected = core_pb2.ProposeResponse(
+        outcome=core_pb2.OUTCOME_APPLIED,
+        result=log_pb2.Result(rejection=log_pb2.Rejection(reason=reason, message="because")),
+    )
+    _core, raised = await propose(socket_path, rejected)
+    assert type(raised) is error
+    assert "because" in str(raised)
+
+
+async def test_a_command_too_large_for_the_log_is_a_limit(socket_path: Path) -> None:
+    too_large = core_pb2.ProposeResponse(outcome=core_pb2.OUTCOME_NOT_APPLIED, reason="too-large")
+    _core, error = await propose(socket_path, too_large)
+    assert type(error) is LimitExceeded
+
+
+async def test_the_other_calls_pass_through(socket_path: Path) -> None:
+    async with serving(ScriptedCore(APPLIED), socket_path):
+        client = CoreClient(socket_path)
+        assert (await client.read_index([0, 1], 1.0))[1].index == 7
+        assert await client.replicate_pack(1, "r", log_pb2.PackAddition(), 1.0) == ("n1", "n2")
+        assert (await client.status()).node == "n1"
+        assert await client.metrics() == b"metric 1\n"
+        await client.close()
