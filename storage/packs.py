@@ -249,7 +249,7 @@ class PackSet:
         return located
 
     def _base_of(self, pack: PackFile, offset: int, header: EntryHeader, depth: int) -> int:
-        """The offset of a delta's base, which is in the same pack: every stored pack stands alone."""
+        """Where a delta's base is: in the same pack, because every stored pack stands alone."""
         if depth > _CHAIN_MAX:
             raise pack.damaged(offset, "delta cycle")
         if header.base_offset is not None:
