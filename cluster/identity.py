@@ -118,7 +118,7 @@ def _refuse_state_without_identity(data_dir: Path) -> None:
         folder = data_dir / name
         if folder.is_dir() and any(folder.iterdir()):
             raise FatalError(
-                f"{folder} exists but {data_dir / 'node.json'} does not; nothing was changed; "
-                "restore node.json, or empty the data directory to rejoin the cluster as a new replica",
+                f"{folder} exists, but {data_dir}/node.json does not; nothing was changed; restore "
+                "node.json, or empty the data directory to rejoin as a new replica",
                 exit_code=FatalError.EXIT_CONFIG,
             )

@@ -1,0 +1,173 @@
+"""A demo cluster of real processes, started by the command and driven through its files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from support.waiting import eventually
+
+_PORTS_PER_NODE = 10
+
+
+@dataclass
+class DemoNode:
+    """One node as `demo.json` describes it; `pid` follows restarts."""
+
+    name: str
+    pid: int
+    argv: list[str]
+    http: str
+    grpc: str
+    metrics: str
+    data_dir: Path
+
+    def alive(self) -> bool:
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        stat = Path(f"/proc/{self.pid}/stat").read_text()
+        return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+class Demo:
+    """`quorepo demo` in a subprocess. Use as a context manager."""
+
+    def __init__(self, directory: Path, nodes: int = 3, *options: str) -> None:
+        self.directory = directory
+        self._count = nodes
+        self._options = options
+        self._restarted: dict[str, subprocess.Popen[bytes]] = {}
+        self.base_port = free_base_port(nodes)
+        self.nodes: dict[str, DemoNode] = {}
+        self.token = ""
+
+    def __enter__(self) -> Demo:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        self.log = (self.directory.parent / f"{self.directory.name}.out").open("ab")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "quorepo", "demo", "--nodes", str(self._count),
+             "--data-dir", str(self.directory), "--base-port", str(self.base_port), *self._options],
+            stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        description = self.directory / "demo.json"
+        stale = description.stat().st_mtime_ns if description.exists() else 0
+
+        def ready() -> bool:
+            assert self.process.poll() is None, self.output()
+            return description.exists() and description.stat().st_mtime_ns != stale
+
+        eventually(ready, timeout_s=60, what="demo.json")
+        content = json.loads(description.read_text())
+        self.token = content["admin_token"]
+        self.nodes = {
+            node["name"]: DemoNode(**{**node, "data_dir": Path(node["data_dir"])})
+            for node in content["nodes"]
+        }
+
+    def stop(self) -> None:
+        """Ctrl-C; everything must be gone afterwards, restarted nodes too."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        self.process.wait(timeout=40)
+        for process in self._restarted.values():
+            process.wait(timeout=20)
+        self.log.close()
+        eventually(lambda: not any(n.alive() for n in self.nodes.values()), what="all nodes ended")
+
+    def output(self) -> str:
+        return Path(self.log.name).read_text()
+
+    def kill(self, name: str) -> None:
+        """kill -9 of the node's supervisor; returns once the process is gone."""
+        node = self.nodes[name]
+        os.kill(node.pid, signal.SIGKILL)
+        if name in self._restarted:
+            self._restarted.pop(name).wait()
+        eventually(lambda: not node.alive(), what=f"{name} ended")
+
+    def restart(self, name: str) -> None:
+        """Starts a killed node again by its argv."""
+        node = self.nodes[name]
+        with (self.directory.parent / f"{name}.restart.log").open("ab") as log:
+            process = subprocess.Popen(
+                node.argv, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd="/"
+            )
+        self._restarted[name] = process
+        node.pid = process.pid
+
+    def url(self, name: str, path: str) -> str:
+        parts = urlsplit(self.nodes[name].http)
+        return f"http://admin:{self.token}@{parts.netloc}/{path}"
+
+    def cli(
+        self, *arguments: str, node: str | None = None, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs the `quorepo` command against a node."""
+        endpoint = next(iter(self.nodes.values())) if node is None else self.nodes[node]
+        process = subprocess.run(
+            [sys.executable, "-m", "quorepo", "--endpoint", endpoint.grpc, *arguments],
+            env={**os.environ, "QUOREPO_TOKEN": self.token, "NO_COLOR": "1"},
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert not check or process.returncode == 0, process.stdout + process.stderr
+        return process
+
+    def status(self, node: str | None = None) -> dict[str, Any]:
+        status: dict[str, Any] = json.loads(self.cli("status", "-o", "json", node=node).stdout)
+        return status
+
+    def leader(self, group: int, ask: str | None = None) -> str:
+        """The leader of a group as some living node knows it."""
+
+        def probe() -> str:
+            for name in [ask] if ask else list(self.nodes):
+                if not self.nodes[name].alive():
+                    continue
+                process = self.cli("status", "-o", "json", node=name, check=False)
+                if process.returncode:
+                    continue
+                groups = json.loads(process.stdout)["groups"]
+                leader: str = next((g["leader"] for g in groups if g["group"] == group), "")
+                if leader and self.nodes[leader].alive():
+                    return leader
+            return ""
+
+        return eventually(probe, what=f"leader of group {group}")
+
+    def metrics(self, name: str) -> str:
+        with urllib.request.urlopen(self.nodes[name].metrics, timeout=10) as response:
+            return str(response.read().decode())
+
+
+def free_base_port(nodes: int) -> int:
+    """A base port whose whole range nobody listens on, below the ephemeral range."""
+    for _ in range(200):
+        base = random.randrange(10_000, 30_000, _PORTS_PER_NODE)
+        with contextlib.ExitStack() as stack:
+            try:
+                for port in range(base, base + nodes * _PORTS_PER_NODE):
+                    listener = stack.enter_context(socket.socket())
+                    listener.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return base
+    raise AssertionError("no free range of ports")
