@@ -111,8 +111,8 @@ class GroupLog(PysyncobjJournal):  # type: ignore[misc]
         state = f"of term {self._votes.term}" if self._votes.exists else "missing"
         raise FatalError(
             f"vote file {str(self._votes.path)!r} is {state}, and the log of group "
-            f"{self._group} has entries of term {log_term}; without it this node could vote twice in a term: move "
-            "the data directory away, and let the node rejoin with an empty one",
+            f"{self._group} has entries of term {log_term}; without it this node could vote twice "
+            "in a term: move the data directory away, and let the node rejoin with an empty one",
             exit_code=FatalError.EXIT_IO_ERROR,
         )
 

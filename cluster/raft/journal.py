@@ -248,6 +248,7 @@ class Journal:
         log = self._log(group)
         if index > log.last_index:
             return
+        index = max(index, log.first_index)
         term_before = log.term_at(index - 1) if index > log.first_index else 0
         self._add(Kind.TRUNCATE, group, index, term_before, b"", log)
         log.truncate_from(index, term_before)
