@@ -187,7 +187,7 @@ def _shape(root: Path, nodes: int | None, base_port: int | None, ephemeral: bool
     shape = _read_shape(path)
     if ephemeral and not shape["ephemeral"]:
         raise ConfigError(
-            f"{str(root)!r} holds data of a demo that was to stay, and --ephemeral would remove it; "
+            f"{str(root)!r} holds a demo whose data was to stay, --ephemeral would remove it; "
             "nothing was changed",
             next_step="leave out --data-dir or choose another one",
         )

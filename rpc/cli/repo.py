@@ -1,0 +1,198 @@
+"""`quorepo repo`: repositories by path."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from typing import Any
+
+import click
+
+from quorepo.rpc.cli.failures import EXIT_USAGE, Failure
+from quorepo.rpc.cli.options import Settings, common_options
+
+__all__ = ["command"]
+
+_PAGE_SIZE = 1000
+_REQUEST_ID_HELP = "Repeat an earlier request whose outcome is not known (a UUID)."
+
+
+@click.group("repo")
+def command() -> None:
+    """Create, list, inspect and delete repositories.
+
+    \b
+    Examples:
+      quorepo repo create team/app
+      quorepo repo list
+    """
+
+
+@command.command("create")
+@click.argument("path")
+@click.option("--default-branch", default="", help="What HEAD points to; default: the first push.")
+@click.option(
+    "--object-format",
+    type=click.Choice(["sha1", "sha256"]),
+    default="sha1",
+    show_default=True,
+    help="Hash of the object ids; never changed afterwards.",
+)
+@click.option("--request-id", type=click.UUID, help=_REQUEST_ID_HELP)
+@common_options
+def create(
+    path: str,
+    default_branch: str,
+    object_format: str,
+    request_id: uuid.UUID | None,
+    settings: Settings,
+) -> None:
+    """Creates an empty repository.
+
+    \b
+    Example:
+      quorepo repo create team/app --default-branch main
+    """
+    from quorepo.rpc.cli.client import connected
+    from quorepo.v1 import common_pb2, repository_pb2
+
+    formats = {
+        "sha1": common_pb2.OBJECT_FORMAT_SHA1,
+        "sha256": common_pb2.OBJECT_FORMAT_SHA256,
+    }
+    request = repository_pb2.CreateRepositoryRequest(
+        request_id=str(request_id or uuid.uuid4()),
+        path=path,
+        default_branch=default_branch.encode(),
+        object_format=formats[object_format],
+    )
+    with connected(settings) as client:
+        answer = client.call(
+            client.repositories.CreateRepository, request, request_id=request.request_id
+        )
+    _print_one(answer.repository, settings, f"created {answer.repository.path}")
+
+
+@command.command("list")
+@click.option("--prefix", default="", help="Only paths that start with this.")
+@common_options
+def list_(prefix: str, settings: Settings) -> None:
+    """Lists repositories in order of their paths.
+
+    \b
+    Examples:
+      quorepo repo list
+      quorepo repo list --prefix team/ -o json
+    """
+    from quorepo.rpc.cli.client import connected
+    from quorepo.rpc.cli.output import print_json, print_table
+    from quorepo.v1 import repository_pb2
+
+    found: list[Any] = []
+    request = repository_pb2.ListRepositoriesRequest(path_prefix=prefix, page_size=_PAGE_SIZE)
+    with connected(settings) as client:
+        while True:
+            answer = client.call(client.repositories.ListRepositories, request)
+            found.extend(answer.repositories)
+            if not answer.next_page_token:
+                break
+            request.page_token = answer.next_page_token
+    if settings.output == "json":
+        print_json([_document(repository) for repository in found])
+        return
+    documents = [_document(repository) for repository in found]
+    print_table(
+        "",
+        ("path", "revision", "refs", "packs", "head", "created"),
+        [
+            (d["path"], d["revision"], d["ref_count"], d["pack_count"], d["head"], d["create_time"])
+            for d in documents
+        ],
+    )
+
+
+@command.command("info")
+@click.argument("path")
+@common_options
+def info(path: str, settings: Settings) -> None:
+    """Shows one repository.
+
+    \b
+    Example:
+      quorepo repo info team/app
+    """
+    from quorepo.rpc.cli.client import connected
+    from quorepo.v1 import repository_pb2
+
+    with connected(settings) as client:
+        answer = client.call(
+            client.repositories.GetRepository, repository_pb2.GetRepositoryRequest(path=path)
+        )
+    _print_one(answer.repository, settings, "")
+
+
+@command.command("delete")
+@click.argument("path")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--request-id", type=click.UUID, help=_REQUEST_ID_HELP)
+@common_options
+def delete(path: str, yes: bool, request_id: uuid.UUID | None, settings: Settings) -> None:
+    """Deletes a repository with everything in it, for good.
+
+    \b
+    Example:
+      quorepo repo delete team/app --yes
+    """
+    from quorepo.rpc.cli.client import connected
+    from quorepo.rpc.cli.output import print_json
+    from quorepo.v1 import repository_pb2
+
+    if not yes:
+        if not sys.stdin.isatty():
+            raise Failure(
+                f"deleting {path!r} needs a yes, and nobody can be asked; nothing was changed",
+                next_step=f"quorepo repo delete {path} --yes",
+                exit_code=EXIT_USAGE,
+            )
+        click.confirm(f"Delete {path!r} with all its history, for good?", abort=True, err=True)
+    request = repository_pb2.DeleteRepositoryRequest(
+        request_id=str(request_id or uuid.uuid4()), path=path
+    )
+    with connected(settings) as client:
+        client.call(client.repositories.DeleteRepository, request, request_id=request.request_id)
+    if settings.output == "json":
+        print_json({"deleted": path})
+    else:
+        click.echo(f"deleted {path}")
+
+
+def _document(repository: Any) -> dict[str, Any]:
+    from quorepo.v1 import common_pb2
+
+    name = common_pb2.ObjectFormat.Name(repository.object_format)
+    return {
+        "path": repository.path,
+        "repository_id": repository.repository_id,
+        "revision": f"{repository.revision.incarnation}.{repository.revision.counter}",
+        "object_format": name.removeprefix("OBJECT_FORMAT_").lower(),
+        "head": repository.head.decode("utf-8", "backslashreplace"),
+        "create_time": repository.create_time.ToJsonString(),
+        "ref_count": repository.ref_count,
+        "pack_count": repository.pack_count,
+        "checksum": repository.checksum,
+    }
+
+
+def _print_one(repository: Any, settings: Settings, headline: str) -> None:
+    from quorepo.rpc.cli.output import print_json
+
+    document = _document(repository)
+    if settings.output == "json":
+        print_json(document)
+        return
+    if headline:
+        click.echo(headline)
+        return
+    width = max(len(key) for key in document)
+    for key, value in document.items():
+        click.echo(f"{key.ljust(width)}  {value}")
