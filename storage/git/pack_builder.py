@@ -29,6 +29,8 @@ __all__ = ["PackResult", "Progress", "build_pack", "write_pack"]
 
 Progress = Callable[[str], None]
 
+_Places = list[tuple[PackFile, "array[int]"]]
+
 _PROGRESS_INTERVAL_S = 0.5
 _BUFFER_BYTES = 1 << 20
 _COPY_BYTES = 1 << 20
@@ -119,8 +121,6 @@ class _PackWriter:
         self._position = 0
         self._buffer: list[bytes] = []
         self._buffered = 0
-        # Packs copied as a whole: where their first entry came to lie.
-        self._copied: dict[int, int] = {}
         self._written = 0
         self._deltas = 0
         self._reused = 0
@@ -128,11 +128,11 @@ class _PackWriter:
     def write(self, progress: Callable[[int, int], None]) -> PackResult:
         total = len(self._chosen)
         self._emit(b"PACK" + struct.pack(">LL", 2, total))
+        # Copied distances hold only where the client reads OFS_DELTA.
+        if self._ofs_delta:
+            self._copy_whole_packs(total)
         commits, others = self._places()
-        self._copy_whole_packs(commits, others)
         for pack, offsets in (*commits, *others):
-            if pack.number in self._copied:
-                continue
             for offset in offsets:
                 oid = pack.oid_at(offset)
                 if not self._chosen[oid]:
@@ -146,53 +146,53 @@ class _PackWriter:
         self._file.write(trailer)
         return PackResult(self._position + len(trailer), total, self._deltas, self._reused)
 
-    def _places(
-        self,
-    ) -> tuple[list[tuple[PackFile, array[int]]], list[tuple[PackFile, array[int]]]]:
-        """Where the chosen objects lie, per pack in ascending order: an OFS base lies before its
-        delta, so this order needs no search for bases. First the commits, then all others.
+    def _copy_whole_packs(self, total: int) -> None:
+        """A pack all of whose objects are sent is copied in one piece: it stands alone, and the
+        distances between its entries stay the same. Largest first; a pack that shares an object
+        with one before it goes the long way.
         """
-        chosen = iter(self._chosen)
-        commits = self._sorted_places(islice(chosen, self._commit_count))
-        return commits, self._sorted_places(chosen)
-
-    def _sorted_places(self, oids: Iterable[bytes]) -> list[tuple[PackFile, array[int]]]:
-        places: dict[int, tuple[PackFile, array[int]]] = {}
-        locate = self._objects.locate
-        for oid in oids:
-            located = locate(oid)
-            if located is None:
-                raise DamagedPack(f"object {oid.hex()} is in no pack of its repository")
-            pack, offset = located
-            if pack.number not in places:
-                places[pack.number] = (pack, array("Q"))
-            places[pack.number][1].append(offset)
-        return [(pack, array("Q", sorted(offsets))) for pack, offsets in places.values()]
-
-    def _copy_whole_packs(
-        self,
-        commits: list[tuple[PackFile, array[int]]],
-        others: list[tuple[PackFile, array[int]]],
-    ) -> None:
-        """A pack all of whose objects are sent is copied in one piece: it stands alone, and
-        distances between its entries stay the same.
-        """
-        if not self._ofs_delta:
-            return
-        counts: dict[int, int] = {}
-        packs: dict[int, PackFile] = {}
-        for pack, offsets in (*commits, *others):
-            packs[pack.number] = pack
-            counts[pack.number] = counts.get(pack.number, 0) + len(offsets)
-        for number, pack in packs.items():
-            if counts[number] != pack.object_count:
+        chosen = self._chosen
+        packs = sorted(self._objects.packs, key=lambda pack: -pack.object_count)
+        for pack in packs:
+            if not 0 < pack.object_count <= total - self._written:
                 continue
-            self._copied[number] = self._position
+            # Written objects have a position, absent ones get one here: both are not 0.
+            if any(chosen.get(oid, 1) for oid in pack.iter_oids()):
+                continue
+            moved = self._position - _HEADER_BYTES
             end = pack.pack_bytes - self._objects.object_format.hash_bytes
             for start in range(_HEADER_BYTES, end, _COPY_BYTES):
                 self._emit(pack.slice(start, min(end, start + _COPY_BYTES)))
-            self._written += counts[number]
-            self._reused += counts[number]
+            self._written += pack.object_count
+            self._reused += pack.object_count
+            if self._written < total:
+                for offset in pack.iter_offsets():
+                    chosen[pack.oid_at(offset)] = offset + moved
+
+    def _places(self) -> tuple[_Places, _Places]:
+        """Where the objects lie that are still to be written, per pack in ascending order: an OFS
+        base lies before its delta, so this order hardly ever has to look for a base first. Commits
+        come before all others.
+        """
+        if self._written == len(self._chosen):
+            return [], []
+        chosen = iter(self._chosen.items())
+        commits = self._sorted_places(islice(chosen, self._commit_count))
+        return commits, self._sorted_places(chosen)
+
+    def _sorted_places(self, objects: Iterable[tuple[bytes, int]]) -> _Places:
+        places: dict[int, tuple[PackFile, array[int]]] = {}
+        for oid, position in objects:
+            if not position:
+                pack, offset = self._locate(oid)
+                places.setdefault(pack.number, (pack, array("Q")))[1].append(offset)
+        return [(pack, array("Q", sorted(offsets))) for pack, offsets in places.values()]
+
+    def _locate(self, oid: bytes) -> tuple[PackFile, int]:
+        located = self._objects.locate(oid)
+        if located is None:
+            raise DamagedPack(f"object {oid.hex()} is in no pack of its repository")
+        return located
 
     def _write_object(self, oid: bytes, pack: PackFile, offset: int) -> None:
         """Write one object, and before it the chain of its bases that are sent but not written yet.
@@ -209,33 +209,20 @@ class _PackWriter:
             base = entry.base_oid
             if entry.base_offset is not None:
                 base = pack.oid_at(entry.base_offset)
+            position = -1 if base is None else self._chosen.get(base, -1)
             if base is None:
                 self._write_copied(oid, entry, entry.type_num, b"")
-            elif (base_position := self._position_of(base)) > 0:
-                self._write_delta(oid, entry, base, base_position)
-            elif base_position == 0 and base not in on_chain:
-                located = self._objects.locate(base)
-                if located is None:
-                    raise DamagedPack(f"object {base.hex()} is in no pack of its repository")
-                chain.append((base, *located))
+            elif position > 0:
+                self._write_delta(oid, entry, base, position)
+            elif position == 0 and base not in on_chain:
+                chain.append((base, *self._locate(base)))
                 on_chain.add(base)
                 continue
-            elif base_position < 0 and base in self._known:
+            elif position < 0 and base in self._known:
                 self._write_copied(oid, entry, REF_DELTA, base)
             else:
                 self._write_resolved(oid, pack, offset)
             chain.pop()
-
-    def _position_of(self, oid: bytes) -> int:
-        """Where the object lies in the answer; 0 when it is sent but not yet written, -1 when
-        not.
-        """
-        position = self._chosen.get(oid, -1)
-        if position == 0 and self._copied:
-            located = self._objects.locate(oid)
-            if located is not None and located[0].number in self._copied:
-                return self._copied[located[0].number] + located[1] - _HEADER_BYTES
-        return position
 
     def _write_delta(self, oid: bytes, entry: RawEntry, base: bytes, base_position: int) -> None:
         if self._ofs_delta:
