@@ -42,6 +42,9 @@ class Keepalive:
             ("grpc.keepalive_time_ms", int(self.interval_s * 1000)),
             ("grpc.keepalive_timeout_ms", int(self.timeout_s * 1000)),
             ("grpc.keepalive_permit_without_calls", 1),
+            # The one that works: up to core 1.85 the keepalive timeout's own timer is never armed
+            # (chttp2 writing.cc starts it only where it already runs), and a ping waits 60 s.
+            ("grpc.http2.ping_timeout_ms", int(self.timeout_s * 1000)),
             ("grpc.http2.max_pings_without_data", 0),
         ]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import grpc
 from grpc import aio
@@ -114,7 +114,6 @@ class _PeerService(peer_pb2_grpc.PeerServicer):
     ) -> None:
         if self.transport is None:
             await _not_formed(context)
-            return
         await self.transport.serve(context)
 
     async def StagePack(
@@ -122,17 +121,18 @@ class _PeerService(peer_pb2_grpc.PeerServicer):
     ) -> peer_pb2.StagePackResponse:
         if self.packs is None:
             await _not_formed(context)
-            raise AssertionError("abort raises")
         try:
             return await self.packs.receive(requests)
         except (QuorepoError, FatalError) as error:
             await _abort(context, error)
-            raise
 
-    async def FetchPack(self, request: peer_pb2.FetchPackRequest, context: Context) -> None:
+    async def FetchPack(  # type: ignore[override]
+        self,
+        request: peer_pb2.FetchPackRequest,
+        context: Context,
+    ) -> None:
         if self.packs is None:
             await _not_formed(context)
-            return
         try:
             await self.packs.serve_fetch(request, context.write)
         except (QuorepoError, FatalError) as error:
@@ -150,7 +150,6 @@ class _PeerService(peer_pb2_grpc.PeerServicer):
             return await self._node.rejoin(request)
         except QuorepoError as error:
             await _abort(context, error)
-            raise
 
     async def GetStatus(
         self, request: core_pb2.CoreStatusRequest, context: Context
@@ -158,12 +157,11 @@ class _PeerService(peer_pb2_grpc.PeerServicer):
         return await self._node.get_status(request)
 
 
-async def _not_formed(context: Context) -> None:
+async def _not_formed(context: Context) -> NoReturn:
     await context.abort(grpc.StatusCode.UNAVAILABLE, "this node belongs to no cluster yet")
 
 
-async def _abort(context: Context, error: QuorepoError | FatalError) -> None:
+async def _abort(context: Context, error: QuorepoError | FatalError) -> NoReturn:
     if isinstance(error, FatalError):
         await context.abort(grpc.StatusCode.INTERNAL, "this node is going down")
-    else:
-        await context.abort(grpc.StatusCode[error.grpc_code], str(error))
+    await context.abort(grpc.StatusCode[error.grpc_code], str(error))
