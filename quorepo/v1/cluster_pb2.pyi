@@ -24,7 +24,7 @@ class GetStatusRequest(_message.Message):
 
     THIS_NODE_ONLY_FIELD_NUMBER: _builtins.int
     this_node_only: _builtins.bool
-    """ask nobody else"""
+    """show no other nodes"""
     def __init__(
         self,
         *,
@@ -94,7 +94,7 @@ class NodeStatus(_message.Message):
     ready: _builtins.bool
     """serves: formed, and every group knows a leader"""
     phase: _builtins.str
-    """forming, rejoining, catching-up, serving; empty when not reachable"""
+    """for people: forming, rejoining, catching-up, serving, not serving, …"""
     http_url: _builtins.str
     grpc_address: _builtins.str
     metrics_url: _builtins.str
@@ -172,13 +172,13 @@ class ReplicaStatus(_message.Message):
     node: _builtins.str
     replica_id: _builtins.str
     role: _builtins.str
-    """leader, follower, candidate, learner; unknown when not reachable"""
+    """leader, voter or learner"""
     applied_index: _builtins.int
     match_index: _builtins.int
     """as the leader knows it; 0 when it does not"""
     votes: _builtins.bool
     connected: _builtins.bool
-    """to the leader"""
+    """to the node whose view this is"""
     def __init__(
         self,
         *,

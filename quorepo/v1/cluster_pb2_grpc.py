@@ -45,7 +45,7 @@ class ClusterServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def GetStatus(self, request, context):
-        """Asks every node that this one knows, each with the caller's own credential.
+        """Asks the other nodes how far they are; one that does not answer is not reachable.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -20,7 +20,7 @@ import grpc.aio
 from quorepo.rpc.auth import Identity
 from quorepo.rpc.context import EdgeContext
 from quorepo.rpc.grpc.errors import Context, abort
-from quorepo.storage.errors import QuorepoError, Unavailable
+from quorepo.storage.errors import FatalError, QuorepoError, Unavailable
 
 __all__ = ["EdgeInterceptor", "caller"]
 
@@ -82,7 +82,7 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):
                 return await behaviour(request, context)
             except grpc.aio.AbortError:
                 raise
-            except Exception as error:  # noqa: BLE001 - the last place before the wire
+            except (Exception, FatalError) as error:  # noqa: BLE001 - the last place before the wire
                 await self._fail(context, error)
 
         return call
@@ -96,7 +96,7 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):
                         await _write(context, response)
             except grpc.aio.AbortError:
                 raise
-            except Exception as error:  # noqa: BLE001 - the last place before the wire
+            except (Exception, FatalError) as error:  # noqa: BLE001 - the last place before the wire
                 await self._fail(context, error)
 
         return call
@@ -109,7 +109,10 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):
         text = authorization if isinstance(authorization, str) else None
         _caller.set(self._edge.authenticator.authenticate_header(text))
 
-    async def _fail(self, context: Context, error: Exception) -> NoReturn:
+    async def _fail(self, context: Context, error: Exception | FatalError) -> NoReturn:
+        if isinstance(error, FatalError):
+            self._edge.on_fatal(error)
+            error = QuorepoError(f"this node has to stop: {error}")
         if not isinstance(error, QuorepoError):
             log.exception("call failed", exc_info=error)
             error = QuorepoError("internal error; the node's log has the details")

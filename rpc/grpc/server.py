@@ -44,8 +44,11 @@ log = logging.getLogger(__name__)
 LIVENESS, READINESS = "liveness", "readiness"
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-_READY_POLL_INTERVAL_S = 0.25
-_STATUS_TIMEOUT_S = 1.0
+_UNREADY_POLL_INTERVAL_S = 0.2  # a node that starts, or lost its leader, is seen soon
+_READY_POLL_INTERVAL_S = 0.5
+_STATUS_TIMEOUT_S = (
+    4.0  # above what the core gives its peers: one that hangs says nothing of this one
+)
 
 _OPTIONS = [
     ("grpc.so_reuseport", 0),  # or two nodes on one port silently split the traffic
@@ -116,7 +119,7 @@ class GrpcServer:
                 known = ready
                 for service in ("", READINESS):
                     await self._health.set(service, _SERVING if ready else _NOT_SERVING)
-            await asyncio.sleep(_READY_POLL_INTERVAL_S)
+            await asyncio.sleep(_READY_POLL_INTERVAL_S if ready else _UNREADY_POLL_INTERVAL_S)
 
     async def _is_ready(self) -> bool:
         if self._edge.stopping:
