@@ -17,6 +17,7 @@ from quorepo.rpc.context import EdgeContext
 from quorepo.rpc.http.server import git_application, metrics_application, start_server
 from quorepo.rpc.node.edge import open_edge
 from support.fake_core import FakeCore
+from support.waiting import eventually
 
 __all__ = ["TOKEN", "EdgeUnderTest", "edge_config", "running_edge"]
 
@@ -39,6 +40,19 @@ class EdgeUnderTest:
     def do(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
         """Runs a coroutine in the edge's loop."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout=60)
+
+    def settle(self) -> None:
+        """Waits until no git request is being served."""
+
+        def idle() -> bool:
+            gauge = self.edge.metrics.in_flight
+            return all(
+                gauge.labels(service)._value.get() == 0
+                for service in ("git-upload-pack", "git-receive-pack")
+            )
+
+        eventually(idle, what="no request in flight")
+        self.do(self.edge.drain(10.0))
 
     def uploads(self) -> list[str]:
         """What incoming pushes have left in quarantine."""
