@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from support.demo import Demo
 from support.git import WorkTree, git, refs_of
 
-from tests.bench.git_peer import GitPeer
+from bench.git_peer import GitPeer
 
 
 def percentile(values: list[float], fraction: float) -> float:
