@@ -1,4 +1,4 @@
-"""Benchmarks: ours and the peer on the same machine in the same run, ratios printed, never asserted.
+"""Benchmarks: ours and the peer in the same run on one machine; ratios printed, never asserted.
 
 Not collected by pytest; run one with `python -m tests.bench.<name>` from the project's root.
 """
