@@ -1,0 +1,115 @@
+"""The jobs that worker processes do, by name, with arguments and results in JSON.
+
+    ingest        a pushed pack: {repository, upload, tips, fsck?} -> {result: IngestResult | null}
+    negotiate     a fetch's common commits     (storage/git/jobs.py)
+    build_pack    a fetch's pack               (storage/git/jobs.py)
+
+Owns the registry and the JSON of `ingest`; `ingest` below is the typed way to run it in a pool.
+Must not know how a worker is started or talked to.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from quorepo.storage.errors import InvalidArgument
+from quorepo.storage.ingest import FsckPolicy, IngestResult, Tip, ingest_pack
+from quorepo.storage.layout import GroupLayout
+from quorepo.storage.limits import StorageLimits
+from quorepo.storage.packs import PackSet
+
+if TYPE_CHECKING:
+    from quorepo.storage.worker_pool import WorkerPool
+
+__all__ = ["abandoned_files", "ingest", "ingest_arguments", "preload", "run_job"]
+
+_FETCH_MODULE: Final = "quorepo.storage.git.jobs"
+_FETCH_JOBS: Final = frozenset({"negotiate", "build_pack"})
+
+
+async def ingest(
+    pool: WorkerPool,
+    upload: Path,
+    repository: Mapping[str, Any],
+    tips: Sequence[Tip],
+    timeout_s: float,
+    on_progress: Callable[[str], None] | None = None,
+    fsck: FsckPolicy | None = None,
+) -> IngestResult | None:
+    """Runs `ingest_pack` in a worker; raises what it raises, and what `WorkerPool.run` raises.
+
+    `repository` is `packs.describe`'s. The upload is gone afterwards, however it ends.
+    """
+    arguments = ingest_arguments(upload, repository, tips, fsck)
+    answer = await pool.run("ingest", arguments, timeout_s, on_progress)
+    result = answer["result"]
+    return None if result is None else IngestResult.from_json(result)
+
+
+def ingest_arguments(
+    upload: Path,
+    repository: Mapping[str, Any],
+    tips: Sequence[Tip],
+    fsck: FsckPolicy | None = None,
+) -> dict[str, Any]:
+    """The arguments of the job "ingest"."""
+    return {
+        "repository": dict(repository),
+        "upload": str(upload),
+        "tips": [[name.hex(), oid.hex()] for name, oid in tips],
+        "fsck": {} if fsck is None else dict(fsck.overrides),
+    }
+
+
+def abandoned_files(job: str, arguments: Mapping[str, Any]) -> list[Path]:
+    """The temporary files of a job whose worker was killed."""
+    if job == "ingest":
+        upload = Path(arguments["upload"])
+        return [upload, upload.with_name(upload.name + ".idx")]
+    if job == "build_pack":
+        return [Path(arguments["out"])]
+    return []
+
+
+def preload() -> None:
+    """Imports what jobs need, so that the first job does not wait for it."""
+    importlib.import_module(_FETCH_MODULE)
+
+
+def run_job(
+    job: str,
+    arguments: Mapping[str, Any],
+    limits: StorageLimits,
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    """Does a job in this process. Raises what the job raises; InvalidArgument for an unknown
+    one."""
+    if job == "ingest":
+        return {"result": _run_ingest(arguments, limits, progress)}
+    if job in _FETCH_JOBS:
+        result: dict[str, Any] = importlib.import_module(_FETCH_MODULE).run(
+            job, arguments, progress
+        )
+        return result
+    raise InvalidArgument(f"unknown job {job!r}")
+
+
+def _run_ingest(
+    arguments: Mapping[str, Any], limits: StorageLimits, progress: Callable[[str], None]
+) -> dict[str, Any] | None:
+    repository = arguments["repository"]
+    existing = PackSet.from_description(repository)
+    result = ingest_pack(
+        Path(arguments["upload"]),
+        GroupLayout(Path(repository["data_dir"]), int(repository["group"])),
+        existing,
+        [(bytes.fromhex(name), bytes.fromhex(oid)) for name, oid in arguments["tips"]],
+        existing.object_format,
+        limits,
+        FsckPolicy(arguments.get("fsck")),
+        progress,
+    )
+    return None if result is None else result.to_json()
