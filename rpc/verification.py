@@ -18,6 +18,7 @@ from quorepo.rpc.reads import GROUP_STORAGE
 from quorepo.rpc.transactions import Target, Verified
 from quorepo.storage.errors import Unavailable
 from quorepo.storage.ingest import IngestResult, check_tips
+from quorepo.storage.jobs import ingest
 from quorepo.storage.layout import new_repository_id
 from quorepo.storage.packs import PackSet, describe
 
@@ -43,18 +44,14 @@ class Verifier:
             CorruptPack, LimitExceeded, StorageFull: in git's words; nothing is left behind.
             Unavailable: the workers are busy.
         """
-        answer = await self._edge.workers.run(
-            "ingest",
-            {
-                "repository": self._describe(target),
-                "upload": str(upload),
-                "tips": [[name.hex(), oid.hex()] for name, oid in self._tips],
-            },
+        self._ingested = await ingest(
+            self._edge.workers,
+            upload,
+            self._describe(target),
+            self._tips,
             self._edge.config.limits.worker_timeout_s,
             self._on_progress,
         )
-        result = answer["result"]
-        self._ingested = None if result is None else IngestResult.from_json(result)
         if self._ingested is None:
             return Verified(target)
         self.warnings = self._ingested.warnings

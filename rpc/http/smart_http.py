@@ -43,6 +43,7 @@ _NO_CACHE = {
     "Pragma": "no-cache",
     "Cache-Control": "no-cache, max-age=0, must-revalidate",
 }
+_PATH = "{path:(?s:.+)}"  # of any depth, and with any character: normalize_path() judges it
 _REALM = 'Basic realm="quorepo"'
 
 
@@ -56,15 +57,15 @@ class SmartHttp:
         """All routes; the last one catches what is no git request."""
         return [
             web.get("/healthz", self.health),
-            web.get("/{path:.+}/info/refs", self.info_refs),
+            web.get(f"/{_PATH}/info/refs", self.info_refs),
             *(
-                web.post(f"/{{path:.+}}/{service}", handler, expect_handler=self._expect)
+                web.post(f"/{_PATH}/{service}", handler, expect_handler=self._expect)
                 for service, handler in (
                     (UPLOAD_PACK, self.fetch),
                     (RECEIVE_PACK, self.push),
                 )
             ),
-            web.route("*", "/{path:.*}", self.other, expect_handler=self._expect),
+            web.route("*", "/{path:(?s:.*)}", self.other, expect_handler=self._expect),
         ]
 
     async def health(self, _request: web.Request) -> web.Response:

@@ -42,6 +42,11 @@ class EdgeUnderTest:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout=60)
 
     def settle(self) -> None:
+        """Waits until no git request is being served, and no work goes on without its client."""
+        self.settle_requests()
+        self.do(self.edge.drain(10.0))
+
+    def settle_requests(self) -> None:
         """Waits until no git request is being served."""
 
         def idle() -> bool:
@@ -52,7 +57,6 @@ class EdgeUnderTest:
             )
 
         eventually(idle, what="no request in flight")
-        self.do(self.edge.drain(10.0))
 
     def uploads(self) -> list[str]:
         """What incoming pushes have left in quarantine."""
