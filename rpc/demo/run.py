@@ -35,6 +35,7 @@ READY_WAIT_S = 60.0  # a bound for loaded machines; a few seconds are normal
 _STOP_WAIT_S = 40.0  # two processes of a node may take 15 s each
 _POLL_INTERVAL_S = 0.1
 _LOG_TAIL_LINES = 15
+_LOG_LINE_CHARACTERS_MAX = 500  # a traceback is one line
 _STORAGE_GROUP = 1
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -278,5 +279,5 @@ def _how(code: int) -> str:
 
 def _tail(node: DemoNode) -> str:
     lines = node.log.read_text(encoding="utf-8", errors="replace").splitlines()
-    tail = "\n".join(f"  {line}" for line in lines[-_LOG_TAIL_LINES:])
+    tail = "\n".join(f"  {line[:_LOG_LINE_CHARACTERS_MAX]}" for line in lines[-_LOG_TAIL_LINES:])
     return f"; {node.log} ends with:\n{tail}"

@@ -12,7 +12,7 @@ import contextlib
 import contextvars
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import grpc.aio
@@ -38,9 +38,10 @@ _WRITE_TIMEOUT_S = 60.0  # a client that reads nothing for so long loses its str
 
 _caller: contextvars.ContextVar[Identity] = contextvars.ContextVar("caller")
 
-Continuation = Callable[
-    [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
-]
+if TYPE_CHECKING:  # grpc's generic types cannot be subscripted at run time
+    Continuation = Callable[
+        [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
+    ]
 
 
 def caller() -> Identity:
