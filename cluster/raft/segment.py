@@ -33,6 +33,8 @@ tell. But
    did not return, nothing in it was acknowledged. One that is complete, has no such hole and still
    does not pass is damage: refuse.
 
+This takes it that a disk writes a sector of 512 bytes whole or not at all.
+
 What remains undetected: a tail that was acknowledged and later vanished in just the shape of a
 tear. The state machine's applied index (checked by the engine) catches it once the entries were
 applied. And a file system that shows old blocks instead of zeros after a power cut (ext4

@@ -261,6 +261,57 @@ def test_zeros_in_an_earlier_batch_are_damage_and_no_tear(tmp_path: Path) -> Non
     assert reopened(tmp_path) is None
 
 
+def large_batch(directory: Path, *, then: str) -> Path:
+    """One batch of ten sectors, and what came `then`; the file, with a sector zeroed."""
+    segment_bytes_max = 4000 if then == "next segment" else 1 << 20
+    journal = Journal.open(directory, segment_bytes_max=segment_bytes_max)
+    path = journal._writer.segment.path
+    for index in range(1, 11):
+        journal.append(1, index, 1, bytes([index]) * SECTOR_BYTES)
+    journal.sync()
+    if then == "clean end":
+        journal.close()
+    elif then == "another sync":
+        journal.append(1, 11, 1, b"x")
+        journal.sync()
+    journal._release()
+    if then == "another start":
+        Journal.open(directory)._release()
+    data = path.read_bytes()
+    path.write_bytes(data[: 4 * SECTOR_BYTES] + bytes(SECTOR_BYTES) + data[5 * SECTOR_BYTES :])
+    return path
+
+
+def test_a_sector_that_is_missing_from_the_last_batch_is_a_tear(tmp_path: Path) -> None:
+    large_batch(tmp_path, then="crash")
+    state = reopened(tmp_path)
+    assert state is not None
+    assert [index for _, index, _ in state[1]] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("then", ["clean end", "another sync", "another start", "next segment"])
+def test_a_sector_that_is_missing_from_a_synced_batch_is_damage(tmp_path: Path, then: str) -> None:
+    large_batch(tmp_path, then=then)
+    assert reopened(tmp_path) is None
+
+
+def test_a_missing_sector_is_damage_whatever_it_held(
+    tmp_path: Path,
+) -> None:
+    journal = Journal.open(tmp_path)
+    for index in range(1, 40):
+        journal.append(1, index, 1, bytes(43))  # no divisor of a sector: all alignments
+        journal.sync()
+    path = journal._writer.segment.path
+    journal._release()
+    data = path.read_bytes()
+    # Wherever it lies, batches behind it prove that it had been synced.
+    for sector in range(1, len(data) // SECTOR_BYTES - 1):
+        begin, end = sector * SECTOR_BYTES, (sector + 1) * SECTOR_BYTES
+        path.write_bytes(data[:begin] + bytes(SECTOR_BYTES) + data[end:])
+        assert reopened(tmp_path) is None
+
+
 def test_a_flipped_bit_in_the_last_batch_is_damage_and_no_tear(tmp_path: Path) -> None:
     path, second, end = two_batches(tmp_path)
     data = bytearray(path.read_bytes())
