@@ -178,6 +178,14 @@ class RaftConfig(BaseModel):
     apply_backlog_max: int = Field(
         4096, gt=0, description="Committed entries handed to apply ahead of what it has applied."
     )
+    apply_backlog_bytes_max: int = Field(
+        67_108_864, gt=0, description="The same in bytes of log entries."
+    )
+    proposal_queue_bytes_max: int = Field(
+        67_108_864,
+        gt=0,
+        description="Bytes of commands waiting in one group before new ones are refused.",
+    )
 
     @model_validator(mode="after")
     def _timeouts_are_ordered(self) -> RaftConfig:
