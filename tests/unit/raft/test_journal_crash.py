@@ -21,7 +21,7 @@ from quorepo.storage.errors import FatalError
 from quorepo.storage.failpoints import ENVIRONMENT_VARIABLE
 
 CHILD = Path(__file__).with_name("journal_child.py")
-STEPS = 20
+STEPS = 14
 WRITTEN_OUT = re.compile(r'failpoint\("([a-z_.]+)"\)')
 
 
