@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from support.edge import EdgeUnderTest
 from support.git import WorkTree, clone, git, refs_of
@@ -10,7 +12,7 @@ from quorepo.internal.v1 import log_pb2
 
 
 def test_a_push_creates_the_repository_and_a_clone_gives_it_back(
-    server: EdgeUnderTest, work: WorkTree, path: str, tmp_path
+    server: EdgeUnderTest, work: WorkTree, path: str, tmp_path: Path
 ) -> None:
     oid = work.commit("first", {"a.txt": "a\n", "dir/b.txt": "b\n"})
     pushed = work.git("push", server.url(path), "main")
@@ -47,7 +49,7 @@ def test_fast_forward_force_and_delete(server: EdgeUnderTest, work: WorkTree, pa
 
 
 def test_a_thin_pack_is_completed(
-    server: EdgeUnderTest, work: WorkTree, path: str, tmp_path
+    server: EdgeUnderTest, work: WorkTree, path: str, tmp_path: Path
 ) -> None:
     url = server.url(path)
     lines = [f"line {number}\n" for number in range(2000)]
@@ -147,7 +149,7 @@ def test_push_options_and_the_user_are_in_the_transaction(
 
 
 def test_a_push_of_more_than_a_megabyte_with_its_probe(
-    server: EdgeUnderTest, work: WorkTree, path: str, tmp_path
+    server: EdgeUnderTest, work: WorkTree, path: str, tmp_path: Path
 ) -> None:
     import random
 
@@ -158,7 +160,7 @@ def test_a_push_of_more_than_a_megabyte_with_its_probe(
 
 
 def test_a_push_from_a_shallow_clone_is_taken_when_nothing_is_missing(
-    server: EdgeUnderTest, work: WorkTree, path: str, tmp_path
+    server: EdgeUnderTest, work: WorkTree, path: str, tmp_path: Path
 ) -> None:
     url = server.url(path)
     for number in range(3):

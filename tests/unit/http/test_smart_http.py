@@ -197,7 +197,7 @@ def test_metrics_are_served_with_and_without_a_core(
 
     def text() -> str:
         with urllib.request.urlopen(server.metrics_url, timeout=10) as response:
-            return response.read().decode()
+            return str(response.read(), "utf-8")
 
     assert 'quorepo_pushes_total{result="ok"}' in text()
     assert "quorepo_core_up 1" in text()
