@@ -45,7 +45,7 @@ from quorepo.cluster.state.store import StateStore
 from quorepo.cluster.sweep import sweep_uploads
 from quorepo.internal.v1 import core_pb2, core_pb2_grpc, log_pb2, peer_pb2
 from quorepo.storage.errors import FatalError, Unavailable
-from quorepo.storage.layout import GroupLayout
+from quorepo.storage.layout import GroupLayout, fsync_dir
 from quorepo.storage.logs import fields
 
 __all__ = ["GROUPS", "GROUP_DIRECTORY", "GROUP_STORAGE", "CoreSettings", "run"]
@@ -187,6 +187,9 @@ class _Core:
         held = await loop.run_in_executor(None, HeldPacks.scan, layouts)
         journal = Journal.open(settings.data_dir / "journal", on_sync=self._metrics.journal_synced)
         stack.callback(journal.close)
+        votes_dir = settings.data_dir / "votes"
+        votes_dir.mkdir(mode=0o700, exist_ok=True)
+        fsync_dir(settings.data_dir)
 
         transport = PeerTransport(
             replica_id=identity.replica_id,
@@ -209,7 +212,7 @@ class _Core:
             replica_id=identity.replica_id,
             groups={group: _group_start(identity, store) for group, store in stores.items()},
             journal=journal,
-            votes_dir=settings.data_dir / "journal" / "votes",
+            votes_dir=votes_dir,
             sink=apply,
             gate=gate,
             transport=transport,
