@@ -1,0 +1,53 @@
+"""One edge with its gRPC server per module, a client, and a repository with history per test."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from support.edge import edge_config, running_edge
+from support.git import WorkTree
+from support.grpc_api import Api, push_history
+
+from quorepo.rpc.grpc.server import GrpcServer
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    config = edge_config(tmp_path_factory.mktemp("node") / "data")
+    with running_edge(config) as under_test:
+
+        async def start() -> GrpcServer:
+            server = GrpcServer(under_test.edge, config.listen.grpc)
+            await server.start()
+            return server
+
+        server = under_test.do(start())
+        try:
+            with grpc.insecure_channel(config.listen.grpc) as channel:
+                yield Api(under_test, channel)
+        finally:
+            under_test.do(server.stop(0))
+
+
+@pytest.fixture
+def path() -> str:
+    """A repository path that no other test uses."""
+    return f"team/project-{next(_numbers)}"
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> WorkTree:
+    return WorkTree(tmp_path / "work")
+
+
+@pytest.fixture
+def pushed(api: Api, work: WorkTree, path: str) -> str:
+    """The path of a repository with the history of `push_history`."""
+    push_history(api, work, path)
+    return path
