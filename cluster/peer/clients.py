@@ -1,4 +1,4 @@
-"""Calls to other nodes: channels by address, the cluster's secret, and what an answer's error means here.
+"""Calls to other nodes: channels by address, the cluster's secret, what an error means here.
 
 Owns the gRPC options of the peer API on both sides. Must not know what the calls are for.
 """
@@ -23,7 +23,7 @@ __all__ = [
     "server_options",
 ]
 
-# A message holds at most one log entry above the batch size: raft.command_bytes_max (3 MiB) and framing.
+# The largest message is one log entry: raft.command_bytes_max (3 MiB) and its framing.
 MESSAGE_BYTES_MAX = 8 * 1024 * 1024
 
 Options = list[tuple[str, int]]

@@ -1,10 +1,12 @@
 """The outgoing half of the connection to one peer: a bounded queue, one gRPC stream, reconnects.
 
-Messages are encoded where they are sent (the Raft thread) and joined into frames on the event loop. A lost
-stream loses everything queued for it; nothing is ever sent twice. Must not know what messages mean.
+Messages are encoded where they are sent (the Raft thread) and joined into frames on the event
+loop. A lost stream loses everything queued for it; nothing is ever sent twice. Must not know what
+messages mean.
 
-`connected` means that messages flow both ways: our stream got its hello, and the peer's stream to us is
-alive. Raft's bookkeeping of what is in flight needs the loss of answers reported like the loss of requests.
+`connected` means that messages flow both ways: our stream got its hello, and the peer's stream to
+us is alive. Raft's bookkeeping of what is in flight needs the loss of answers reported like the
+loss of requests.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ class LinkEvents(Protocol):
 
 
 class PeerLink:
-    """The stream of Raft messages to one replica. `push` is for every thread, the rest for the loop."""
+    """The stream of Raft messages to one replica; all but `push` belongs to the event loop."""
 
     def __init__(
         self,
@@ -96,7 +98,7 @@ class PeerLink:
     # ---- any thread
 
     def push(self, messages: Sequence[peer_pb2.GroupMessage]) -> bool:
-        """Queues messages; returns whether the link has to be woken. Drops them when not connected."""
+        """Queues messages, or drops them when not connected; returns whether to `wake` the link."""
         encoded = [message.SerializeToString() for message in messages]
         size = sum(map(len, encoded))
         with self._lock:
@@ -110,7 +112,7 @@ class PeerLink:
                 self._queue_bytes > self._limits.queue_bytes_max
                 or len(self._queue) > self._limits.queue_messages_max
             ):
-                # A peer this far behind is better told so by a lost connection than fed from memory.
+                # A peer this far behind is better told so by a lost connection.
                 self._overflowed = True
                 self._accepting = False
                 self._drop_queue()
@@ -128,8 +130,7 @@ class PeerLink:
         """Closes the stream; reports the loss if the link was connected."""
         if self._task is not None:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait([self._task])
         self._incoming = False
         self._update("removed")
 
@@ -154,8 +155,8 @@ class PeerLink:
         """Brings the queue and what was reported in line with the two streams."""
         connected = self._incoming and self._outgoing
         with self._lock:
-            # With the peer heard, messages may wait for the hello of the stream that is being opened:
-            # the peer may take the connection for complete a moment before we do.
+            # With the peer heard, messages may wait for the hello of the stream that is being
+            # opened: the peer may take the connection for complete a moment before we do.
             self._accepting = self._incoming and not self._overflowed
             if self._reported and not connected:
                 self._drop_queue()
@@ -177,7 +178,11 @@ class PeerLink:
         backoff_s = self._limits.backoff_s_min
         while True:
             self._hurry.clear()
-            cause = await self._connect_once()
+            try:
+                cause = await self._connect_once()
+            except Exception:  # a link that ended here would cut the peer off for good
+                log.exception("peer link failed", extra=fields(peer=self.replica.replica_id))
+                cause = "error"
             served = self._outgoing
             self._stream_down(cause)
             if served:
@@ -186,7 +191,7 @@ class PeerLink:
             backoff_s = min(2 * backoff_s, self._limits.backoff_s_max)
 
     async def _pause(self, backoff_s: float) -> None:
-        """Waits out a jittered backoff; the peer's own stream to us cuts it short, but not to nothing."""
+        """Waits out a jittered backoff; the peer's stream to us cuts it short, not to nothing."""
         delay_s = backoff_s * self._rng.uniform(0.5, 1.0)
         floor_s = min(delay_s, self._limits.backoff_s_min * 0.5)
         await asyncio.sleep(floor_s)
@@ -208,7 +213,7 @@ class PeerLink:
                 if (problem := await self._open(call)) is not None:
                     return problem
                 return await self._pump(call)
-            except (aio.AioRpcError, asyncio.InvalidStateError):
+            except (aio.AioRpcError, aio.BaseError, asyncio.InvalidStateError):
                 return await self._explain(call)
             except asyncio.CancelledError:
                 task = asyncio.current_task()
@@ -253,8 +258,8 @@ class PeerLink:
     def _next_frame(self) -> bytes | None:
         """Joins queued messages into one RaftFrame, up to `frame_bytes_max`.
 
-        A repeated field is the concatenation of its elements (protobuf's encoding guide), so the frame is
-        built from messages that are encoded already, instead of being copied into a RaftFrame object.
+        A repeated field is the concatenation of its elements (protobuf's encoding guide), so the
+        frame is built from messages that are encoded already, without a RaftFrame object.
         """
         parts: list[bytes] = []
         size = 0

@@ -1,7 +1,7 @@
 """Packs on the move, as files: written under a temporary name, checked, made durable, renamed.
 
-Blocking code for the threads of `packs.PackExchange`. Knows nothing of the network. Names of the folders come
-from `storage.layout`; the temporary names `stage-<uuid>-*.tmp` are owned here.
+Blocking code for the threads of `packs.PackExchange`. Knows nothing of the network. Names of the
+folders come from `storage.layout`; the temporary names `stage-<uuid>-*.tmp` are owned here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def check_header(header: peer_pb2.PackHeader, pack_bytes_max: int) -> None:
 
 
 class PackWriter:
-    """One arriving pack: `write` what comes, then `finish` or `discard`. Calls may come from any thread."""
+    """One arriving pack: `write` what comes, then `finish` or `discard`; on any thread."""
 
     def __init__(self, layout: GroupLayout, header: peer_pb2.PackHeader) -> None:
         self._layout = layout
@@ -50,7 +50,7 @@ class PackWriter:
         ]
 
     def write(self, chunks: Iterable[bytes]) -> None:
-        """Appends to the pack, then to the index. Raises InvalidArgument past the announced sizes."""
+        """Appends to the pack, then to the index. Raises InvalidArgument past the sizes."""
         with self._lock:
             self._write(chunks)
 
@@ -153,25 +153,37 @@ class _Arriving:
 
 
 class PackReader:
-    """The bytes of a held pack and then of its index, from wherever they are."""
+    """The bytes of a held pack and then of its index, from wherever they are.
+
+    Calls may come from any thread; a `close` may overtake a read that is under way.
+    """
 
     def __init__(self, layout: GroupLayout, header: peer_pb2.PackHeader, offset: int = 0) -> None:
-        """Raises NotFound when this node lacks the pack, or has other sizes under its name."""
+        self._layout = layout
+        self._header = header
         self._sizes = (header.pack_bytes, header.index_bytes)
         self._offset = offset
+        self._lock = threading.Lock()
+        self._closed = False
         self._descriptors: list[int] = []
-        try:
-            for part in (0, 1):
-                self._descriptors.append(_open_part(layout, header, part))
-        except BaseException:
-            self.close()
-            raise
+
+    def open(self) -> None:
+        """Raises NotFound when this node lacks the pack, or has other sizes under its name."""
+        with self._lock:
+            if not self._closed:
+                for part in (0, 1):
+                    self._descriptors.append(_open_part(self._layout, self._header, part))
 
     def read(self, size: int) -> bytes:
-        """Up to `size` bytes, less only at the end; empty at the end."""
+        """Up to `size` bytes, less only at the end; empty at the end, and when closed."""
+        with self._lock:
+            return self._read(size)
+
+    def _read(self, size: int) -> bytes:
         pieces = []
         start = 0
-        for descriptor, length in zip(self._descriptors, self._sizes, strict=True):
+        # No descriptors after a close: then nothing is read.
+        for descriptor, length in zip(self._descriptors, self._sizes, strict=False):
             while size and self._offset < start + length:
                 wanted = min(size, start + length - self._offset)
                 piece = os.pread(descriptor, wanted, self._offset - start)
@@ -184,13 +196,16 @@ class PackReader:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def close(self) -> None:
-        for descriptor in self._descriptors:
-            os.close(descriptor)
-        self._descriptors.clear()
+        """Idempotent."""
+        with self._lock:
+            self._closed = True
+            for descriptor in self._descriptors:
+                os.close(descriptor)
+            self._descriptors.clear()
 
 
 def _open_part(layout: GroupLayout, header: peer_pb2.PackHeader, part: int) -> int:
-    """Opens the pack (0) or the index (1). A promotion may be under way: file by file, one way only."""
+    """Opens the pack (0) or the index (1); a promotion may be moving them, one after the other."""
     candidates = [layout.quarantine_paths(header.digest)[part]]
     if header.repository_id:
         candidates.append(layout.pack_paths(header.repository_id, header.digest)[part])
@@ -223,7 +238,7 @@ def _copies(layout: GroupLayout, digest: bytes) -> Iterable[tuple[Path, Path]]:
 
 
 def sweep_temporary(layout: GroupLayout) -> int:
-    """Removes what half-received packs left behind; for the start of a node. Returns how many files."""
+    """Removes what half-received packs left; for the start of a node. Returns how many files."""
     removed = 0
     if layout.quarantine.is_dir():
         for path in sorted(layout.quarantine.glob("stage-*.tmp")):

@@ -1,7 +1,8 @@
 """Packs between nodes: staging them ahead of a transaction, fetching the ones that are missing.
 
-A pack is held once both files are durable in quarantine under their digest. All file work runs on threads of
-its own, so that no fsync holds up the event loop. Must not know of Raft or of what is in a pack.
+A pack is held once both files are durable in quarantine under their digest. All file work runs on
+threads of its own, so that no fsync holds up the event loop. Must not know of Raft or of what is in
+a pack.
 """
 
 from __future__ import annotations
@@ -9,18 +10,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import errno
 import logging
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 from grpc import aio
 
 from quorepo.cluster.metrics import ClusterMetrics
 from quorepo.cluster.peer.clients import PeerClients, from_rpc_error
+from quorepo.cluster.peer.file_work import FileWork
 from quorepo.cluster.peer.held import HeldPacks
 from quorepo.cluster.peer.pack_files import PackReader, PackWriter, check_header, sweep_temporary
 from quorepo.internal.v1 import peer_pb2
@@ -30,7 +30,6 @@ from quorepo.storage.errors import (
     InvalidArgument,
     NotFound,
     QuorepoError,
-    StorageFull,
     Unavailable,
 )
 from quorepo.storage.layout import GroupLayout
@@ -57,7 +56,8 @@ class PackLimits:
     transfer_bytes_per_s_min: int = 1024 * 1024  # ... and this much slower with size
     fetch_rounds_max: int = 3
     retry_interval_s: float = 0.2
-    threads: int = 4
+    drain_bytes_max: int = 64 * 1024 * 1024  # read and thrown away of a pack that is not wanted
+    threads: int = 8  # mostly waiting in fsync
 
 
 class PackExchange:
@@ -83,16 +83,15 @@ class PackExchange:
         self._layouts = dict(layouts)
         self._held = held
         self._metrics = metrics
-        self._on_fatal = on_fatal
+        self._files = FileWork((limits or PackLimits()).threads, on_fatal)
         self._limits = limits or PackLimits()
         self._pace = pace
         self._rng = rng or random.Random()  # noqa: S311 - jitter, not a secret
-        self._executor = ThreadPoolExecutor(self._limits.threads, thread_name_prefix="packs")
         self._arrivals: dict[tuple[int, bytes], asyncio.Future[None]] = {}
 
     async def close(self) -> None:
         """Waits for file work under way; cancel the callers first."""
-        await asyncio.get_running_loop().run_in_executor(None, self._executor.shutdown)
+        await self._files.close()
 
     # ---- this node's own packs
 
@@ -104,49 +103,49 @@ class PackExchange:
         check_header(header, self._limits.pack_bytes_max)
         if self._held.has(header.group, header.digest):
             return
-        reader = await self._read_file(PackReader, self._layout(header.group), header)
-        reader.close()
-        self._held.add(header.group, header.digest)
+        async with self._reading(header):
+            self._held.add(header.group, header.digest)
 
     # ---- sending
 
     async def stage(self, address: str, header: peer_pb2.PackHeader) -> None:
-        """Copies a pack of this node into the quarantine of the node at `address`; durable there on return.
+        """Copies a pack of this node into the quarantine at `address`; durable there on return.
 
         Raises NotFound (not here), StorageFull or CorruptPack (there), Unavailable (try again).
         """
         check_header(header, self._limits.pack_bytes_max)
         with self._observe("stage_out") as outcome:
-            reader = await self._read_file(PackReader, self._layout(header.group), header)
-            try:
+            async with self._reading(header) as reader:
                 call: Any = self._clients.stub(address).StagePack(
                     metadata=self._clients.metadata, timeout=self._timeout_s(header)
                 )
-                response = await self._send(call, header, reader)
-            except aio.AioRpcError as error:
-                raise from_rpc_error(address, error) from error
-            finally:
-                reader.close()
+                try:
+                    response = await self._send(call, header, reader)
+                except aio.AioRpcError as error:
+                    raise from_rpc_error(address, error) from error
+                finally:
+                    call.cancel()
             if response.already_held:
                 outcome.word = "already_held"
 
     async def _send(
         self, call: Any, header: peer_pb2.PackHeader, reader: PackReader
     ) -> peer_pb2.StagePackResponse:
+        response: peer_pb2.StagePackResponse
+        enough = asyncio.ensure_future(call.initial_metadata())  # see `_drain`
         try:
             await call.write(peer_pb2.StagePackRequest(header=header))
             async for chunk in self._chunks(reader):
-                if call.done():
-                    break  # the answer came early: it is held there already, or refused
+                if enough.done():
+                    break
                 await call.write(peer_pb2.StagePackRequest(chunk=chunk))
                 self._metrics.pack_bytes.labels("stage_out").inc(len(chunk))
             await call.done_writing()
         except asyncio.InvalidStateError:
-            pass  # answered between the check and the write; the answer tells
-        except BaseException:
-            call.cancel()
-            raise
-        response: peer_pb2.StagePackResponse = await call
+            pass  # the call ended between two writes; its answer tells why
+        finally:
+            enough.cancel()
+        response = await call
         return response
 
     async def serve_fetch(
@@ -160,19 +159,27 @@ class PackExchange:
         if request.offset > header.pack_bytes + header.index_bytes:
             raise InvalidArgument(f"offset {request.offset} is behind the end")
         with self._observe("fetch_out"):
-            layout = self._layout(header.group)
-            reader = await self._read_file(PackReader, layout, header, request.offset)
-            try:
+            async with self._reading(header, request.offset) as reader:
                 async for chunk in self._chunks(reader):
                     await write(peer_pb2.FetchPackResponse(chunk=chunk))
                     self._metrics.pack_bytes.labels("fetch_out").inc(len(chunk))
-            finally:
-                reader.close()
+
+    @contextlib.asynccontextmanager
+    async def _reading(
+        self, header: peer_pb2.PackHeader, offset: int = 0
+    ) -> AsyncIterator[PackReader]:
+        """An open reader. Raises NotFound."""
+        reader = PackReader(self._layout(header.group), header, offset)
+        try:
+            await self._files.read(reader.open)
+            yield reader
+        finally:
+            self._files.soon(reader.close)
 
     async def _chunks(self, reader: PackReader) -> AsyncIterator[bytes]:
         """The rest of a pack and its index; a thread reads a batch at a time."""
         size = self._limits.chunk_bytes
-        while batch := await self._read_file(reader.read, self._limits.batch_bytes):
+        while batch := await self._files.read(reader.read, self._limits.batch_bytes):
             if self._pace is not None:
                 await self._pace(len(batch))
             for start in range(0, len(batch), size):
@@ -181,34 +188,68 @@ class PackExchange:
     # ---- receiving
 
     async def receive(
-        self, requests: AsyncIterator[peer_pb2.StagePackRequest]
+        self,
+        requests: AsyncIterator[peer_pb2.StagePackRequest],
+        enough: Callable[[], Awaitable[Any]],
     ) -> peer_pb2.StagePackResponse:
         """Answers a StagePack call once the pack is durable here.
 
-        Raises InvalidArgument, CorruptPack, StorageFull, FatalError; nothing of the pack is left then.
+        `enough()` tells the sender that the rest is not wanted. Raises InvalidArgument,
+        CorruptPack, StorageFull, FatalError; nothing of the pack is left then.
         """
+        try:
+            with self._observe("stage_in") as outcome:
+                response = await self._receive(requests)
+                if response.already_held:
+                    outcome.word = "already_held"
+        except QuorepoError:
+            await self._drain(requests, enough)
+            raise
+        if response.already_held:
+            await self._drain(requests, enough)
+        return response
+
+    async def _receive(
+        self, requests: AsyncIterator[peer_pb2.StagePackRequest]
+    ) -> peer_pb2.StagePackResponse:
         first = await anext(requests, None)
         if first is None or first.WhichOneof("kind") != "header":
             raise InvalidArgument("the first message has to be the header")
         header = first.header
         check_header(header, self._limits.pack_bytes_max)
         layout = self._layout(header.group)
-        with self._observe("stage_in") as outcome:
-            async with self._arriving(header):
-                if self._held.has(header.group, header.digest):
-                    outcome.word = "already_held"
-                    return peer_pb2.StagePackResponse(already_held=True)
-                async with self._arrival(layout, header, "stage_in") as arrival:
-                    async for request in requests:
-                        await arrival.feed(request.chunk)
-                    await arrival.finish()
+        async with self._arriving(header):
+            if self._held.has(header.group, header.digest):
+                return peer_pb2.StagePackResponse(already_held=True)
+            async with self._arrival(layout, header, "stage_in") as arrival:
+                async for request in requests:
+                    await arrival.feed(request.chunk)
+                await arrival.finish()
         return peer_pb2.StagePackResponse()
+
+    async def _drain(
+        self,
+        requests: AsyncIterator[peer_pb2.StagePackRequest],
+        enough: Callable[[], Awaitable[Any]],
+    ) -> None:
+        """Lets the sender stop by itself before it is answered.
+
+        An answer in the middle of its writing is lost: grpc.aio replaces the status by INTERNAL
+        when a write fails. So the headers say first that it is enough, and what is on its way is
+        read.
+        """
+        await enough()
+        drained_bytes = 0
+        async for request in requests:
+            drained_bytes += len(request.chunk)
+            if drained_bytes > self._limits.drain_bytes_max:
+                return
 
     async def fetch(self, addresses: Sequence[str], header: peer_pb2.PackHeader) -> None:
         """Brings a pack into this node's quarantine from the first of `addresses` that gives it.
 
-        Concurrent fetches of one pack share one transfer, and an interrupted one goes on where it stopped,
-        at the next address too. Raises Unavailable, StorageFull, FatalError.
+        Concurrent fetches of one pack share one transfer, and an interrupted one goes on where it
+        stopped, at the next address too. Raises Unavailable, StorageFull, FatalError.
         """
         check_header(header, self._limits.pack_bytes_max)
         layout = self._layout(header.group)
@@ -234,7 +275,7 @@ class PackExchange:
                 except aio.AioRpcError as error:
                     problem = str(from_rpc_error(address, error))
                 except (CorruptPack, InvalidArgument) as error:
-                    # Which address gave the wrong bytes is not known when it was resumed: start over.
+                    # Which address gave the wrong bytes is unknown after a resume: start over.
                     problem = f"peer {address}: {error}"
                     log.warning(
                         "fetched pack is damaged", extra=fields(peer=address, error=problem)
@@ -259,7 +300,7 @@ class PackExchange:
 
     @contextlib.asynccontextmanager
     async def _arriving(self, header: peer_pb2.PackHeader) -> AsyncIterator[None]:
-        """One arrival per pack at a time; the later ones wait, and mostly find that it is held then."""
+        """One arrival per pack at a time; the later ones wait, and mostly find it held then."""
         key = (header.group, header.digest)
         while (other := self._arrivals.get(key)) is not None:
             await asyncio.wait([other])
@@ -276,15 +317,14 @@ class PackExchange:
         self, layout: GroupLayout, header: peer_pb2.PackHeader, action: str
     ) -> AsyncIterator[_Arrival]:
         writer = PackWriter(layout, header)
-        arrival = _Arrival(writer, self._write_file, self._limits.batch_bytes)
+        arrival = _Arrival(writer, self._files.write, self._limits.batch_bytes)
         try:
             yield arrival
             self._held.add(header.group, header.digest)
             self._metrics.pack_bytes.labels(action).inc(header.pack_bytes + header.index_bytes)
         finally:
             arrival.abandon()
-            # Not awaited: this may run while the call is being cancelled. Harmless after `finish`.
-            self._executor.submit(writer.discard)
+            self._files.soon(writer.discard)  # harmless after `finish`
 
     # ---- helpers
 
@@ -297,32 +337,6 @@ class PackExchange:
     def _timeout_s(self, header: peer_pb2.PackHeader) -> float:
         size = header.pack_bytes + header.index_bytes
         return self._limits.transfer_timeout_s + size / self._limits.transfer_bytes_per_s_min
-
-    async def _read_file(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Runs reading file work on a thread; a file that can't be read is a failure of this call only."""
-        loop = asyncio.get_running_loop()
-        try:
-            return await loop.run_in_executor(self._executor, function, *arguments)
-        except OSError as error:
-            log.error("pack not readable", extra=fields(error=str(error)))
-            raise Unavailable(f"the pack cannot be read here: {error}") from error
-
-    async def _write_file(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Runs writing file work on a thread; only a full disk is survived."""
-        loop = asyncio.get_running_loop()
-        try:
-            return await loop.run_in_executor(self._executor, function, *arguments)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StorageFull(f"no room for the pack: {error.strerror}") from error
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                raise Unavailable(f"no file can be opened now: {error.strerror}") from error
-            fatal = FatalError(
-                f"writing a pack failed: {error}; check the disk below data_dir",
-                exit_code=FatalError.EXIT_IO_ERROR,
-            )
-            self._on_fatal(fatal)
-            raise fatal from error
 
     @contextlib.contextmanager
     def _observe(self, action: str) -> Any:

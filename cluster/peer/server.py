@@ -1,11 +1,12 @@
 """The peer port: one grpc.aio server, every method behind the cluster's secret.
 
-Owns listening, authentication and the mapping of errors to status codes; what the calls do lives in the
-transport, in packs, and in the handler that the core gives.
+Owns listening, authentication and the mapping of errors to status codes; what the calls do lives in
+the transport, in packs, and in the handler that the core gives.
 """
 
 from __future__ import annotations
 
+import functools
 import hmac
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -122,7 +123,9 @@ class _PeerService(peer_pb2_grpc.PeerServicer):
         if self.packs is None:
             await _not_formed(context)
         try:
-            return await self.packs.receive(requests)
+            return await self.packs.receive(
+                requests, functools.partial(context.send_initial_metadata, ())
+            )
         except (QuorepoError, FatalError) as error:
             await _abort(context, error)
 

@@ -1,10 +1,11 @@
 """Ordered, duplicate-free Raft message streams between the replicas of a cluster.
 
-Each node opens one stream to every other node for what it has to say; the streams that come in are read here
-and handed to the Raft engine. Owns who is connected; must not know what the messages mean.
+Each node opens one stream to every other node for what it has to say; the streams that come in are
+read here and handed to the Raft engine. Owns who is connected; must not know what messages mean.
 
-A replica is heard whether or not the configuration has it (Ongaro's dissertation, 4.1: configuration decides
-who is counted). For one that is not in it, a link back is kept as long as its stream to us is alive.
+A replica is heard whether or not the configuration has it (Ongaro's dissertation, 4.1:
+configuration decides who is counted). For one that is not in it, a link back is kept as long as its
+stream to us is alive.
 """
 
 from __future__ import annotations
@@ -194,12 +195,16 @@ class PeerTransport:
         """Serves one incoming Raft stream to its end; the secret was checked before."""
         first = await self._first_frame(context)
         replica_id = first.from_replica
+        # Before the connection is reported here: the peer should know of it no later than we.
+        await context.write(peer_pb2.RaftHello(replica_id=self._replica_id))
         reader = asyncio.get_running_loop().create_task(self._read(replica_id, first, context))
         mine = _Incoming(reader)
         self._admit(first, mine)
         cause = "lost"
         try:
             await asyncio.wait([reader])
+            if not reader.cancelled():
+                reader.result()  # a bug in the inbox is told by gRPC's own log
             if mine.superseded:
                 cause = "superseded"
         finally:
@@ -267,14 +272,16 @@ class PeerTransport:
         inbox = self._inbox
         assert inbox is not None
         counters: PeerCounters = self._metrics.peer(_node_of(replica_id))
-        await context.write(peer_pb2.RaftHello(replica_id=self._replica_id))
         frame: Any = first  # or EOF, which the stubs do not know
         while frame is not aio.EOF:
             if frame.messages:
                 counters.messages_received.inc(len(frame.messages))
                 counters.bytes_received.inc(frame.ByteSize())
                 inbox.deliver(replica_id, list(frame.messages))
-            frame = await context.read()
+            try:
+                frame = await context.read()
+            except aio.BaseError:
+                return  # the stream broke
 
 
 def _node_of(replica_id: str) -> str:

@@ -134,7 +134,7 @@ class Node:
         self.server.serve(self.transport, self.packs)
 
     async def stop(self) -> None:
-        """As a process that ends: everything closes; `start` brings a new one up on the same port."""
+        """As a process that ends; `start` brings a new one up on the same port."""
         await self.transport.close()
         await self.server.stop()
 

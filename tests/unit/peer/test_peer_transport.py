@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import AsyncIterator
@@ -193,6 +194,20 @@ async def open_stream(
     return call
 
 
+async def hello_of(call: Any, node: Node) -> None:
+    assert (await call.read()).replica_id == node.replica_id
+
+
+async def write_until_it_fails(
+    call: aio.StreamStreamCall[peer_pb2.RaftFrame, peer_pb2.RaftHello],
+) -> None:
+    async with asyncio.timeout(5):
+        with contextlib.suppress(aio.AioRpcError, asyncio.InvalidStateError):
+            while True:
+                await call.write(peer_pb2.RaftFrame(messages=[message(2)]))
+                await asyncio.sleep(0)
+
+
 async def test_newer_stream_supersedes_the_older_one(lab: Lab) -> None:
     node = await lab.node("n1")
     options = channel_options(KEEPALIVE)
@@ -201,16 +216,14 @@ async def test_newer_stream_supersedes_the_older_one(lab: Lab) -> None:
         aio.insecure_channel(node.address, options=options) as second_channel,
     ):
         old = await open_stream(first_channel, node, "n2@d1")
-        assert (await old.read()).replica_id == node.replica_id
+        await hello_of(old, node)
         await old.write(peer_pb2.RaftFrame(messages=[message(1)]))
         await wait_until(lambda: node.inbox.received)
         new = await open_stream(second_channel, node, "n2@d1")
-        assert (await new.read()).replica_id == node.replica_id
-        with pytest.raises((aio.AioRpcError, asyncio.InvalidStateError)):
-            for _ in range(1000):
-                await old.write(peer_pb2.RaftFrame(messages=[message(2)]))
-                await asyncio.sleep(0.001)
-        assert (await old.code()).name == "ABORTED"
+        await hello_of(new, node)
+        await write_until_it_fails(old)
+        # INTERNAL is what grpc.aio makes of an answer that comes in the middle of a write.
+        assert (await old.code()).name in {"ABORTED", "INTERNAL"}
         await new.write(peer_pb2.RaftFrame(messages=[message(3)]))
         await wait_until(lambda: ("n2@d1", 3) in node.inbox.received)
         assert node.inbox.terms_from("n2@d1") == [1, 3]
@@ -276,8 +289,7 @@ async def test_peer_that_stops_reading_loses_its_connection(
     limits = TransportLimits(keepalive=KEEPALIVE, queue_bytes_max=4_000_000, backoff_s_max=0.2)
     one, two = await lab.node("n1", limits=limits), await lab.node("n2")
 
-    async def read_nothing(_replica_id: str, _first: object, context: Any) -> None:
-        await context.write(peer_pb2.RaftHello(replica_id=two.replica_id))
+    async def read_nothing(_replica_id: str, _first: object, _context: object) -> None:
         await asyncio.Event().wait()
 
     monkeypatch.setattr(two.transport, "_read", read_nothing)
