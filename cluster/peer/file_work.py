@@ -1,4 +1,4 @@
-"""File work of the pack exchange on threads of its own, and what its failures mean for this node."""
+"""File work of the pack exchange on threads of its own, and what its failures mean."""
 
 from __future__ import annotations
 

@@ -39,7 +39,6 @@ __all__ = ["PackExchange", "PackLimits", "sweep_temporary"]
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 Pace = Callable[[int], Awaitable[None]]
 
 
