@@ -199,9 +199,10 @@ class Node:
         self.journal = MemoryJournal(self.disk, cluster.rng)
         self.queues: dict[int, collections.deque[Entry]] = {}
         self.apply_stalled = False
-        self.linked: set[str] = set()  # whom this node believes to be connected to
+        self.linked: dict[str, int] = {}  # whom it believes to be connected to: which connection
         self.skew = 0.0  # its monotonic clock minus the cluster's
         self.step_token = 0
+        self.frozen_until = 0.0  # the process does not run before
 
     def __str__(self) -> str:
         return self.replica_id
@@ -271,6 +272,7 @@ class Proposed:
     command: Command
     group: int
     at: Node
+    host: RaftHost
     verdict: Proposal | None = None
 
 
@@ -389,6 +391,7 @@ class Cluster:
         node.step_token += 1
         node.journal.crash()
         node.queues = {}
+        node.linked = {}
         if power:
             for state in node.disk.state.values():
                 # SQLite with synchronous=NORMAL: a power cut may undo the last transactions.
@@ -412,6 +415,7 @@ class Cluster:
         node.step_token += 1
         token = node.step_token
         delay = self.rng.uniform(0, 0.0005) if delay_s is None else delay_s
+        delay = max(delay, node.frozen_until - self.now)
 
         def step() -> None:
             if token == node.step_token and node.host is not None:
@@ -436,13 +440,14 @@ class Cluster:
 
     def connect(self, a: Node, b: Node) -> None:
         pair = frozenset((a.replica_id, b.replica_id))
-        if a.host is None or b.host is None or pair in self.blocked:
+        if a.host is None or b.host is None or pair in self.blocked or pair in self._connection:
             return
         if a.replica_id in b.linked or b.replica_id in a.linked:
+            self.connect_later(a, b)  # one of them has not noticed yet that the last one broke
             return
-        self._connection[pair] = next(self._connections)
+        self._connection[pair] = number = next(self._connections)
         for one, other in ((a, b), (b, a)):
-            one.linked.add(other.replica_id)
+            one.linked[other.replica_id] = number
             assert one.host is not None
             one.host.peer_connected(other.replica_id)
             self.poke(one)
@@ -450,20 +455,17 @@ class Cluster:
     def disconnect(self, a: Node, b: Node, *, notice_s: float = 0.002) -> None:
         """The connection breaks; each side notices after up to `notice_s`."""
         pair = frozenset((a.replica_id, b.replica_id))
-        self._connection.pop(pair, None)
+        number = self._connection.pop(pair, None)
+        if number is None:
+            return
         for one, other in ((a, b), (b, a)):
-            if other.replica_id not in one.linked:
-                continue
-            if one.host is None:
-                one.linked.discard(other.replica_id)
-            else:
-                delay = self.rng.uniform(0, notice_s)
-                self.after(delay, functools.partial(self._notice, one, other))
-        self.after(notice_s + self.rng.uniform(*self.heal_after_s), lambda: self.connect(a, b))
+            delay = self.rng.uniform(0, notice_s)
+            self.after(delay, functools.partial(self._notice, one, other, number))
+        self.connect_later(a, b)
 
-    def _notice(self, one: Node, other: Node) -> None:
-        if other.replica_id in one.linked:
-            one.linked.discard(other.replica_id)
+    def _notice(self, one: Node, other: Node, number: int) -> None:
+        if one.linked.get(other.replica_id) == number:
+            del one.linked[other.replica_id]
             if one.host is not None:
                 one.host.peer_disconnected(other.replica_id)
                 self.poke(one)
@@ -548,7 +550,7 @@ class Cluster:
         assert node.host is not None
         if isinstance(command, str):
             command = Command(command)
-        proposed = Proposed(command, group, node)
+        proposed = Proposed(command, group, node, node.host)
         self.proposed.append(proposed)
         future = node.host.propose(group, command.encode(), timeout_s)
         future.add_done_callback(lambda done: self._verdict(proposed, done))
@@ -624,27 +626,28 @@ class Cluster:
                 if self.leaders.setdefault(key, node.replica_id) != node.replica_id:
                     raise Violation(f"two leaders in term {key}: {self.leaders[key]} and {node}")
 
-    def check_at_rest(self, members: Sequence[Node] | None = None) -> None:
+    def check_at_rest(self, group: int = 1, members: Sequence[Node] | None = None) -> None:
         """After healing: everybody has the same state, and every verdict was true."""
         members = members or list(self.nodes.values())
-        for group in self.groups:
-            states = {node.replica_id: node.disk.state[group] for node in members}
-            longest = max(states.values(), key=len)
-            for replica_id, state in states.items():
-                if state != longest:
-                    raise Violation(f"{replica_id} has applied {len(state)} of {len(longest)}")
-            names = collections.Counter(e.data for e in longest if e.kind == "command")
-            for proposed in self.proposed:
-                if proposed.group != group or proposed.verdict is None:
-                    continue
-                times = names[proposed.command.encode()]
-                outcome = proposed.verdict.outcome
-                if outcome is Outcome.APPLIED and times != 1:
-                    raise Violation(f"acknowledged {proposed} was applied {times} times")
-                if outcome is Outcome.NOT_APPLIED and times:
-                    raise Violation(f"refused {proposed} was applied")
-                if times > 1:
-                    raise Violation(f"{proposed} was applied {times} times")
+        states = {node.replica_id: node.disk.state[group] for node in members}
+        longest = max(states.values(), key=len)
+        for replica_id, state in states.items():
+            if state != longest:
+                raise Violation(f"{replica_id} has applied {len(state)} of {len(longest)}")
+        names = collections.Counter(e.data for e in longest if e.kind == "command")
+        for proposed in self.proposed:
+            if proposed.group != group:
+                continue
+            times = names[proposed.command.encode()]
+            if times > 1:
+                raise Violation(f"{proposed} was applied {times} times")
+            if proposed.verdict is None:
+                continue
+            outcome = proposed.verdict.outcome
+            if outcome is Outcome.APPLIED and times != 1:
+                raise Violation(f"acknowledged {proposed} was applied {times} times")
+            if outcome is Outcome.NOT_APPLIED and times:
+                raise Violation(f"refused {proposed} was applied")
         for node in self.alive():
             self.check_packs(node)
 
