@@ -28,7 +28,8 @@ class EdgeMetrics:
         self.registry = CollectorRegistry()
         self.pushes = Counter(
             "quorepo_pushes",
-            "Pushes by result: ok, partial, rejected, unknown, failed, cancelled.",
+            "Pushes by result: ok, partial, rejected, unknown; the client went away before it was"
+            " proposed (cancelled) or after (abandoned).",
             ["result"],
             registry=self.registry,
         )

@@ -26,7 +26,7 @@ from quorepo.rpc.context import EdgeContext
 from quorepo.rpc.push_checks import ATOMIC_FAILURE, Change, early_refusals
 from quorepo.rpc.reads import GROUP_STORAGE, RepositoryView
 from quorepo.rpc.reply import Liveness, Reply
-from quorepo.rpc.transactions import Target, Transactions, refusal_reasons
+from quorepo.rpc.transactions import Target, Transactions, Verified, refusal_reasons
 from quorepo.rpc.uploads import Incoming, Upload
 from quorepo.rpc.verification import Verifier
 from quorepo.storage.errors import (
@@ -60,7 +60,9 @@ __all__ = ["receive_pack"]
 log = logging.getLogger(__name__)
 
 _UNPACKER_ERROR = "unpacker error"  # git's words for refs whose pack was refused
-_REPLICATE_TIMEOUT_S = 600.0
+# For a majority to take a pack: as long as for a leader, and a second per MiB.
+_REPLICATE_TIMEOUT_S = 10.0
+_REPLICATE_BYTES_PER_S = 1024 * 1024
 _WARNINGS_MAX = 20
 _PACK_REFUSALS = (CorruptPack, InvalidArgument, LimitExceeded, StorageFull)
 
@@ -136,11 +138,15 @@ class _Push:
                 await self._finish(push_error(str(error), self._capabilities))
                 result = "rejected"
                 return
-            alive = Liveness(self._reply, KEEPALIVE if self._capabilities.side_band_64k else b"")
-            async with alive:
-                await self._handle(target, problem, alive)
+            await self._handle(target, problem)
             result = self._result()
             await self._finish(self._report())
+        except QuorepoError:
+            result = "rejected"
+            raise
+        except asyncio.CancelledError:
+            result = "abandoned" if self._proposed else "cancelled"
+            raise
         finally:
             self._edge.metrics.pushes.labels(result).inc()
             self._log(result)
@@ -182,7 +188,7 @@ class _Push:
         self._push_options = list(parser.push_options)
         self._expects_pack = parser.expects_pack
 
-    async def _handle(self, target: Target, problem: Unavailable | None, alive: Liveness) -> None:
+    async def _handle(self, target: Target, problem: Unavailable | None) -> None:
         """Fills in the outcome; raises only when the client is gone."""
         try:
             if problem is not None:
@@ -191,10 +197,11 @@ class _Push:
                 self._refuse_early(target)
             if self._open():
                 with self._edge.push_slots.take():
-                    await self._receive_and_commit(target, alive)
+                    await self._receive_and_commit(target)
         except OutcomeUnknown as error:
             self._unknown(str(error))
         except _PACK_REFUSALS as error:
+            self._edge.metrics.errors.labels(error.reason).inc()
             self._refuse_pack(str(error))
         except QuorepoError as error:
             self._edge.metrics.errors.labels(error.reason).inc()
@@ -220,24 +227,33 @@ class _Push:
         if view is None and not any(self._changes[i].new for i in self._open()):
             self._settle(Ok())  # only deletions of refs that do not exist: nothing to create for
 
-    async def _receive_and_commit(self, target: Target, alive: Liveness) -> None:
+    async def _receive_and_commit(self, target: Target) -> None:
         changes = [self._changes[i] for i in self._open()]
+        # No keepalives before the request was read to its end: HTTP/1.1 has no answer before that.
+        alive = Liveness(self._reply, KEEPALIVE if self._capabilities.side_band_64k else b"")
         verifier = Verifier(self._edge, changes, self._progress(alive))
         if self._expects_pack and any(change.new for change in changes):
             async with Upload(self._edge.reads.layout(_group(target))) as upload:
                 with self._edge.metrics.phase("receive"):
                     await upload.receive(self._incoming, self._edge.config.limits.push_bytes_max)
-                with self._edge.metrics.phase("verify"):
-                    verified = await verifier.verify_upload(target, upload.path)
+                async with alive:
+                    with self._edge.metrics.phase("verify"):
+                        verified = await verifier.verify_upload(target, upload.path)
+                    await self._commit(verified, changes, verifier)
         else:
-            verified = await verifier.verify(target)
+            await self._commit(await verifier.verify(target), changes, verifier)
+
+    async def _commit(
+        self, verified: Verified, changes: Sequence[Change], verifier: Verifier
+    ) -> None:
         for warning in verifier.warnings[:_WARNINGS_MAX]:
             self._outcome.explanation += f"warning: {warning}\n"
-        place = await self._transactions.place(target, self._origin)
+        place = await self._transactions.place(verified.target, self._origin)
         with self._edge.metrics.phase("replicate"):
             for pack in verified.packs:
+                timeout_s = _REPLICATE_TIMEOUT_S + pack.pack_bytes / _REPLICATE_BYTES_PER_S
                 await self._edge.core.replicate_pack(
-                    place.group, place.repository_id, pack, _REPLICATE_TIMEOUT_S
+                    place.group, place.repository_id, pack, timeout_s
                 )
         self._proposed = True
         commit = self._transactions.commit(
@@ -252,7 +268,7 @@ class _Push:
         with self._edge.metrics.phase("commit"):
             # From here on a client that goes away changes nothing any more.
             result = await asyncio.shield(self._edge.spawn(commit, f"push {self._path}"))
-        self._take(result, changes, target.object_format)
+        self._take(result, changes, verified.target.object_format)
 
     def _take(
         self,
@@ -267,7 +283,8 @@ class _Push:
 
     def _progress(self, alive: Liveness) -> Callable[[str], None]:
         def say(text: str) -> None:
-            alive.say(push_progress(text, self._capabilities))
+            line = text if text.endswith(("\n", "\r")) else text + "\r"
+            alive.say(push_progress(line, self._capabilities))
 
         return say
 

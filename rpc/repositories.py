@@ -31,6 +31,7 @@ from quorepo.rpc.reads import (
     RepositoryView,
 )
 from quorepo.storage.errors import (
+    AlreadyExists,
     InvalidArgument,
     NotFound,
     OutcomeUnknown,
@@ -149,6 +150,8 @@ class Repositories:
             command.create_repository.default_branch = default_branch
             try:
                 check_result(await self._core.propose(reservation.group, command, timeout_s))
+            except AlreadyExists:
+                raise AlreadyExists(f"repository {path!r} exists already") from None
             except RepositoryDeleted:
                 await self.release(reservation, origin.step(f"release {attempt}"), timeout_s)
                 continue
@@ -237,7 +240,7 @@ class Repositories:
         """Frees a path, if it still names that repository.
 
         Raises:
-            Unavailable, OutcomeUnknown
+            Unavailable: not freed, or not known to be; asking again is harmless.
         """
         command = origin.command()
         command.release_path.path = reservation.path
@@ -246,6 +249,11 @@ class Repositories:
             check_result(await self._core.propose(GROUP_DIRECTORY, command, timeout_s))
         except NotFound:
             log.debug("path was free already", extra=fields(path=reservation.path))
+        except OutcomeUnknown as error:
+            raise Unavailable(
+                f"the path {reservation.path!r} could not be released ({error.message})",
+                next_step="try again",
+            ) from error
 
     async def _release_quietly(
         self, reservation: Reservation, origin: Origin, timeout_s: float

@@ -14,6 +14,7 @@ from support.raw_http import AUTHORIZATION, FETCH_TYPE, packet, request
 from support.waiting import eventually
 
 from quorepo.storage.errors import NotFound, Unavailable
+from quorepo.storage.objectformat import ObjectFormat
 
 
 def fetch(server: EdgeUnderTest, path: str, body: bytes, version: int = 0) -> Any:
@@ -252,3 +253,25 @@ def test_views_are_shared_until_the_revision_moves(
     assert refs_of(server.url(path))["refs/heads/main"] == oid
     assert second.refs[b"refs/heads/main"].hex() == oid
     assert first.refs[b"refs/heads/main"].hex() != oid
+
+
+def test_a_sha256_repository_is_pushed_to_and_cloned(
+    server: EdgeUnderTest, work: WorkTree, path: str, tmp_path: Path
+) -> None:
+    server.do(
+        server.edge.repositories.create(
+            path, origin=server.edge.origin("admin"), object_format=ObjectFormat.SHA256
+        )
+    )
+    tree = tmp_path / "sha256"
+    git("init", "--quiet", "--object-format=sha256", "--initial-branch=main", str(tree))
+    (tree / "file.txt").write_text("content\n")
+    git("add", ".", cwd=tree)
+    git("commit", "--quiet", "--message=first", cwd=tree)
+    git("push", "--quiet", server.url(path), "main", cwd=tree)
+    oid = git("rev-parse", "HEAD", cwd=tree).stdout.strip()
+    for version in "0", "2":
+        target = clone(server.url(path), tmp_path / version, f"protocol.version={version}")
+        assert git("rev-parse", "HEAD", cwd=target).stdout.strip() == oid
+    work.commit("in SHA-1")
+    assert "hash algorithm" in work.git("push", server.url(path), "main", check=False).stderr

@@ -230,6 +230,17 @@ def test_a_prune_in_between_makes_the_push_verify_again(
     assert refs_of(server.url(path))["refs/heads/main"] == oid
 
 
+def test_a_prune_makes_a_push_without_a_pack_verify_again_too(
+    server: EdgeUnderTest, work: WorkTree, path: str
+) -> None:
+    oid = work.commit("first")
+    work.git("push", server.url(path), "main")
+    reverify = log_pb2.Rejection(reason=log_pb2.REJECTION_REASON_REVERIFY)
+    server.core.results += [log_pb2.Result(rejection=reverify)] * 2
+    work.git("push", server.url(path), f"{oid}:refs/heads/again")
+    assert refs_of(server.url(path))["refs/heads/again"] == oid
+
+
 def test_a_deleted_repository_is_created_anew_by_a_push(
     server: EdgeUnderTest, work: WorkTree, path: str
 ) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from support.edge import EdgeUnderTest, edge_config, running_edge
@@ -281,11 +283,50 @@ def test_a_client_that_goes_away_after_the_proposal_changes_nothing(
         eventually(server.core.holding.is_set, what="the transaction is proposed")
         connection.close()
         server.settle_requests()
+        text = server.edge.metrics.text()
+        assert b'quorepo_pushes_total{result="abandoned"} 1.0' in text
         server.loop.call_soon_threadsafe(server.core.hold.set)
         eventually(lambda: exists(server, path), what="the transaction is applied")
     finally:
         server.core.hold = None
         server.core.holding.clear()
+
+
+def test_slow_verification_is_told_while_it_runs(
+    server: EdgeUnderTest, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Progress after a second on side-band 2, and nothing for a client that wants quiet."""
+    run = server.edge.workers.run
+
+    async def slow(
+        job: str, arguments: Any, timeout_s: float, on_progress: Callable[[str], None]
+    ) -> Any:
+        on_progress("Checking objects: 50% (1/2)")
+        await asyncio.sleep(1.2)
+        return await run(job, arguments, timeout_s, on_progress)
+
+    monkeypatch.setattr(server.edge.workers, "run", slow)
+    quiet = commands(CREATE, capabilities="report-status side-band-64k quiet")
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        loud = threads.submit(push, server, path, GOOD)
+        silent = threads.submit(push, server, path + "-quiet", quiet + pack(blob_entry(BLOB)))
+        assert loud.result().bands()[2] == b"Checking objects: 50% (1/2)\r"
+        assert loud.result().report() == ["unpack ok", f"ok {TAG_REF}"]
+        assert 2 not in silent.result().bands()
+
+
+def test_the_answer_of_a_lost_race_names_the_winner(server: EdgeUnderTest, path: str) -> None:
+    """Many pushes of one ref at once: one is told ok, each of the others why not."""
+    contents = [b"content %d\n" % number for number in range(6)]
+    bodies = [commands(f"{ZERO} {blob_id(c)} {TAG_REF}") + pack(blob_entry(c)) for c in contents]
+    with concurrent.futures.ThreadPoolExecutor(6) as threads:
+        reports = [a.report() for a in threads.map(lambda body: push(server, path, body), bodies)]
+    verdicts = [report[1] for report in reports]
+    assert verdicts.count(f"ok {TAG_REF}") == 1
+    winner = refs_of(server.url(path))[TAG_REF]
+    assert blob_id(contents[verdicts.index(f"ok {TAG_REF}")]) == winner
+    stale = f"ng {TAG_REF} stale info: expected {ZERO}, is {winner}"
+    assert verdicts.count(stale) == len(contents) - 1
 
 
 def _begin_push(server: EdgeUnderTest, path: str, length: int) -> socket.socket:
