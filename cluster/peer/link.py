@@ -44,7 +44,7 @@ class TransportLimits:
     frame_bytes_max: int = 1024 * 1024  # a larger message travels alone
     queue_bytes_max: int = 64 * 1024 * 1024
     queue_messages_max: int = 65_536
-    hello_timeout_s: float = 5.0
+    hello_timeout_s: float = 3.0
     backoff_s_min: float = 0.05
     backoff_s_max: float = 2.0
     keepalive: Keepalive = dataclasses.field(default_factory=Keepalive)
@@ -126,13 +126,17 @@ class PeerLink:
             self._run(), name=f"peer-link-{self.replica.replica_id}"
         )
 
-    async def stop(self) -> None:
-        """Closes the stream; reports the loss if the link was connected."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+    def retire(self) -> None:
+        """Ends the link: reports the loss at once if it was connected, then says nothing more."""
         self._incoming = False
         self._update("removed")
+        if self._task is not None:
+            self._task.cancel()
+
+    async def closed(self) -> None:
+        """Waits until a retired link has closed its stream."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
 
     def wake(self) -> None:
         """`push` asked for it."""
@@ -158,7 +162,7 @@ class PeerLink:
             # With the peer heard, messages may wait for the hello of the stream that is being
             # opened: the peer may take the connection for complete a moment before we do.
             self._accepting = self._incoming and not self._overflowed
-            if self._reported and not connected:
+            if not self._incoming or (self._reported and not connected):
                 self._drop_queue()
         if connected == self._reported:
             return
@@ -179,14 +183,11 @@ class PeerLink:
         while True:
             self._hurry.clear()
             try:
-                cause = await self._connect_once()
+                if await self._connect_once():
+                    backoff_s = self._limits.backoff_s_min
             except Exception:  # a link that ended here would cut the peer off for good
                 log.exception("peer link failed", extra=fields(peer=self.replica.replica_id))
-                cause = "error"
-            served = self._outgoing
-            self._stream_down(cause)
-            if served:
-                backoff_s = self._limits.backoff_s_min
+                self._stream_down("error")
             await self._pause(backoff_s)
             backoff_s = min(2 * backoff_s, self._limits.backoff_s_max)
 
@@ -199,8 +200,8 @@ class PeerLink:
             async with asyncio.timeout(delay_s - floor_s):
                 await self._hurry.wait()
 
-    async def _connect_once(self) -> str:
-        """One stream from its start to its end; returns why it ended."""
+    async def _connect_once(self) -> bool:
+        """One stream from its start to its end; returns whether it ever was up."""
         # A new channel each time: names are resolved anew, and no old backoff is inherited.
         options = channel_options(self._limits.keepalive)
         async with aio.insecure_channel(self.replica.peer_address, options=options) as channel:
@@ -210,19 +211,27 @@ class PeerLink:
             call = method(metadata=self._metadata)
             self._call = call
             try:
-                if (problem := await self._open(call)) is not None:
-                    return problem
-                return await self._pump(call)
-            except (aio.AioRpcError, aio.BaseError, asyncio.InvalidStateError):
-                return await self._explain(call)
-            except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
-                    raise
-                return "overflow"  # `wake` cancelled the call, not this task
+                cause = await self._converse(call)
             finally:
                 self._call = None
                 call.cancel()
+            served = self._outgoing
+            self._stream_down(cause)  # reported before the channel takes its time to close
+        return served
+
+    async def _converse(self, call: Any) -> str:
+        """Everything that is said on one stream; returns why it ended."""
+        try:
+            if (problem := await self._open(call)) is not None:
+                return problem
+            return await self._pump(call)
+        except (aio.AioRpcError, aio.BaseError, asyncio.InvalidStateError):
+            return await self._explain(call)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            return "overflow"  # `wake` cancelled the call, not this task
 
     async def _open(self, call: Any) -> str | None:
         """Introduces us and checks who answers; returns what is wrong, if anything."""

@@ -47,9 +47,7 @@ class PackLimits:
     """Bounds of the pack exchange."""
 
     chunk_bytes: int = 256 * 1024  # measured: 1 MiB messages delay small calls, 64 KiB cost CPU
-    batch_bytes: int = (
-        1024 * 1024
-    )  # file work per hop to a thread; two batches per transfer in memory
+    batch_bytes: int = 1024 * 1024  # per hop to a thread; a transfer has two batches in memory
     pack_bytes_max: int = 64 * 1024**3
     transfer_timeout_s: float = 30.0  # for a transfer of no size ...
     transfer_bytes_per_s_min: int = 1024 * 1024  # ... and this much slower with size

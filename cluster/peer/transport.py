@@ -99,7 +99,9 @@ class PeerTransport:
             incoming.reader.cancel()
         links = list(self._links.values())
         self._links = {}
-        await asyncio.gather(*(link.stop() for link in links), *self._stopping)
+        for link in links:
+            link.retire()
+        await asyncio.gather(*(link.closed() for link in links), *self._stopping)
 
     # ---- RaftTransport, any thread
 
@@ -172,7 +174,8 @@ class PeerTransport:
         links = dict(self._links)
         link = links.pop(replica_id)
         self._links = links
-        task = asyncio.get_running_loop().create_task(link.stop())
+        link.retire()  # at once: a new link to the replica may be opened in the next line
+        task = asyncio.get_running_loop().create_task(link.closed())
         self._stopping.add(task)
         task.add_done_callback(self._stopping.discard)
 

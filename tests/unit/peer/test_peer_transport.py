@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
+import random
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -107,7 +109,7 @@ async def test_order_holds_under_reconnects(lab: Lab) -> None:
 async def test_death_of_a_peer_is_reported_and_its_return_too(lab: Lab) -> None:
     one, two = await lab.pair()
     await two.stop()
-    await wait_until(lambda: not one.inbox.connected, timeout_s=1.0)
+    await wait_until(lambda: not one.inbox.connected)
     one.transport.send(two.replica_id, [message(1)])  # dropped, not kept for later
     two.inbox = Inbox()
     await two.start()
@@ -260,6 +262,7 @@ async def test_moved_replica_is_reached_at_its_new_address(lab: Lab) -> None:
     proxy = await lab.proxy(lambda: two.port)
     connect(one, two, through=proxy)
     await wait_until(lambda: proxy.forwarded_bytes and one.inbox.connected)
+    assert [word for word, _ in one.inbox.events] == ["connected", "disconnected", "connected"]
     one.transport.send(two.replica_id, [message(1)])
     await wait_until(lambda: two.inbox.received)
 
@@ -311,3 +314,58 @@ async def test_own_replica_id_from_outside_is_refused(lab: Lab) -> None:
         call = await open_stream(channel, node, node.replica_id)
         assert (await call.code()).name == "FAILED_PRECONDITION"
         assert "copied" in (await call.details() or "")
+
+
+async def test_three_nodes_survive_chaos_with_order_kept(lab: Lab) -> None:
+    """Threads send all the time while links are cut at random and one node restarts."""
+    rng = random.Random(4711)
+    nodes = [await lab.node(name) for name in ("n1", "n2", "n3")]
+    proxies = [await lab.proxy(lambda node=node: node.port) for node in nodes]  # type: ignore[misc]
+
+    def configure(node: Node) -> None:
+        others = [
+            other.replica(f"127.0.0.1:{proxy.port}")
+            for other, proxy in zip(nodes, proxies, strict=True)
+        ]
+        node.transport.set_replicas(others)
+
+    stop = threading.Event()
+    counters = [itertools.count(), itertools.count(), itertools.count()]
+
+    def run(position: int) -> None:
+        while not stop.is_set():
+            number = next(counters[position])
+            for other in nodes:
+                nodes[position].transport.send(other.replica_id, [message(number, number % 2000)])
+            stop.wait(0.0005)
+
+    for node in nodes:
+        configure(node)
+    threads = [threading.Thread(target=run, args=(position,)) for position in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(15):
+            await asyncio.sleep(rng.uniform(0.01, 0.08))
+            rng.choice(proxies).cut()
+        await nodes[2].stop()
+        await nodes[2].start()
+        configure(nodes[2])
+        await wait_until(lambda: all(len(node.inbox.connected) == 2 for node in nodes))
+        marks = [next(counter) for counter in counters]
+        await wait_until(
+            lambda: all(
+                node.inbox.terms_from(other.replica_id)[-1:] > [mark]
+                for node in nodes
+                for other, mark in zip(nodes, marks, strict=True)
+                if other is not node
+            )
+        )
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    for node in nodes:
+        for other in nodes:
+            terms = node.inbox.terms_from(other.replica_id)
+            assert terms == sorted(set(terms))
