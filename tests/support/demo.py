@@ -45,12 +45,14 @@ class DemoNode:
 class Demo:
     """`quorepo demo` in a subprocess. Use as a context manager."""
 
-    def __init__(self, directory: Path, nodes: int = 3, *options: str) -> None:
+    def __init__(
+        self, directory: Path, *options: str, nodes: int = 3, base_port: int | None = None
+    ) -> None:
         self.directory = directory
         self._count = nodes
         self._options = options
         self._restarted: dict[str, subprocess.Popen[bytes]] = {}
-        self.base_port = free_base_port(nodes)
+        self.base_port = base_port or free_base_port(nodes)
         self.nodes: dict[str, DemoNode] = {}
         self.token = ""
 

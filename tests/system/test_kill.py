@@ -182,7 +182,7 @@ def test_demo_started_again_finds_the_same_repositories(tmp_path: Path, work: Wo
     with Demo(tmp_path / "demo") as demo:
         work.git("push", "--quiet", demo.url("n1", "again/repo"), "main")
         token = demo.token
-    with Demo(tmp_path / "demo") as demo:
+    with Demo(tmp_path / "demo", base_port=demo.base_port) as demo:
         assert demo.token == token
         for name in demo.nodes:
             assert refs_of(demo.url(name, "again/repo"))["refs/heads/main"] == oid
@@ -190,6 +190,6 @@ def test_demo_started_again_finds_the_same_repositories(tmp_path: Path, work: Wo
 
 def test_ephemeral_demo_leaves_no_data(tmp_path: Path, work: WorkTree) -> None:
     work.commit("first")
-    with Demo(tmp_path / "demo", 3, "--ephemeral") as demo:
+    with Demo(tmp_path / "demo", "--ephemeral") as demo:
         work.git("push", "--quiet", demo.url("n1", "gone/repo"), "main")
     assert not any((tmp_path / "demo" / name).exists() for name in ("n1", "n2", "n3"))
