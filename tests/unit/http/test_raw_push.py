@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from support.edge import EdgeUnderTest, edge_config, running_edge
-from support.git import WorkTree, git, refs_of
+from support.git import WorkTree, refs_of
 from support.raw_http import (
     AUTHORIZATION,
     PUSH_TYPE,
@@ -84,10 +85,15 @@ def test_a_pack_with_a_missing_object_is_refused(
 ) -> None:
     """A commit without its tree."""
     oid = work.commit("first")
-    raw = git("pack-objects", "--stdout", "-q", cwd=work.path, stdin=f"{oid}\n".encode())
-    body = commands(f"{ZERO} {oid} refs/heads/main")
-    data = raw.stdout.encode(errors="surrogateescape")
-    answer = push(server, path, body + data)
+    # Not through support.git, which reads text: a pack's CRLF would not survive that.
+    made = subprocess.run(
+        ["git", "pack-objects", "--stdout", "-q"],
+        cwd=work.path,
+        input=f"{oid}\n".encode(),
+        capture_output=True,
+        check=True,
+    )
+    answer = push(server, path, commands(f"{ZERO} {oid} refs/heads/main") + made.stdout)
     assert "did not receive expected object" in answer.report()[0]
     assert not exists(server, path)
 
