@@ -41,6 +41,7 @@ def command(settings: Settings) -> None:
             for node in document["nodes"]
         ],
     )
+    silent = {node["name"] for node in document["nodes"] if not node["reachable"]}
     print_table(
         "Groups",
         ("group", "node", "role", "applied", "commit", "term"),
@@ -49,7 +50,7 @@ def command(settings: Settings) -> None:
                 group["group"],
                 replica["node"],
                 replica["role"],
-                replica["applied_index"],
+                "?" if replica["node"] in silent else replica["applied_index"],
                 group["commit_index"],
                 group["term"],
             )

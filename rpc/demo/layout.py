@@ -174,14 +174,14 @@ def _shape(root: Path, nodes: int | None, base_port: int | None, ephemeral: bool
                 f"{str(root)!r} is not empty and holds no demo; nothing was changed",
                 next_step="choose another --data-dir",
             )
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
         shape = {
             "version": _VERSION,
-            "nodes": nodes or 3,
-            "base_port": base_port or DEFAULT_BASE_PORT,
+            "nodes": 3 if nodes is None else nodes,
+            "base_port": DEFAULT_BASE_PORT if base_port is None else base_port,
             "ephemeral": ephemeral,
         }
         _check_ports(shape["nodes"], shape["base_port"])
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_durably(path, (json.dumps(shape) + "\n").encode(), 0o600)
         return shape
     shape = _read_shape(path)

@@ -133,8 +133,11 @@ class _Demo:
         try:
             for node in self._layout.nodes:
                 await self._start(node)
-            if not await self._wait_ready():
+            problem = await self._wait_ready()
+            if problem is None:
                 return
+            if problem:
+                raise Unavailable(f"node {problem}")
             pids = [self._processes[node.name].pid for node in self._layout.nodes]
             leader = await self._leader()
             self._layout.write_json(pids)
@@ -167,34 +170,37 @@ class _Demo:
                 start_new_session=True,
             )
 
-    async def _wait_ready(self) -> bool:
-        """True once every node is ready; False when told to stop before."""
+    async def _wait_ready(self) -> str | None:
+        """Empty once every node is ready, else what went wrong; None when told to stop before."""
         self._say(f"quorepo demo: starting {len(self._layout.nodes)} node(s) …")
-        waits = [asyncio.create_task(self._ready(node)) for node in self._layout.nodes]
+        waits = {asyncio.create_task(self._until_ready(node)): node for node in self._layout.nodes}
         stop = asyncio.create_task(self._stop.wait())
-        everyone = asyncio.gather(*waits)
+        deadline = time.monotonic() + READY_WAIT_S
+        waiting: set[asyncio.Task[str]] = set(waits)
         try:
-            async with asyncio.timeout(READY_WAIT_S):
-                await asyncio.wait((everyone, stop), return_when=asyncio.FIRST_COMPLETED)
-            if everyone.done():
-                await everyone
-            return everyone.done()
-        except TimeoutError:
-            late = next(
-                node
-                for node, wait in zip(self._layout.nodes, waits, strict=True)
-                if not wait.done()
-            )
-            raise Unavailable(
-                f"node {late.name!r} was not ready after {READY_WAIT_S:g} s; all nodes were stopped"
-                f"{_tail(late)}"
-            ) from None
+            while waiting:
+                done, _pending = await asyncio.wait(
+                    (stop, *waiting),
+                    timeout=max(0.0, deadline - time.monotonic()),
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                if stop in done:
+                    return None
+                for task in waiting & done:
+                    if problem := task.result():
+                        return problem
+                if not done:
+                    late = waits[next(iter(waiting))]
+                    return f"{late.name!r} was not ready after {READY_WAIT_S:g} s{_tail(late)}"
+                waiting -= done
+            return ""
         finally:
-            for task in (*waits, stop):
-                task.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
+            for unfinished in (stop, *waits):
+                unfinished.cancel()
+            await asyncio.gather(stop, *waits, return_exceptions=True)
 
-    async def _ready(self, node: DemoNode) -> None:
+    async def _until_ready(self, node: DemoNode) -> str:
+        """Empty once the node is ready, else why it never will be."""
         process = self._processes[node.name]
         request = health_pb2.HealthCheckRequest(service="readiness")
         options = [
@@ -203,17 +209,14 @@ class _Demo:
         ]
         async with grpc.aio.insecure_channel(node.grpc, options=options) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
-            while True:
-                if process.returncode is not None:
-                    raise Unavailable(
-                        f"node {node.name!r} ended with {_how(process.returncode)} before it was "
-                        f"ready; all nodes were stopped{_tail(node)}"
-                    )
+            while process.returncode is None:
                 with contextlib.suppress(grpc.aio.AioRpcError):
                     answer = await stub.Check(request, timeout=1.0)
                     if answer.status == health_pb2.HealthCheckResponse.SERVING:
-                        return
+                        return ""
                 await asyncio.sleep(_POLL_INTERVAL_S)
+        how = _how(process.returncode)
+        return f"{node.name!r} ended with {how} before it was ready{_tail(node)}"
 
     async def _leader(self) -> str:
         """Name of the node that leads the storage group; empty when nobody says."""
@@ -280,4 +283,4 @@ def _how(code: int) -> str:
 def _tail(node: DemoNode) -> str:
     lines = node.log.read_text(encoding="utf-8", errors="replace").splitlines()
     tail = "\n".join(f"  {line[:_LOG_LINE_CHARACTERS_MAX]}" for line in lines[-_LOG_TAIL_LINES:])
-    return f"; {node.log} ends with:\n{tail}"
+    return f"; all nodes were stopped; {node.log} ends with:\n{tail}"
