@@ -105,7 +105,7 @@ def parse_config(content: bytes) -> Iterator[tuple[bytes, bytes | None]]:
     """
     # git reads a missing last newline, and every CRLF, as LF (config.c: get_next_char).
     text = content.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n") + b"\n"
-    base: bytes | None = None
+    prefix = b""  # git takes a key before the first section as it is
     position = 0
     while position < len(text):
         byte = text[position]
@@ -114,15 +114,16 @@ def parse_config(content: bytes) -> Iterator[tuple[bytes, bytes | None]]:
         elif byte in b"#;":
             position = text.index(b"\n", position)
         elif byte == 0x5B:
-            base, position = _parse_section(text, position + 1)
-        elif base is not None and chr(byte).isalpha() and byte < 0x80:
+            section, position = _parse_section(text, position + 1)
+            prefix = section + b"."
+        elif byte < 0x80 and chr(byte).isalpha():
             key, value, position = _parse_variable(text, position)
-            yield base + b"." + key, value
+            yield prefix + key, value
         else:
             raise ConfigSyntaxError(f"unexpected byte {byte:#x} at {position}")
 
 
-_SECTION = re.compile(rb"([0-9A-Za-z.-]*)([ \t\r]+\"((?:[^\"\\\n]|\\[^\n])*)\")?\]")
+_SECTION = re.compile(rb"([0-9A-Za-z.-]+)([ \t\r]+\"((?:[^\"\\\n]|\\[^\n])*)\")?\]")
 _KEY = re.compile(rb"([0-9A-Za-z-]+)[ \t]*(=|\n)")
 
 
