@@ -38,7 +38,7 @@ def run(
     """Run the job of that name; KeyError for any other.
 
     negotiate: {repository, request, tips, tags, deepen_not} -> the JSON of `Negotiation`.
-    build_pack: the same plus {negotiation, out} -> {path, pack_bytes, objects, deltas, reused}.
+    build_pack: the same plus {negotiation, out} -> {path, pack_bytes, objects, reused}.
     Raises QuorepoErrors; OSErrors when the disk fails.
     """
     return JOBS[job](arguments, progress)

@@ -25,7 +25,14 @@ from quorepo.storage.git.fetch_request import FetchRequest, Negotiation
 from quorepo.storage.git.selection import Selection, select_objects
 from quorepo.storage.packs import OFS_DELTA, REF_DELTA, PackFile, PackSet, RawEntry
 
-__all__ = ["PackResult", "Progress", "build_pack", "write_pack"]
+__all__ = [
+    "PackResult",
+    "Progress",
+    "build_pack",
+    "encode_distance",
+    "encode_header",
+    "write_pack",
+]
 
 Progress = Callable[[str], None]
 
@@ -41,13 +48,12 @@ _COMPRESSION_LEVEL = 3
 
 @dataclass(frozen=True)
 class PackResult:
-    """A written pack: size of the file in bytes, its objects, how many of them are deltas, and how
-    many entries were copied rather than compressed again.
+    """A written pack: size of the file in bytes, its objects, and how many of their entries were
+    copied rather than compressed again.
     """
 
     pack_bytes: int
     objects: int
-    deltas: int
     reused: int
 
 
@@ -78,10 +84,10 @@ def build_pack(
                 thin=request.thin_pack,
                 written=meter.writing,
             )
+        meter.total(result)
     except BaseException:
         out.unlink(missing_ok=True)
         raise
-    meter.total(result)
     return result
 
 
@@ -122,7 +128,6 @@ class _PackWriter:
         self._buffer: list[bytes] = []
         self._buffered = 0
         self._written = 0
-        self._deltas = 0
         self._reused = 0
 
     def write(self, progress: Callable[[int, int], None]) -> PackResult:
@@ -144,7 +149,7 @@ class _PackWriter:
         self._flush()
         trailer = self._hash.digest()
         self._file.write(trailer)
-        return PackResult(self._position + len(trailer), total, self._deltas, self._reused)
+        return PackResult(self._position + len(trailer), total, self._reused)
 
     def _copy_whole_packs(self, total: int) -> None:
         """A pack all of whose objects are sent is copied in one piece: it stands alone, and the
@@ -226,24 +231,22 @@ class _PackWriter:
 
     def _write_delta(self, oid: bytes, entry: RawEntry, base: bytes, base_position: int) -> None:
         if self._ofs_delta:
-            distance = _encode_distance(self._position - base_position)
+            distance = encode_distance(self._position - base_position)
             self._write_copied(oid, entry, OFS_DELTA, distance)
         else:
             self._write_copied(oid, entry, REF_DELTA, base)
 
     def _write_copied(self, oid: bytes, entry: RawEntry, type_num: int, base: bytes) -> None:
         self._chosen[oid] = self._position
-        self._emit(_encode_header(type_num, entry.size) + base + entry.compressed)
+        self._emit(encode_header(type_num, entry.size) + base + entry.compressed)
         self._written += 1
         self._reused += 1
-        if type_num in (OFS_DELTA, REF_DELTA):
-            self._deltas += 1
 
     def _write_resolved(self, oid: bytes, pack: PackFile, offset: int) -> None:
         type_num, content = self._objects.get_at(pack, offset)
         self._chosen[oid] = self._position
         compressed = zlib.compress(content, _COMPRESSION_LEVEL)
-        self._emit(_encode_header(type_num, len(content)) + compressed)
+        self._emit(encode_header(type_num, len(content)) + compressed)
         self._written += 1
 
     def _emit(self, data: bytes) -> None:
@@ -264,7 +267,7 @@ class _PackWriter:
         self._buffered = 0
 
 
-def _encode_header(type_num: int, size: int) -> bytes:
+def encode_header(type_num: int, size: int) -> bytes:
     """Type in bits 4-6 of the first byte, the size in 4 bits and then 7 bits per byte."""
     byte = type_num << 4 | size & 15
     size >>= 4
@@ -277,7 +280,7 @@ def _encode_header(type_num: int, size: int) -> bytes:
     return bytes(encoded)
 
 
-def _encode_distance(distance: int) -> bytes:
+def encode_distance(distance: int) -> bytes:
     """The offset encoding of OFS_DELTA: most significant group first, all but the last one less."""
     encoded = bytearray([distance & 0x7F])
     distance >>= 7
@@ -309,7 +312,7 @@ class _Meter:
             self._tell(f"Writing objects: {done * 100 // total}% ({done}/{total})\r")
 
     def total(self, result: PackResult) -> None:
-        self._tell(f"Total {result.objects} (delta {result.deltas}), reused {result.reused}\n")
+        self._tell(f"Total {result.objects}, reused {result.reused}\n")
 
     def _due(self) -> bool:
         now = self._clock()

@@ -22,7 +22,6 @@ from quorepo.storage.git.pktline import (
     PktLineReader,
     encode,
 )
-from quorepo.storage.git.refnames import check_ref_name
 from quorepo.storage.objectformat import ObjectFormat
 
 __all__ = [
@@ -36,7 +35,6 @@ __all__ = [
     "RefCommand",
     "RefStatus",
     "Unknown",
-    "early_refusals",
     "push_error",
     "push_progress",
     "report_status",
@@ -236,34 +234,6 @@ class ReceivePackParser:
                 f"protocol error: expected old/new/ref, got '{_shown(line)}'",
             )
         return oid
-
-
-def early_refusals(
-    commands: Sequence[RefCommand],
-    *,
-    shallow: bool = False,
-) -> list[Ng | None]:
-    """What can be refused from the commands alone, one entry per command, None where nothing is
-    wrong.
-
-    Bad names, one ref named twice, and pushes out of a shallow clone (`shallow`: the push had
-    shallow lines), all in git's words.
-    """
-    seen: dict[bytes, int] = {}
-    for command in commands:
-        seen[command.name] = seen.get(command.name, 0) + 1
-    refusals: list[Ng | None] = []
-    for command in commands:
-        if check_ref_name(command.name) is not None:
-            refusals.append(Ng("funny refname"))
-        elif seen[command.name] > 1:
-            name = command.name.decode("utf-8", "replace")
-            refusals.append(Ng(f"multiple updates for ref '{name}' not allowed"))
-        elif shallow and not command.deletes:
-            refusals.append(Ng("shallow update not allowed"))
-        else:
-            refusals.append(None)
-    return refusals
 
 
 def report_status(report: PushReport, capabilities: PushCapabilities) -> bytes:

@@ -18,6 +18,10 @@ __all__ = ["CommitRange", "ancestors", "commits_between", "wants_reach_common"]
 _WANTED = 1
 _HAD = 2
 
+# How many commits that the client has are walked after the last one that it lacks: among them may
+# be, with a date before its parents', a descendant of something taken for new. git's SLOP is 5.
+_EXTRA_VISITS = 32
+
 Tick = Callable[[int], None]
 
 
@@ -69,7 +73,9 @@ def commits_between(
         mark(oid, _HAD)
     for oid in wants:
         mark(oid, _WANTED)
-    while queue and wanted_queued > 0:
+    extra_visits = 0
+    while queue and extra_visits < _EXTRA_VISITS:
+        extra_visits = 0 if wanted_queued else extra_visits + 1
         _, oid = heapq.heappop(queue)
         queued.remove(oid)
         flags = marks[oid]
