@@ -65,8 +65,9 @@ Global___ObjectType: _TypeAlias = ObjectType  # noqa: Y015
 
 @_typing.final
 class Revision(_message.Message):
-    """A repository's version. Every applied change advances `counter`; `incarnation` tells apart two
-    repositories that had the same path one after the other.
+    """A repository's version: every applied change advances `counter`, and `incarnation` advances when
+    counters can't be compared with earlier ones. A repository that is made again at the path of a
+    deleted one has another `repository_id` and counts from the beginning.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

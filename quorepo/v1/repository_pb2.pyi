@@ -257,7 +257,7 @@ class DeleteRepositoryResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def revision(self) -> _common_pb2.Revision:
-        """the last one that the repository had when the request came"""
+        """that the deletion led to; the last one"""
 
     def __init__(
         self,

@@ -37,6 +37,7 @@ _POLL_INTERVAL_S = 0.1
 _LOG_TAIL_LINES = 15
 _LOG_LINE_CHARACTERS_MAX = 500  # a traceback is one line
 _STORAGE_GROUP = 1
+_NO_PROXY = [("grpc.enable_http_proxy", 0)]
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Say = Callable[[str], None]
@@ -204,6 +205,7 @@ class _Demo:
         process = self._processes[node.name]
         request = health_pb2.HealthCheckRequest(service="readiness")
         options = [
+            *_NO_PROXY,
             ("grpc.max_reconnect_backoff_ms", 200),
             ("grpc.initial_reconnect_backoff_ms", 50),
         ]
@@ -221,7 +223,8 @@ class _Demo:
     async def _leader(self) -> str:
         """Name of the node that leads the storage group; empty when nobody says."""
         metadata = (("authorization", f"Bearer {self._layout.admin_token}"),)
-        async with grpc.aio.insecure_channel(self._layout.nodes[0].grpc) as channel:
+        address = self._layout.nodes[0].grpc
+        async with grpc.aio.insecure_channel(address, options=_NO_PROXY) as channel:
             stub = cluster_pb2_grpc.ClusterServiceStub(channel)
             with contextlib.suppress(grpc.aio.AioRpcError):
                 status = await stub.GetStatus(

@@ -142,6 +142,7 @@ class _Peers:
         """Does the node serve? None when it does not answer in time."""
         if address not in self._channels:
             options = [
+                ("grpc.enable_http_proxy", 0),
                 ("grpc.initial_reconnect_backoff_ms", 50),
                 ("grpc.min_reconnect_backoff_ms", 50),
                 ("grpc.max_reconnect_backoff_ms", 500),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from quorepo.cluster.state.reader import StateReader
 from quorepo.rpc.context import EdgeContext
 from quorepo.rpc.grpc.conversions import (
     PageKey,
@@ -18,8 +19,9 @@ from quorepo.rpc.grpc.conversions import (
 )
 from quorepo.rpc.grpc.errors import Context
 from quorepo.rpc.grpc.interceptor import caller
-from quorepo.rpc.reads import RepositoryView
-from quorepo.rpc.repositories import PROPOSE_TIMEOUT_S
+from quorepo.rpc.reads import GROUP_STORAGE, READ_INDEX_TIMEOUT_S, RepositoryView
+from quorepo.rpc.repositories import PROPOSE_TIMEOUT_S, Origin
+from quorepo.storage.names import normalize_path
 from quorepo.v1 import common_pb2, repository_pb2, repository_pb2_grpc
 
 __all__ = ["RepositoryService"]
@@ -32,6 +34,11 @@ class RepositoryService(repository_pb2_grpc.RepositoryServiceServicer):
 
     def __init__(self, edge: EdgeContext) -> None:
         self._edge = edge
+        self._storage = StateReader(edge.reads.layout(GROUP_STORAGE))
+
+    def close(self) -> None:
+        """Closes the connections to the state."""
+        self._storage.close()
 
     async def CreateRepository(
         self, request: repository_pb2.CreateRepositoryRequest, context: Context
@@ -85,21 +92,31 @@ class RepositoryService(repository_pb2_grpc.RepositoryServiceServicer):
     async def DeleteRepository(
         self, request: repository_pb2.DeleteRepositoryRequest, context: Context
     ) -> repository_pb2.DeleteRepositoryResponse:
-        """Idempotent by request id as long as the path is not used again."""
+        """Idempotent by request id: a repeated request never deletes a successor at the path."""
         identity = caller()
         self._edge.authenticator.authorize(identity, "delete", request.path)
         request_id = request_uuid(request.request_id)
+        origin = self._edge.origin(identity.user, request_id.bytes)
         with telling_request_id(request_id):
-            view = await open_view(self._edge, context, request.path, _LINEARIZABLE)
-            await self._edge.repositories.delete(
-                request.path,
-                origin=self._edge.origin(identity.user, request_id.bytes),
-                timeout_s=time_left_s(context, PROPOSE_TIMEOUT_S),
-            )
-        return repository_pb2.DeleteRepositoryResponse(revision=revision_message(view))
+            await self._edge.reads.confirm(time_left_s(context, READ_INDEX_TIMEOUT_S))
+            done = await self._edge.reads.in_thread(lambda: self._deleted_by(origin))
+            if done is None:
+                path = normalize_path(request.path)
+                view = await self._edge.reads.open(path, consistency="local")
+                await self._edge.repositories.delete(
+                    path, origin=origin, timeout_s=time_left_s(context, PROPOSE_TIMEOUT_S)
+                )
+                done = await self._edge.reads.in_thread(lambda: self._deleted_by(origin))
+                done = done or revision_message(view)
+        return repository_pb2.DeleteRepositoryResponse(revision=done)
 
-
-_LINEARIZABLE = common_pb2.Consistency()
+    def _deleted_by(self, origin: Origin) -> common_pb2.Revision | None:
+        """The revision that this same request's deletion led to; None when it deleted nothing."""
+        result = self._storage.result_of(origin.step("delete").request_id)
+        if result is None or result.WhichOneof("kind") != "repository":
+            return None
+        revision = result.repository.revision
+        return common_pb2.Revision(incarnation=revision.incarnation, counter=revision.counter)
 
 
 def repository_message(view: RepositoryView) -> repository_pb2.Repository:

@@ -46,9 +46,10 @@ _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _UNREADY_POLL_INTERVAL_S = 0.2  # a node that starts, or lost its leader, is seen soon
 _READY_POLL_INTERVAL_S = 0.5
-_STATUS_TIMEOUT_S = (
-    4.0  # above what the core gives its peers: one that hangs says nothing of this one
-)
+# Above what the core gives its peers: one that hangs says nothing of this node.
+_STATUS_TIMEOUT_S = 4.0
+_BIND_WAIT_S = 5.0
+_BIND_POLL_INTERVAL_S = 0.1
 
 _OPTIONS = [
     ("grpc.so_reuseport", 0),  # or two nodes on one port silently split the traffic
@@ -71,6 +72,7 @@ class GrpcServer:
         self._address = address
         self._health = health_aio.HealthServicer()
         self._cluster = ClusterService(edge)
+        self._repositories = RepositoryService(edge)
         self._watcher: asyncio.Task[None] | None = None
         self._server = grpc.aio.server(
             interceptors=[EdgeInterceptor(edge)],
@@ -85,12 +87,7 @@ class GrpcServer:
         Raises:
             ConfigError: the address is taken.
         """
-        try:
-            port = self._server.add_insecure_port(self._address)
-        except RuntimeError as error:
-            raise _taken(self._address) from error
-        if port == 0:
-            raise _taken(self._address)
+        await self._bind()
         for service in ("", READINESS):
             await self._health.set(service, _NOT_SERVING)
         await self._health.set(LIVENESS, _SERVING)
@@ -108,6 +105,24 @@ class GrpcServer:
             await self._health.set(service, _NOT_SERVING)
         await self._server.stop(grace_s)
         await self._cluster.close()
+        self._repositories.close()
+
+    async def _bind(self) -> None:
+        """Waits a little for a predecessor whose end the kernel has not completed yet."""
+        deadline = asyncio.get_running_loop().time() + _BIND_WAIT_S
+        while True:
+            try:
+                if self._server.add_insecure_port(self._address):
+                    return
+                problem = "no port was bound"
+            except RuntimeError as error:
+                problem = str(error)
+            if asyncio.get_running_loop().time() > deadline:
+                raise ConfigError(
+                    f"listen.grpc {self._address!r} cannot be bound: {problem}",
+                    next_step="stop what listens there or choose another port",
+                )
+            await asyncio.sleep(_BIND_POLL_INTERVAL_S)
 
     async def _watch_readiness(self) -> None:
         """`readiness` and the whole server (``""``) follow the core: formed, and leaders known."""
@@ -149,10 +164,3 @@ class GrpcServer:
             )
         ]
         reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
-
-
-def _taken(address: str) -> ConfigError:
-    return ConfigError(
-        f"listen.grpc {address!r} cannot be bound",
-        next_step="stop what listens there or choose another port",
-    )

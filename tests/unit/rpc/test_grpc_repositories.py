@@ -11,6 +11,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from support.grpc_api import Api
 from support.waiting import eventually
 
+from quorepo.rpc.grpc import server
+from quorepo.storage.errors import ConfigError
 from quorepo.v1 import cluster_pb2, common_pb2, repository_pb2
 
 
@@ -54,6 +56,20 @@ def test_creating_twice_is_refused_unless_it_is_the_same_request(api: Api, path:
     )
     assert refused.code == "ALREADY_EXISTS"
     assert refused.info.metadata["conclusion"] == "rejected"
+
+
+def test_a_repeated_deletion_spares_the_successor(api: Api, path: str) -> None:
+    create(api, path)
+    request = repository_pb2.DeleteRepositoryRequest(path=path, request_id=str(uuid.uuid4()))
+    first = api.call(api.repositories.DeleteRepository, request)
+    assert api.call(api.repositories.DeleteRepository, request) == first
+    successor = create(api, path)
+    assert api.call(api.repositories.DeleteRepository, request) == first
+    found = repository_pb2.GetRepositoryRequest(path=path)
+    assert api.call(api.repositories.GetRepository, found).repository == successor
+    other = repository_pb2.DeleteRepositoryRequest(path=path)
+    api.call(api.repositories.DeleteRepository, other)
+    assert api.refused(api.repositories.DeleteRepository, other).code == "NOT_FOUND"
 
 
 def test_pages_of_a_listing_join_to_the_whole(api: Api, path: str) -> None:
@@ -169,3 +185,20 @@ def test_a_client_may_insist_on_the_revision_it_wrote(api: Api, path: str) -> No
     refused = api.refused(api.repositories.GetRepository, request)
     assert (refused.code, refused.info.reason) == ("FAILED_PRECONDITION", "REVISION_NOT_REACHED")
     assert api.under_test.core.read_indexes == before + 1
+
+
+def test_a_taken_address_is_a_configuration_error(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_BIND_WAIT_S", 0.2)
+    edge = api.under_test.edge
+
+    async def start() -> None:
+        second = server.GrpcServer(edge, edge.config.listen.grpc)
+        try:
+            await second.start()
+        finally:
+            await second.stop(0)
+
+    with pytest.raises(ConfigError, match="cannot be bound"):
+        api.under_test.do(start())
