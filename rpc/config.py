@@ -179,15 +179,13 @@ class AdvertiseSection(_Section):
     """What this node tells others about itself; what is missing follows from [listen]."""
 
     http_url: str = Field(
-        "", description="URL base of git over HTTP; default http://<listen.http>."
+        "", description="URL base of git over HTTP; default `http://` and listen.http."
     )
-    grpc_address: str = Field("", description="HOST:PORT of gRPC; default <listen.grpc>.")
+    grpc_address: str = Field("", description="HOST:PORT of gRPC; default listen.grpc.")
     metrics_url: str = Field(
-        "", description="URL of the metrics; default http://<listen.metrics>/metrics."
+        "", description="URL of the metrics; default: listen.metrics, path /metrics."
     )
-    peer_address: str = Field(
-        "", description="HOST:PORT for the other nodes; default <listen.peer>."
-    )
+    peer_address: str = Field("", description="HOST:PORT for the other nodes; default listen.peer.")
 
     @model_validator(mode="after")
     def _well_formed(self) -> AdvertiseSection:

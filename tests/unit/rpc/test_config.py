@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from quorepo.rpc.config import NodeConfig, load_config, load_secret, load_tokens, split_address
+from quorepo.rpc.config_reference import reference
 from quorepo.storage.errors import ConfigError
 
 GOOD = """
@@ -166,3 +167,9 @@ def test_tokens_are_users_with_tokens_of_their_own(tmp_path: Path) -> None:
     ]:
         with pytest.raises(ConfigError, match=expected):
             load_tokens(private(path, content))
+
+
+def test_the_reference_documentation_is_that_of_the_model() -> None:
+    path = Path(__file__).resolve().parents[3] / "docs" / "configuration.md"
+    hint = "run `python -m quorepo.rpc.config_reference > docs/configuration.md`"
+    assert path.read_text(encoding="utf-8") == reference(), hint
