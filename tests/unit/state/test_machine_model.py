@@ -188,7 +188,9 @@ class AgainstModel(RuleBasedStateMachine):
     @rule(repository_id=st.sampled_from(IDS), branch=st.sampled_from([b"", b"refs/heads/b"]))
     def create(self, repository_id: str, branch: bytes) -> None:
         body = log_pb2.CreateRepository(
-            repository_id=repository_id, object_format=1, default_branch=branch
+            repository_id=repository_id,
+            object_format=log_pb2.OBJECT_FORMAT_SHA1,
+            default_branch=branch,
         )
         result = self._apply(body)
         model = self.models.get(repository_id)
@@ -223,7 +225,7 @@ class AgainstModel(RuleBasedStateMachine):
         expired = seen_ms < self.machine.log.now_ms - REQUEST_WINDOW_MS
         applied = self.machine.apply(body, request=request, first_seen_ms=seen_ms)
         result = result_of(applied)
-        assert applied.promote == applied.retire == ()
+        assert (applied.promote, applied.retire) == ((), ())
         if result != answer:
             assert expired
             assert result.rejection.reason == log_pb2.REJECTION_REASON_REQUEST_EXPIRED

@@ -168,13 +168,15 @@ def test_conflicts_stay_quick_among_100k_refs(machine: Machine) -> None:
 # ---- refusals as a whole
 
 SHA256 = log_pb2.OBJECT_FORMAT_SHA256
+UNSPECIFIED = log_pb2.OBJECT_FORMAT_UNSPECIFIED
+FILE = log_pb2.PACK_ENCODING_FILE
 LONG = log_pb2.RefUpdate(name=A.encode(), new_oid=oid(5, 32), any_old=True)
 LONG_OLD = log_pb2.RefUpdate(name=A.encode(), new_oid=oid(5), expected_old_oid=oid(1, 32))
 ZERO = log_pb2.RefUpdate(name=A.encode(), new_oid=bytes(20), any_old=True)
-BAD_DIGEST = log_pb2.PackAddition(digest=b"short", index_digest=bytes(32), encoding=1)
+BAD_DIGEST = log_pb2.PackAddition(digest=b"short", index_digest=bytes(32), encoding=FILE)
 NO_ENCODING = log_pb2.PackAddition(digest=bytes(32), index_digest=bytes(32))
 HUGE = log_pb2.PackAddition(
-    digest=bytes(32), index_digest=bytes(32), encoding=1, pack_bytes=2**64 - 1
+    digest=bytes(32), index_digest=bytes(32), encoding=FILE, pack_bytes=2**64 - 1
 )
 
 REFUSALS = [
@@ -190,7 +192,7 @@ REFUSALS = [
     ("no encoding", transaction(update(A, 5, 1), packs=[NO_ENCODING]), "INVALID"),
     ("a huge pack", transaction(update(A, 5, 1), packs=[HUGE]), "INVALID"),
     ("unknown", transaction(update(A, 5), repository_id="x", create=False), "REPOSITORY_NOT_FOUND"),
-    ("unknown format", transaction(update(A, 5), repository_id="x", object_format=0),
+    ("unknown format", transaction(update(A, 5), repository_id="x", object_format=UNSPECIFIED),
      "OBJECT_FORMAT"),
     ("a path for an id", transaction(update(A, 5), repository_id="../x"), "INVALID"),
     ("no id", transaction(update(A, 5), repository_id=""), "INVALID"),
@@ -239,7 +241,7 @@ def test_sha256_repository_takes_long_ids_only(machine: Machine) -> None:
     created = machine.apply(transaction(LONG, packs=[pack(1)], object_format=SHA256))
     assert result_of(created).transaction.created
     assert created.promote[0][2] is ObjectFormat.SHA256
-    assert machine.rejection(transaction(update(B, 1), object_format=0))
+    assert machine.rejection(transaction(update(B, 1), object_format=UNSPECIFIED))
 
 
 @pytest.mark.parametrize("updates", [[update(A, 5, 1)], [update(A)], [update("refs/x", 1)]])
