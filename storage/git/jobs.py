@@ -14,10 +14,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from quorepo.storage.errors import QuorepoError
 from quorepo.storage.git import negotiation as negotiation_module
 from quorepo.storage.git import pack_builder
 from quorepo.storage.git.commits import CommitCache, CommitReader
 from quorepo.storage.git.fetch_request import FetchRequest, Negotiation
+from quorepo.storage.git.reachability import VisibleObjects
 from quorepo.storage.packs import PackSet
 
 __all__ = ["JOBS", "Progress", "run"]
@@ -27,6 +29,10 @@ Progress = Callable[[str], None]
 # A worker keeps the parsed commits of the repositories it served last, about 400 bytes each.
 _REPOSITORIES_CACHED_MAX = 4
 
+# A client of a partial clone asks for one object after the other. About 100 bytes per object.
+_VISIBLE_CACHED_MAX = 1_000_000
+
+_visible: dict[tuple[str | int | bytes, ...], VisibleObjects] = {}
 _commit_caches: OrderedDict[tuple[str, int, str], CommitCache] = OrderedDict()
 
 
@@ -46,12 +52,21 @@ def run(
 
 def negotiate(arguments: Mapping[str, Any], progress: Progress | None) -> dict[str, Any]:
     """Which haves are common, whether they suffice, and where the history is cut off."""
-    result = negotiation_module.negotiate(
-        _reader(arguments["repository"]),
-        FetchRequest.from_json(arguments["request"]),
-        [bytes.fromhex(oid) for oid in arguments["tips"]],
-        [bytes.fromhex(oid) for oid in arguments["deepen_not"]],
-    )
+    reader = _reader(arguments["repository"])
+    request = FetchRequest.from_json(arguments["request"])
+    tips = [bytes.fromhex(oid) for oid in arguments["tips"]]
+    deepen_not = [bytes.fromhex(oid) for oid in arguments["deepen_not"]]
+    visible = None
+    if not set(tips).issuperset(request.wants):
+        visible = _visible_objects(arguments["repository"], reader, tips)
+    try:
+        result = negotiation_module.negotiate(reader, request, tips, deepen_not, visible)
+    except QuorepoError:
+        # A walk that failed half way must not be continued.
+        _visible.clear()
+        raise
+    if visible is not None and len(visible) > _VISIBLE_CACHED_MAX:
+        _visible.clear()
     return result.to_json()
 
 
@@ -67,6 +82,17 @@ def build_pack(arguments: Mapping[str, Any], progress: Progress | None) -> dict[
         progress,
     )
     return {"path": str(out), **asdict(result)}
+
+
+def _visible_objects(
+    repository: Mapping[str, Any], reader: CommitReader, tips: list[bytes]
+) -> VisibleObjects:
+    """The one of the last question when it was about the same tips of the same repository."""
+    key = (repository["data_dir"], repository["group"], repository["repository_id"], *tips)
+    if key not in _visible:
+        _visible.clear()
+        _visible[key] = VisibleObjects(reader, tips)
+    return _visible[key]
 
 
 def _reader(repository: Mapping[str, Any]) -> CommitReader:

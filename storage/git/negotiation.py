@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from quorepo.storage.git.commits import CommitReader, existing
 from quorepo.storage.git.fetch_request import FetchRequest, Negotiation
-from quorepo.storage.git.reachability import check_wants
+from quorepo.storage.git.reachability import VisibleObjects, check_wants
 from quorepo.storage.git.shallow import client_shallow, plan_shallow
 from quorepo.storage.git.walk import wants_reach_common
 
@@ -22,9 +22,13 @@ def negotiate(
     request: FetchRequest,
     tips: Sequence[bytes],
     deepen_not: Sequence[bytes] = (),
+    visible: VisibleObjects | None = None,
 ) -> Negotiation:
-    """Raises NotFound for a want that no tip reaches, InvalidArgument for an impossible depth."""
-    check_wants(reader, request.wants, tips)
+    """Raises NotFound for a want that no tip reaches, InvalidArgument for an impossible depth.
+
+    `visible`, when given, is that of the same tips.
+    """
+    check_wants(reader, request.wants, tips, visible)
     wants = reader.roots(request.wants)
     excluded = reader.roots(deepen_not).commits
     plan = plan_shallow(reader, request, wants, excluded)

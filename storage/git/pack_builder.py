@@ -9,6 +9,7 @@ gitformat-pack(5).
 
 from __future__ import annotations
 
+import errno
 import struct
 import time
 import zlib
@@ -19,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
-from quorepo.storage.errors import DamagedPack
+from quorepo.storage.errors import DamagedPack, StorageFull
 from quorepo.storage.git.commits import CommitReader
 from quorepo.storage.git.fetch_request import FetchRequest, Negotiation
 from quorepo.storage.git.selection import Selection, select_objects
@@ -85,8 +86,10 @@ def build_pack(
                 written=meter.writing,
             )
         meter.total(result)
-    except BaseException:
+    except BaseException as error:
         out.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull(f"no room for the answer: {error.strerror}") from error
         raise
     return result
 

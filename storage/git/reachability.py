@@ -6,84 +6,103 @@ deleted or hidden ref reaches passes, and a refusal does not tell whether the ob
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 
 from quorepo.storage.errors import NotFound
 from quorepo.storage.git.commits import CommitReader, tree_entry_pattern
 from quorepo.storage.git.walk import ancestors
 from quorepo.storage.packs import COMMIT
 
-__all__ = ["check_wants"]
+__all__ = ["VisibleObjects", "check_wants"]
 
 _TREE_MODES = (b"40000", b"040000")
+_GITLINK_MODE = b"160000"
 
 
-def check_wants(reader: CommitReader, wants: Sequence[bytes], tips: Sequence[bytes]) -> None:
-    """Raises NotFound, in git's words, for a want that no tip reaches or that is missing."""
-    visible = set(tips)
-    missing = dict.fromkeys(want for want in wants if want not in visible)
-    for want in wants:
-        if want not in reader.objects:
-            raise _not_ours(want)
-    if not missing:
-        return
-    roots = reader.roots(tips)
-    unproven = set(missing)
-    unproven.difference_update(roots.tags, roots.commits, roots.trees, roots.blobs)
-    if unproven:
-        commits_missing = {o for o in unproven if reader.objects.object_type(o) == COMMIT}
-        unproven -= commits_missing
-        _discard_reached(commits_missing, ancestors(reader, roots.commits))
-        unproven |= commits_missing
-        # A commit that was not reached is final; only trees and blobs are worth a tree walk.
-        if not commits_missing:
-            _discard_in_trees(reader, unproven, ancestors(reader, roots.commits), roots.trees)
-    for want in missing:
-        if want in unproven:
-            raise _not_ours(want)
+class VisibleObjects:
+    """The objects that `tips` reach, found as they are asked for, newest commits first.
 
+    What a client of a partial clone asks for is usually in the newest trees; and it asks often,
+    so an instance that is kept makes its next question cheap. About 100 bytes per object found.
+    """
 
-def _discard_reached(unproven: set[bytes], reached: Iterable[bytes]) -> None:
-    if not unproven:
-        return
-    for oid in reached:
-        unproven.discard(oid)
-        if not unproven:
-            return
+    def __init__(self, reader: CommitReader, tips: Sequence[bytes]) -> None:
+        self._reader = reader
+        self._entries = tree_entry_pattern(reader.objects.object_format.hash_bytes)
+        self._roots = reader.roots(tips)
+        roots = self._roots
+        self._found = {*roots.tags, *roots.commits, *roots.trees, *roots.blobs}
+        self._trees = self._root_trees()
+        self._commits = ancestors(reader, roots.commits)
 
+    def __len__(self) -> int:
+        return len(self._found)
 
-def _discard_in_trees(
-    reader: CommitReader,
-    unproven: set[bytes],
-    commits: Iterable[bytes],
-    trees: Sequence[bytes],
-) -> None:
-    """Tree by tree from the newest commit on: what a client checks out is usually found at once."""
-    if not unproven:
-        return
-    entries = tree_entry_pattern(reader.objects.object_format.hash_bytes)
-    seen: set[bytes] = set()
-    for root in _chain(trees, (reader.get(oid).tree for oid in commits)):
+    def __contains__(self, oid: object) -> bool:
+        """Whether a tip reaches the object `oid`, which must exist."""
+        if oid in self._found:
+            return True
+        if not isinstance(oid, bytes):
+            return False
+        if self._reader.objects.object_type(oid) == COMMIT:
+            # Walked on their own: no tree is read for them.
+            return self._found_in(oid, ((commit,) for commit in self._commits))
+        return self._found_in(oid, self._trees)
+
+    def _found_in(self, oid: bytes, steps: Iterator[Sequence[bytes]]) -> bool:
+        for step in steps:
+            self._found.update(step)
+            if oid in self._found:
+                return True
+        return False
+
+    def _root_trees(self) -> Iterator[list[bytes]]:
+        """Everything new in one root tree after the other."""
+        entered: set[bytes] = set()
+        for root in self._roots.trees:
+            yield self._tree(root, entered)
+        for commit in ancestors(self._reader, self._roots.commits):
+            yield self._tree(self._reader.get(commit).tree, entered)
+
+    def _tree(self, root: bytes, entered: set[bytes]) -> list[bytes]:
+        found: list[bytes] = []
         pending = [root]
         while pending:
             tree = pending.pop()
-            if tree in seen:
+            if tree in entered:
                 continue
-            seen.add(tree)
-            unproven.discard(tree)
-            for mode, oid in entries.findall(reader.objects.get(tree)[1]):
+            entered.add(tree)
+            found.append(tree)
+            for mode, oid in self._entries.findall(self._reader.objects.get(tree)[1]):
                 if mode in _TREE_MODES:
-                    if oid not in seen:
-                        pending.append(oid)
-                elif oid in unproven and mode != b"160000":
-                    unproven.remove(oid)
-            if not unproven:
-                return
+                    pending.append(oid)
+                elif mode != _GITLINK_MODE and oid not in self._found:
+                    found.append(oid)
+        return found
 
 
-def _chain(first: Iterable[bytes], second: Iterable[bytes]) -> Iterable[bytes]:
-    yield from first
-    yield from second
+def check_wants(
+    reader: CommitReader,
+    wants: Sequence[bytes],
+    tips: Sequence[bytes],
+    visible: VisibleObjects | None = None,
+) -> None:
+    """Raises NotFound, in git's words, for a want that no tip reaches or that is missing.
+
+    `visible`, when given, is that of the same tips.
+    """
+    for want in wants:
+        if want not in reader.objects:
+            raise _not_ours(want)
+    tip_set = set(tips)
+    others = [want for want in wants if want not in tip_set]
+    if not others:
+        return
+    if visible is None:
+        visible = VisibleObjects(reader, tips)
+    for want in others:
+        if want not in visible:
+            raise _not_ours(want)
 
 
 def _not_ours(oid: bytes) -> NotFound:

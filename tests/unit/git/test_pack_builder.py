@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import itertools
+import os
 import zlib
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from support.git import git
 from support.git_http import StoredRepository
 
+from quorepo.storage.errors import StorageFull
 from quorepo.storage.git import upload_pack
 from quorepo.storage.git.commits import CommitReader
 from quorepo.storage.git.fetch_request import FetchRequest, Negotiation
@@ -106,9 +109,9 @@ def test_failed_build_leaves_no_file(stored: StoredRepository, tmp_path: Path) -
 
     def fail(line: str) -> None:
         if line.startswith("Total"):
-            raise OSError("told")
+            raise ValueError("told")
 
-    with pytest.raises(OSError, match="told"):
+    with pytest.raises(ValueError, match="told"):
         build_pack(
             CommitReader(stored.objects()),
             request,
@@ -118,6 +121,19 @@ def test_failed_build_leaves_no_file(stored: StoredRepository, tmp_path: Path) -
             fail,
         )
     assert list(tmp_path.glob("out*")) == []
+
+
+def test_full_disk_is_told_as_such(stored: StoredRepository, tmp_path: Path) -> None:
+    request = FetchRequest(version=2, wants=tuple(stored.view().tips()), done=True)
+
+    def fail(line: str) -> None:
+        if line.startswith("Total"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    reader = CommitReader(stored.objects())
+    with pytest.raises(StorageFull, match="No space left"):
+        build_pack(reader, request, Negotiation(), [], tmp_path / "out", fail)
+    assert not (tmp_path / "out").exists()
 
 
 def test_whole_packs_are_copied_verbatim(history: Path, tmp_path: Path) -> None:
