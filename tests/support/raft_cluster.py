@@ -200,7 +200,8 @@ class Node:
         self.queues: dict[int, collections.deque[Entry]] = {}
         self.apply_stalled = False
         self.linked: dict[str, int] = {}  # whom it believes to be connected to: which connection
-        self.skew = 0.0  # its monotonic clock minus the cluster's
+        # Its monotonic clock minus the cluster's.
+        self.skew_s = cluster.rng.uniform(-cluster.skew_s, cluster.skew_s)
         self.step_token = 0
         self.frozen_until = 0.0  # the process does not run before
 
@@ -287,12 +288,14 @@ class Cluster:
         groups: Sequence[int] = (1,),
         config: RaftConfig | None = None,
         delay_s: tuple[float, float] = (0.0002, 0.002),
+        skew_s: float = 0.0,
     ) -> None:
         self.rng = random.Random(seed)
         self.now = 1000.0
         self.config = config or RaftConfig()
         self.groups = tuple(groups)
         self.delay_s = delay_s
+        self.skew_s = skew_s
         self.founding = log_pb2.Configuration(replicas=[voter(f"n{i}@1") for i in range(voters)])
         self.nodes: dict[str, Node] = {}
         self.blocked: set[frozenset[str]] = set()
@@ -303,11 +306,16 @@ class Cluster:
         self._last_delivery: dict[tuple[str, str], float] = {}
         self._connection: dict[frozenset[str], int] = {}  # number of the present one, of each pair
         self._connections = itertools.count(1)
-        self.leaders: dict[tuple[int, int], str] = {}
+        self.majority_is_founders = True  # False: members change, or a test speaks for them
+        self.leaders: dict[tuple[int, int], str] = {}  # by group and term
+        self.first_commit: dict[tuple[int, int], int] = {}  # of each leader
+        self.votes: dict[tuple[int, int, str], str] = {}  # by group, term and voter
         self.committed: dict[tuple[int, int], Entry] = {}
         self.proposed: list[Proposed] = []
         self.acknowledged: dict[int, int] = dict.fromkeys(self.groups, 0)  # highest index told
         self.reads_done = 0
+        # What a Future's callback found: an exception there would only be logged.
+        self.broken: list[str] = []
         self.messages = 0
         for replica in self.founding.replicas:
             self.add_node(replica.replica_id)
@@ -324,6 +332,8 @@ class Cluster:
             at, _, action = heapq.heappop(self._events)
             self.now = max(self.now, at)
             action()
+            if self.broken:
+                raise Violation(self.broken[0])
         self.now = end
 
     def run_until(self, condition: Callable[[], Any], seconds: float = 10.0) -> None:
@@ -378,7 +388,7 @@ class Cluster:
             on_fatal=lambda error: None,
             clock_ms=lambda: int(self.now * 1000),
             rng=self.rng,
-            monotonic=lambda: self.now + node.skew,
+            monotonic=lambda: self.now + node.skew_s,
             open_log=open_log,
         )
         self.poke(node)
@@ -491,6 +501,8 @@ class Cluster:
         self, sender: Node, to_replica: str, messages: Sequence[peer_pb2.GroupMessage]
     ) -> None:
         """In order on one connection; what is on its way when it breaks is lost."""
+        for message in messages:
+            self._check_promise(sender, to_replica, message)
         pair = frozenset((sender.replica_id, to_replica))
         connection = self._connection.get(pair)
         if connection is None:
@@ -562,9 +574,9 @@ class Cluster:
         if verdict.outcome is Outcome.APPLIED:
             entry = self.committed.get((proposed.group, verdict.index))
             if entry is None or entry.data != proposed.command.encode():
-                raise Violation(f"{proposed} was acknowledged, committed is {entry}")
-            if verdict.result != f"result of {entry.data!r}" or verdict.term != entry.term:
-                raise Violation(f"{proposed} got a wrong result")
+                self.broken.append(f"{proposed} was acknowledged, committed is {entry}")
+            elif verdict.result != f"result of {entry.data!r}" or verdict.term != entry.term:
+                self.broken.append(f"{proposed} got a wrong result")
             self.acknowledged[proposed.group] = max(
                 self.acknowledged[proposed.group], verdict.index
             )
@@ -588,7 +600,7 @@ class Cluster:
             if done.exception() is None:
                 applied = len(node.disk.state[group])
                 if done.result() < needed or applied < done.result():
-                    raise Violation(
+                    self.broken.append(
                         f"stale read at {node}: index {done.result()}, applied {applied}, "
                         f"acknowledged before {needed}"
                     )
@@ -614,17 +626,104 @@ class Cluster:
     # rules
 
     def note_committed(self, node: Node, entry: Entry) -> None:
-        known = self.committed.setdefault((entry.group, entry.index), entry)
+        key = (entry.group, entry.index)
+        if key not in self.committed:
+            self._check_stored_by_majority(entry)
+        known = self.committed.setdefault(key, entry)
         if known != entry:
             raise Violation(f"{node} has {entry} committed where another has {known}")
+
+    def _check_promise(self, sender: Node, to_replica: str, message: peer_pb2.GroupMessage) -> None:
+        """What a replica says must be on its disk before it says so, and must not be taken back."""
+        durable = sender.disk.entries.get(message.group, [])
+        kind = message.WhichOneof("kind")
+        if kind == "vote_granted":
+            key = (message.group, message.term, sender.replica_id)
+            if self.votes.setdefault(key, to_replica) != to_replica:
+                raise Violation(f"{sender} votes for {self.votes[key]} and {to_replica} in {key}")
+            term, voted_for = sender.disk.votes.get(message.group, (0, None))
+            if term < message.term or (term == message.term and voted_for != to_replica):
+                raise Violation(f"{sender} votes before its vote is durable")
+        elif kind == "append_reply" and message.append_reply.success:
+            if message.append_reply.next_index - 1 > len(durable):
+                raise Violation(f"{sender} acknowledges what its disk does not have: {message}")
+        elif kind == "append_entries" and message.append_entries.commit_index > len(durable):
+            raise Violation(f"{sender} commits what its disk does not have: {message}")
+        if message.term > sender.disk.votes.get(message.group, (0, None))[0] and kind not in (
+            "pre_vote_granted",
+        ):
+            raise Violation(f"{sender} speaks in a term that its disk does not have: {message}")
+
+    def _check_stored_by_majority(self, entry: Entry) -> None:
+        """At the moment an entry is first known as committed, a majority has it durably."""
+        if not self.majority_is_founders:
+            return
+        holders = 0
+        for replica in self.founding.replicas:
+            log = self.nodes[replica.replica_id].disk.entries.get(entry.group, [])
+            holders += len(log) >= entry.index and log[entry.index - 1][2] == entry.term
+        if 2 * holders <= len(self.founding.replicas):
+            raise Violation(f"{entry} is committed and on {holders} disks only")
 
     def _check_leaders(self, node: Node) -> None:
         for number in self.groups:
             group = node.group(number)
-            if group.is_leader:
-                key = (number, group.current_term)
-                if self.leaders.setdefault(key, node.replica_id) != node.replica_id:
-                    raise Violation(f"two leaders in term {key}: {self.leaders[key]} and {node}")
+            if not group.is_leader:
+                continue
+            key = (number, group.current_term)
+            if key not in self.leaders:
+                self._check_elected_by_majority(node, key)
+            if self.leaders.setdefault(key, node.replica_id) != node.replica_id:
+                raise Violation(f"two leaders in term {key}: {self.leaders[key]} and {node}")
+            # Raft 5.4.2: only entries of its own term are committed by counting.
+            known = self.first_commit.setdefault(key, group.commit_index)
+            if known < group.commit_index < (group.no_op_index or 0):
+                raise Violation(f"{node} committed {group.commit_index} of an older term")
+            self._check_match_indexes(node, number)
+            self._check_changes(node, number)
+
+    def _check_changes(self, node: Node, group: int) -> None:
+        """One uncommitted change at a time, none before the leader knows what is committed, and
+        the configuration in force is the newest in the log."""
+        if self.majority_is_founders:
+            return
+        raft = node.group(group)
+        changes = [
+            (index, term, data) for data, index, term in node.journal.log(group) if data[0] == 2
+        ]
+        open_terms = [term for index, term, _ in changes if index > raft.commit_index]
+        if len(open_terms) > 1 and raft.current_term in open_terms:
+            # Two of older terms are possible: the first was committed, this leader was not told.
+            raise Violation(f"{node} has two changes under way")
+        own = any(term == raft.current_term for _, term, _ in changes)
+        if own and raft.commit_index < (raft.no_op_index or 0):
+            raise Violation(f"{node} changed members before it knew what is committed")
+        newest = changes[-1][2][9:] if changes else self.founding.SerializeToString()
+        if raft.history.current != log_pb2.Configuration.FromString(newest):
+            raise Violation(f"{node} has another configuration in force than its log")
+
+    def _check_elected_by_majority(self, node: Node, key: tuple[int, int]) -> None:
+        if not self.majority_is_founders:
+            return
+        votes = 1
+        for replica in self.founding.replicas:
+            if replica.replica_id != node.replica_id:
+                votes += self.votes.get((*key, replica.replica_id)) == node.replica_id
+        if 2 * votes <= len(self.founding.replicas):
+            raise Violation(f"{node} leads {key} with {votes} votes")
+
+    def _check_match_indexes(self, node: Node, group: int) -> None:
+        """What a leader believes to be on a follower's disk is there, while the follower is in its
+        term: afterwards another leader may have changed it."""
+        raft = node.group(group)
+        log = node.journal.log(group)
+        for peer, index in raft.match_index.items():
+            disk = self.nodes[peer.id].disk
+            if index == 0 or disk.votes.get(group, (0, None))[0] != raft.current_term:
+                continue
+            stored = disk.entries.get(group, [])
+            if len(stored) < index or stored[index - 1] != log[index - 1]:
+                raise Violation(f"{node} believes that {peer} stores entry {index}")
 
     def check_at_rest(self, group: int = 1, members: Sequence[Node] | None = None) -> None:
         """After healing: everybody has the same state, and every verdict was true."""
