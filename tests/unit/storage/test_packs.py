@@ -52,14 +52,16 @@ def test_a_random_repository_reads_as_git_reads_it(
 ) -> None:
     source = random_repository(tmp_path / "source", 1, 60, object_format.value)
     store = PackStore(tmp_path / "data", object_format)
-    for branches in (["b0"], ["b1", "b2", "--not", "b0"], ["--tags", "--not", "--branches"]):
+    tags = git_bytes("tag", cwd=source).decode().split()
+    assert tags
+    for wants in (["b0"], ["b1", "b2", "--not", "b0"], [*tags, "--not", "b0", "b1", "b2"]):
         pack = git_bytes(
             "pack-objects",
             "--revs",
             "--stdout",
             "--delta-base-offset",
             cwd=source,
-            stdin="\n".join(branches).encode() + b"\n",
+            stdin="\n".join(wants).encode() + b"\n",
         )
         store.add(pack)
     expected = all_objects(source)
