@@ -21,6 +21,7 @@ def guide(layout: DemoLayout, pids: Sequence[int], leader: str, seconds: float) 
     token = layout.admin_token
     first = layout.nodes[0]
     other = layout.nodes[1 % len(layout.nodes)]
+    elsewhere = "from another node" if len(layout.nodes) > 1 else "again"
     urls = "\n".join(
         f"    {node.name}  http://admin:{token}@{node.http}/NAME.git" for node in layout.nodes
     )
@@ -37,7 +38,7 @@ quorepo demo: {len(layout.nodes)} node(s) ready after {seconds:.1f} s
     git -c user.name=demo -c user.email=demo@example.com commit -q --allow-empty -m "first commit"
     git push http://admin:{token}@{first.http}/hello.git main
 
-  Clone it from another node:
+  Clone it {elsewhere}:
     git clone http://admin:{token}@{other.http}/hello.git hello-from-{other.name}
 
   Look at the cluster:

@@ -6,6 +6,7 @@ Owns the exit codes. Must not import anything heavy: it runs before everything e
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 import sys
@@ -27,6 +28,7 @@ EXIT_ALREADY_RUNNING = 75  # sysexits.h EX_TEMPFAIL: the same node runs already
 
 PARENT_VARIABLE = "QUOREPO_PARENT_PID"
 _PR_SET_PDEATHSIG = 1
+_CANNOT_LISTEN = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL})
 
 
 def die_with_parent() -> None:
@@ -50,16 +52,22 @@ def run_process(name: str, main: Callable[[], int | None]) -> int:
     """Runs `main` and turns what ends it into an exit code and a last line on standard error.
 
     Returns:
-        What `main` returned (None is 0), 78 for a wrong configuration, the code of a `FatalError`.
+        What `main` returned (None is 0), 78 for a wrong configuration or an address that cannot be
+        listened on (a restart would meet it again), the code of a `FatalError`.
         Anything else propagates: Python prints the traceback and exits with 1.
     """
     try:
         return main() or EXIT_OK
     except ConfigError as error:
-        print(f"{name}: {error}", file=sys.stderr, flush=True)  # noqa: T201
+        _say(f"{name}: {error}")
+        return FatalError.EXIT_CONFIG
+    except OSError as error:
+        if error.errno not in _CANNOT_LISTEN:
+            raise
+        _say(f"{name}: {error}; stop what listens there or choose another address")
         return FatalError.EXIT_CONFIG
     except FatalError as error:
-        print(f"{name}: {error}", file=sys.stderr, flush=True)  # noqa: T201
+        _say(f"{name}: {error}")
         return error.exit_code
 
 
@@ -67,3 +75,7 @@ def run_child(name: str, main: Callable[[], int | None]) -> int:
     """`run_process` for a process that the supervisor starts."""
     die_with_parent()
     return run_process(name, main)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
