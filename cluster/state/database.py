@@ -161,7 +161,7 @@ def create_schema(path: Path, group: int) -> None:
 def initialize(connection: sqlite3.Connection, group: int) -> None:
     """Writes the schema and the state before the first entry into an empty database."""
     schema = importlib.resources.files(__package__).joinpath("schema.sql").read_text("utf-8")
-    connection.executescript(schema)
+    connection.executescript(f"BEGIN;\n{schema}")
     connection.execute("INSERT INTO local (singleton, syncs) VALUES (1, 0)")
     connection.execute(
         "INSERT INTO position (singleton, group_id, applied_index, applied_term, log_time_ms,"
@@ -170,6 +170,7 @@ def initialize(connection: sqlite3.Connection, group: int) -> None:
     )
     connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version={FORMAT_VERSION}")
+    connection.execute("COMMIT")
 
 
 def check_format(connection: sqlite3.Connection, path: Path, group: int) -> None:

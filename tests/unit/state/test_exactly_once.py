@@ -105,11 +105,26 @@ def test_answer_is_kept_until_a_repeat_would_be_expired(machine: Machine, ahead_
     body = transaction(update(MAIN, 1))
     first = machine.apply(body, request=7, first_seen_ms=first_seen_ms)
     machine.log.now_ms = first_seen_ms + REQUEST_WINDOW_MS
+    machine.apply_entry(machine.log.noop())  # forgets what it may
+    machine.log.now_ms = first_seen_ms + REQUEST_WINDOW_MS
     assert machine.apply(body, request=7, first_seen_ms=first_seen_ms).result == first.result
     machine.log.now_ms += 1
     machine.apply_entry(machine.log.noop())
     assert kept(machine) == 0
     assert machine.rejection(body, request=7, first_seen_ms=first_seen_ms) == EXPIRED
+
+
+def test_answer_is_kept_for_a_window_after_it_was_given(machine: Machine) -> None:
+    """Also when the clock of the node that saw the request first is behind log time."""
+    first_seen_ms = machine.log.now_ms - HOUR_MS
+    body = transaction(update(MAIN, 1))
+    applied_ms = machine.log.now_ms
+    first = machine.apply(body, request=7, first_seen_ms=first_seen_ms)
+    for _ in range(2):
+        machine.log.now_ms = applied_ms + REQUEST_WINDOW_MS
+        machine.apply_entry(machine.log.noop())
+    machine.log.now_ms = applied_ms + REQUEST_WINDOW_MS
+    assert machine.apply(body, request=7, first_seen_ms=first_seen_ms).result == first.result
 
 
 def test_old_answers_go_a_few_per_entry(machine: Machine) -> None:

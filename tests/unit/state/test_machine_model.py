@@ -114,7 +114,9 @@ class AgainstModel(RuleBasedStateMachine):
 
     def _apply(self, body: Any) -> log_pb2.Result:
         self.requests += 1
-        seen_ms = self.machine.log.now_ms
+        # The nodes' clocks differ: behind, right, ahead.
+        skew_ms = (self.requests % 3 - 1) * REQUEST_WINDOW_MS // 2
+        seen_ms = self.machine.log.now_ms + skew_ms
         applied = self.machine.apply(body, request=self.requests, first_seen_ms=seen_ms)
         result = result_of(applied)
         self.answers[self.requests] = (body, seen_ms, result)
