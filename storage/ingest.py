@@ -36,7 +36,7 @@ from quorepo.storage.packindex import write_index
 from quorepo.storage.packs import PackSet
 from quorepo.storage.resolve import PACK_HEADER_BYTES, PackResolver
 
-__all__ = ["FsckPolicy", "IngestResult", "Tip", "check_tips", "ingest_pack"]
+__all__ = ["FsckPolicy", "IngestResult", "Tip", "check_tips", "index_in_progress", "ingest_pack"]
 
 _READ_BYTES: Final = 1024 * 1024
 _HEADER: Final = struct.Struct(">4sLL")
@@ -93,7 +93,7 @@ def ingest_pack(
     Raises CorruptPack, LimitExceeded, StorageFull, and DamagedPack when a stored object that is
     needed cannot be read. Other OSErrors pass through.
     """
-    index_path = upload.with_name(upload.name + ".idx")
+    index_path = index_in_progress(upload)
     try:
         ingest = _Ingest(existing, object_format, limits, fsck, progress or _no_progress)
         with upload.open("r+b") as file:
@@ -108,6 +108,11 @@ def ingest_pack(
     finally:
         index_path.unlink(missing_ok=True)
         upload.unlink(missing_ok=True)
+
+
+def index_in_progress(upload: Path) -> Path:
+    """Where the index of an upload is written; named so that it is swept like an upload."""
+    return upload.with_name(f"{upload.stem}.idx.tmp")
 
 
 def _no_progress(_: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from quorepo.storage.errors import InvalidArgument
-from quorepo.storage.ingest import FsckPolicy, IngestResult, Tip, ingest_pack
+from quorepo.storage.ingest import FsckPolicy, IngestResult, Tip, index_in_progress, ingest_pack
 from quorepo.storage.layout import GroupLayout
 from quorepo.storage.limits import StorageLimits
 from quorepo.storage.packs import PackSet
@@ -66,10 +66,10 @@ def ingest_arguments(
 
 def abandoned_files(job: str, arguments: Mapping[str, Any]) -> list[Path]:
     """The temporary files of a job whose worker was killed."""
-    if job == "ingest":
+    if job == "ingest" and "upload" in arguments:
         upload = Path(arguments["upload"])
-        return [upload, upload.with_name(upload.name + ".idx")]
-    if job == "build_pack":
+        return [upload, index_in_progress(upload)]
+    if job == "build_pack" and "out" in arguments:
         return [Path(arguments["out"])]
     return []
 

@@ -3,8 +3,8 @@
 Owns: id lengths, hash functions, names. Object ids are raw `bytes` inside quorepo; hex only at
 protocol edges. Knows nothing of files or of the network.
 
-SHA-1 is hashlib's, without collision detection: a colliding object is refused at ingest by comparing
-it with the stored one, as `git index-pack` does (see ingest.py).
+SHA-1 is hashlib's, without collision detection: a colliding object is refused at ingest by
+comparing it with the stored one, as `git index-pack` does (see ingest.py).
 """
 
 from __future__ import annotations
