@@ -1,1 +1,1 @@
-"""One replica's disk: packs, quarantine, git protocol encoders. Knows nothing of Raft or the network."""
+"""One replica's disk: packs, quarantine, git protocol. Knows no Raft and no network."""

@@ -1,6 +1,7 @@
-"""Structured log lines: one `key=value` line per event on standard error, the same in every process.
+"""Structured log lines: one line of `key=value` per event on standard error, in every process.
 
-`extra={"fields": {...}}` adds fields. Values are quoted when they need it. Secrets must never be passed in.
+`extra={"fields": {...}}` adds fields. Values are quoted when they need it. Secrets must never be
+passed in.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the rest of the cluster may know of the Raft engine: its words, its limits, its hooks.
 
-Nothing here imports pysyncobj. The engine (`host.RaftHost`) is used through these types only, so that the
-state machine, the peer transport and the simulator stay independent of how Raft is done.
+Nothing here imports pysyncobj. The engine (`host.RaftHost`) is used through these types only, so
+that the state machine, the peer transport and the simulator stay independent of how Raft is done.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ class ApplySink(Protocol):
     def submit(self, group: int, entries: Sequence[Entry]) -> None:
         """Queues entries in order. Called on the Raft thread; never blocks.
 
-        The entries are committed and durable in the local journal. Once they are applied the sink calls
-        `RaftHost.applied(group, up_to_index, results)`.
+        The entries are committed and durable in the local journal. Once they are applied the sink
+        calls `RaftHost.applied(group, up_to_index, results)`.
         """
 
     def backlog(self, group: int) -> int:
@@ -132,7 +132,7 @@ class PackGate(Protocol):
     """Invariant 2: a replica appends an entry only once it durably holds the packs that it adds."""
 
     def missing(self, group: int, data: bytes) -> Sequence[PackNeed]:
-        """Packs that the command `data` adds and this node does not hold. Called on the Raft thread."""
+        """Packs that `data` adds and this node does not hold. Called on the Raft thread."""
 
     def want(self, group: int, needs: Sequence[PackNeed], from_replica: str) -> None:
         """Starts fetching; calls `RaftHost.packs_arrived(group)` afterwards. Never blocks."""
@@ -142,7 +142,7 @@ class RaftTransport(Protocol):
     """Ordered, duplicate-free message streams to the other replicas."""
 
     def send(self, to_replica: str, messages: Sequence[peer_pb2.GroupMessage]) -> None:
-        """Queues messages; drops them when the replica is not connected. Thread-safe, never blocks."""
+        """Queues messages, or drops them when not connected. Thread-safe, never blocks."""
 
     def set_replicas(self, replicas: Sequence[log_pb2.Replica]) -> None:
         """The replicas to keep connections to (all groups' configurations together)."""

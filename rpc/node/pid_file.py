@@ -1,5 +1,4 @@
-"""The file that names the supervisor of a node while it runs, and finding that process safely
-again.
+"""The file that names a running node's supervisor, and finding that process safely again.
 
 Owns the file's format and its lock: a supervisor holds the lock as long as it lives, so one
 configuration runs once. Must not know why somebody looks for the process.

@@ -1,3 +1,5 @@
+"""Checks of .gitmodules and .gitattributes blobs, with git's message ids."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""The data directory on disk: durable writes, repositories, promotion, retirement."""
+
 from __future__ import annotations
 
 import os

@@ -1,3 +1,5 @@
+"""Repository paths: what is normalized, and what is refused."""
+
 from __future__ import annotations
 
 import pytest
