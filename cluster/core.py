@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import datetime
 import logging
 import os
 import random
@@ -29,10 +30,12 @@ from quorepo.cluster.gate import StagedPackGate
 from quorepo.cluster.identity import NodeIdentity
 from quorepo.cluster.membership import Membership
 from quorepo.cluster.metrics import ClusterMetrics
-from quorepo.cluster.peer.clients import PeerClients
+from quorepo.cluster.peer.certificates import EXPIRY_WARNING, Credentials
+from quorepo.cluster.peer.clients import PeerAddress, PeerClients
 from quorepo.cluster.peer.held import HeldPacks
 from quorepo.cluster.peer.pack_files import sweep_temporary
 from quorepo.cluster.peer.packs import PackExchange
+from quorepo.cluster.peer.roster import Roster
 from quorepo.cluster.peer.server import PeerServer
 from quorepo.cluster.peer.transport import PeerTransport
 from quorepo.cluster.proposals import ProposalDriver
@@ -58,6 +61,7 @@ GROUPS = (GROUP_DIRECTORY, GROUP_STORAGE)
 
 _LOCK_WAIT_S = 5.0  # a node that starts waits this long for the one that is ending
 _SWEEP_INTERVAL_S = 600.0
+_CERTIFICATE_INTERVAL_S = 86_400.0
 _UPLOAD_AGE_S_MIN = 3600.0
 _STOP_GRACE_S = 1.0
 _REGISTER_TIMEOUT_S = 10.0
@@ -73,7 +77,7 @@ class CoreSettings:
     data_dir: Path
     socket_path: Path
     peers: Mapping[str, str]
-    secret: bytes
+    credentials: Credentials
     rejoin_empty: bool
     peer_listen: str
     http_url: str
@@ -114,7 +118,7 @@ class _Core:
         self._settings = settings
         self._registry = CollectorRegistry()
         self._metrics = ClusterMetrics(self._registry)
-        self._clients = PeerClients(settings.secret.decode())
+        self._clients = PeerClients(settings.credentials)
         self._formation = Formation(
             NodeIdentity.open(settings.data_dir, settings.node),
             settings.data_dir,
@@ -137,8 +141,10 @@ class _Core:
             loop.add_signal_handler(number, stopping.set)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._clients.close)
+            self._spawn(self._watch_certificate(), "watch certificate")
+            stack.push_async_callback(self._cancel_tasks)
             await self._serve_edge(stack)
-            peers = PeerServer(secret=self._settings.secret.decode(), node=self)
+            peers = PeerServer(credentials=self._settings.credentials, node=self)
             await peers.start(self._settings.peer_listen)
             stack.push_async_callback(peers.stop, _STOP_GRACE_S)
             if await self._form(stopping):
@@ -191,12 +197,14 @@ class _Core:
         votes_dir.mkdir(mode=0o700, exist_ok=True)
         fsync_dir(settings.data_dir)
 
+        roster = Roster(self._configurations)
         transport = PeerTransport(
             replica_id=identity.replica_id,
             node=identity.node,
             cluster_id=identity.cluster_id,
             address=settings.peers[identity.node],
-            secret=settings.secret.decode(),
+            credentials=settings.credentials,
+            roster=roster,
             metrics=self._metrics,
         )
         packs = PackExchange(
@@ -229,7 +237,7 @@ class _Core:
         transport.start(host)
         apply.start(host.applied)
         host.start()
-        peers.serve(transport, packs)
+        peers.serve(transport, packs, roster)
         self._service.serve(host, driver, packs, stores)
         # Taken apart in the reverse order: first what asks, then what answers.
         stack.callback(apply.stop)
@@ -279,6 +287,22 @@ class _Core:
             self._registered = answer.outcome is Outcome.APPLIED
         log.info("serving", extra=fields(replica=identity.replica_id))
 
+    async def _watch_certificate(self) -> None:
+        """Publishes how long the certificate is valid, and warns once a day when that ends."""
+        expires_at = self._settings.credentials.expires_at
+        self._metrics.peer_certificate_expiry.set_function(
+            lambda: expires_at.timestamp() - time.time()
+        )
+        while True:
+            left = expires_at - datetime.datetime.now(datetime.UTC)
+            if left < EXPIRY_WARNING:
+                log.warning(
+                    "the certificate of this node, or its CA, expires; peers refuse it then; put a "
+                    "new one in cluster.tls.certificate_file and restart the node",
+                    extra=fields(expires_at=f"{expires_at:%Y-%m-%dT%H:%M:%SZ}", days=left.days),
+                )
+            await asyncio.sleep(_CERTIFICATE_INTERVAL_S)
+
     async def _sweep(self, layouts: Mapping[int, GroupLayout]) -> None:
         loop = asyncio.get_running_loop()
         while True:
@@ -286,13 +310,17 @@ class _Core:
             for group, layout in layouts.items():
                 await loop.run_in_executor(None, sweep_uploads, layout, group, _UPLOAD_AGE_S_MIN)
 
-    def _pack_sources(self, group: int, from_replica: str) -> Sequence[str]:
+    def _pack_sources(self, group: int, from_replica: str) -> Sequence[PeerAddress]:
         """Where a pack may be fetched: the replica that sent its entry, then the others."""
         assert self._host is not None
         replicas = self._host.status(group).configuration.replicas
         others = [r for r in replicas if r.replica_id != self._formation.identity.replica_id]
         others.sort(key=lambda r: r.replica_id != from_replica)
-        return [r.peer_address for r in others if r.stores_packs]
+        return [PeerAddress(r.node, r.peer_address) for r in others if r.stores_packs]
+
+    def _configurations(self) -> list[log_pb2.Configuration]:
+        assert self._host is not None
+        return [self._host.status(group).configuration for group in GROUPS]
 
     # ---- what others ask of this node
 
@@ -313,11 +341,12 @@ class _Core:
 
     async def _ask_peers(self) -> list[core_pb2.CoreStatus]:
         """The other nodes' own views; a node that does not answer in a second is left out."""
-        addresses = [a for n, a in self._settings.peers.items() if n != self._settings.node]
+        me = self._settings.node
+        others = [PeerAddress(n, a) for n, a in self._settings.peers.items() if n != me]
         answers = await asyncio.gather(
             *(
-                self._clients.status(address, core_pb2.CoreStatusRequest(), _PEER_STATUS_TIMEOUT_S)
-                for address in addresses
+                self._clients.status(other, core_pb2.CoreStatusRequest(), _PEER_STATUS_TIMEOUT_S)
+                for other in others
             ),
             return_exceptions=True,
         )

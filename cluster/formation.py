@@ -23,6 +23,7 @@ from typing import Protocol
 import grpc
 
 from quorepo.cluster.identity import NodeIdentity
+from quorepo.cluster.peer.clients import PeerAddress
 from quorepo.internal.v1 import log_pb2, peer_pb2
 from quorepo.storage.errors import FatalError
 from quorepo.storage.logs import fields
@@ -39,11 +40,11 @@ class PeerCalls(Protocol):
     """The two calls that forming needs; cluster/peer/clients.py makes them."""
 
     async def identify(
-        self, address: str, request: peer_pb2.IdentifyRequest, timeout_s: float
+        self, peer: PeerAddress, request: peer_pb2.IdentifyRequest, timeout_s: float
     ) -> peer_pb2.IdentifyResponse: ...
 
     async def rejoin(
-        self, address: str, request: peer_pb2.RejoinRequest, timeout_s: float
+        self, peer: PeerAddress, request: peer_pb2.RejoinRequest, timeout_s: float
     ) -> peer_pb2.RejoinResponse: ...
 
 
@@ -100,7 +101,7 @@ class Formation:
         )
         others = [name for name in self._peers if name != self.identity.node]
         results = await asyncio.gather(
-            *(self._calls.identify(self._peers[n], request, _CALL_TIMEOUT_S) for n in others),
+            *(self._calls.identify(self._peer(n), request, _CALL_TIMEOUT_S) for n in others),
             return_exceptions=True,
         )
         answers: dict[str, peer_pb2.IdentifyResponse] = {}
@@ -117,6 +118,9 @@ class Formation:
                 )
             answers[name] = result
         return answers
+
+    def _peer(self, name: str) -> PeerAddress:
+        return PeerAddress(name, self._peers[name])
 
     def _found(self, answers: Mapping[str, peer_pb2.IdentifyResponse]) -> None:
         ids = {name: answer.replica_id for name, answer in answers.items()}
@@ -152,7 +156,7 @@ class Formation:
         others = [name for name in self._peers if name != self.identity.node]
         for name in others:
             try:
-                answer = await self._calls.rejoin(self._peers[name], request, 10.0)
+                answer = await self._calls.rejoin(self._peer(name), request, 10.0)
             except (grpc.RpcError, OSError, TimeoutError) as error:
                 log.info("rejoin not answered", extra=fields(peer=name, error=str(error)[:200]))
                 continue
@@ -196,5 +200,8 @@ def remove_node(
     for replica in configuration.replicas:
         if replica.node == node and replica.replica_id != keep:
             rest = [r for r in configuration.replicas if r.replica_id != replica.replica_id]
-            return log_pb2.Configuration(replicas=rest)
+            return log_pb2.Configuration(
+                replicas=rest,
+                removed_replica_ids=[*configuration.removed_replica_ids, replica.replica_id],
+            )
     return None

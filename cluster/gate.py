@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from quorepo.cluster.peer.clients import PeerAddress
 from quorepo.cluster.peer.held import HeldPacks
 from quorepo.cluster.raft.interface import PackNeed
 from quorepo.internal.v1 import log_pb2, peer_pb2
@@ -51,7 +52,7 @@ def pack_header(group: int, need: PackNeed) -> peer_pb2.PackHeader:
 class PackFetcher(Protocol):
     """Brings a pack from the first of the given nodes that has it; cluster/peer/packs.py does."""
 
-    async def fetch(self, addresses: Sequence[str], header: peer_pb2.PackHeader) -> None: ...
+    async def fetch(self, peers: Sequence[PeerAddress], header: peer_pb2.PackHeader) -> None: ...
 
 
 class StagedPackGate:
@@ -62,9 +63,9 @@ class StagedPackGate:
         held: HeldPacks,
         fetcher: PackFetcher,
         loop: asyncio.AbstractEventLoop,
-        sources: Callable[[int, str], Sequence[str]],
+        sources: Callable[[int, str], Sequence[PeerAddress]],
     ) -> None:
-        """`sources(group, from_replica)` gives peer addresses to ask, the best one first.
+        """`sources(group, from_replica)` gives peers to ask, the best one first.
 
         `packs_arrived` is set by whoever makes the engine, which needs the gate to be made.
         """

@@ -70,7 +70,9 @@ class Membership:
                     return ""
                 changed = remove_node(configuration, newcomer.node, newcomer.replica_id)
                 if changed is None:
-                    changed = log_pb2.Configuration(replicas=[*configuration.replicas, newcomer])
+                    changed = log_pb2.Configuration()
+                    changed.CopyFrom(configuration)
+                    changed.replicas.append(newcomer)
                 if problem := await self._change(group, changed):
                     return problem
 

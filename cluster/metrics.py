@@ -92,6 +92,11 @@ class ClusterMetrics:
         self.peer_bytes = counter("bytes", "Bytes of Raft messages exchanged.", "direction")
         self.peer_dropped = counter("dropped_messages", "Raft messages given up with a connection.")
         self.peer_disconnects = counter("disconnects", "Connections lost or refused.", "cause")
+        self.peer_certificate_expiry = Gauge(
+            "quorepo_peer_certificate_expiry_seconds",
+            "Seconds until the certificate of this node, or its CA, expires.",
+            registry=registry,
+        )
         self.peer_connected = Gauge(
             "quorepo_peer_connected", "1 while Raft messages flow both ways.",
             ["peer"], registry=registry,

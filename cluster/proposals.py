@@ -17,6 +17,7 @@ from typing import Protocol
 
 from quorepo.cluster.apply import result_or_none
 from quorepo.cluster.gate import pack_header, pack_needs
+from quorepo.cluster.peer.clients import PeerAddress
 from quorepo.cluster.raft.host import RaftHost
 from quorepo.cluster.raft.interface import GroupStatus, Outcome, PackNeed
 from quorepo.internal.v1 import log_pb2, peer_pb2
@@ -46,7 +47,7 @@ class Answer:
 class PackStager(Protocol):
     """Copies a held pack to another node; cluster/peer/packs.py does."""
 
-    async def stage(self, address: str, header: peer_pb2.PackHeader) -> None: ...
+    async def stage(self, peer: PeerAddress, header: peer_pb2.PackHeader) -> None: ...
 
 
 class ProposalObserver(Protocol):
@@ -151,14 +152,14 @@ class ProposalDriver:
             wanted = replica.stores_packs and replica.replica_id not in holders
             if wanted and replica.replica_id not in tasks:
                 task: asyncio.Task[object] = asyncio.create_task(
-                    self._stage(replica.peer_address, header)
+                    self._stage(PeerAddress(replica.node, replica.peer_address), header)
                 )
                 tasks[replica.replica_id] = task
                 self._background.add(task)
                 task.add_done_callback(self._finished)
 
-    async def _stage(self, address: str, header: peer_pb2.PackHeader) -> None:
-        await self._stager.stage(address, header)
+    async def _stage(self, peer: PeerAddress, header: peer_pb2.PackHeader) -> None:
+        await self._stager.stage(peer, header)
 
     def _finished(self, task: asyncio.Task[object]) -> None:
         self._background.discard(task)

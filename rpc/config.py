@@ -7,6 +7,7 @@ work; their own limits live beside them (`quorepo.storage.limits`,
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import ipaddress
 import re
@@ -25,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from quorepo.cluster.peer.certificates import Credentials, load_credentials
 from quorepo.cluster.raft.interface import RaftConfig
 from quorepo.storage.errors import ConfigError
 from quorepo.storage.limits import StorageLimits
@@ -37,9 +39,10 @@ __all__ = [
     "NodeConfig",
     "NodeSection",
     "PushSection",
+    "TlsSection",
     "WorkersSection",
     "load_config",
-    "load_secret",
+    "load_peer_credentials",
     "load_tokens",
     "split_address",
 ]
@@ -47,7 +50,7 @@ __all__ = [
 _NODE_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 _USER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TOKEN_CHARACTERS_MIN = 20
-_SECRET_BYTES_MIN = 32
+_WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - what a listener may be told
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -95,6 +98,13 @@ def _check_loopback_address(address: str) -> str:
     return address
 
 
+def _check_reachable_address(address: str) -> str:
+    host, _port = split_address(address)
+    if host in _WILDCARDS:
+        raise ValueError(f"{address!r} is every address of a machine; name the one to connect to")
+    return address
+
+
 def _check_node_name(name: str) -> str:
     if not _NODE_NAME.fullmatch(name):
         raise ValueError(
@@ -110,6 +120,7 @@ def _absolute(path: Path, info: ValidationInfo) -> Path:
 
 
 Address = Annotated[str, AfterValidator(_check_address)]
+ReachableAddress = Annotated[str, AfterValidator(_check_reachable_address)]
 LoopbackAddress = Annotated[str, AfterValidator(_check_loopback_address)]
 NodeName = Annotated[str, AfterValidator(_check_node_name)]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
@@ -129,16 +140,28 @@ class NodeSection(_Section):
     )
 
 
+class TlsSection(_Section):
+    """How this node proves to the others who it is. A CA serves one cluster and no other."""
+
+    ca_file: AbsolutePath = Field(
+        description="CA certificates (PEM) that sign the nodes of this cluster and nothing else."
+    )
+    certificate_file: AbsolutePath = Field(
+        description="This node's certificate (PEM) with the DNS name <node.name>.node.quorepo."
+    )
+    key_file: AbsolutePath = Field(
+        description="The private key (PEM, not encrypted) of the certificate; mode 0600."
+    )
+
+
 class ClusterSection(_Section):
     """The cluster that this node belongs to."""
 
-    peers: dict[NodeName, LoopbackAddress] = Field(
+    peers: dict[NodeName, ReachableAddress] = Field(
         description="Peer address of every founding member by name, this node included.",
         min_length=1,
     )
-    secret_file: AbsolutePath = Field(
-        description="File with the secret that all nodes of the cluster share; mode 0600."
-    )
+    tls: TlsSection
     rejoin_empty: bool = Field(
         False,
         description="May a node of this name with an empty disk come back as a new replica?",
@@ -157,12 +180,12 @@ class ClusterSection(_Section):
 
 
 class ListenSection(_Section):
-    """Where this node listens. Loopback only, until TLS is there."""
+    """Where this node listens. Loopback only but for peers, until the others have TLS too."""
 
     http: LoopbackAddress = Field(description="HOST:PORT of git over HTTP.")
     grpc: LoopbackAddress = Field(description="HOST:PORT of the public gRPC API.")
     metrics: LoopbackAddress = Field(description="HOST:PORT of /metrics.")
-    peer: LoopbackAddress = Field(description="HOST:PORT for the other nodes.")
+    peer: Address = Field(description="HOST:PORT for the other nodes; mutual TLS.")
 
     @model_validator(mode="after")
     def _addresses_differ(self) -> ListenSection:
@@ -263,7 +286,9 @@ class NodeConfig(_Section):
                 f"{advertise.peer_address!r} to its peers (advertise.peer_address or listen.peer)"
             )
         for key, path in (
-            ("cluster.secret_file", self.cluster.secret_file),
+            ("cluster.tls.ca_file", self.cluster.tls.ca_file),
+            ("cluster.tls.certificate_file", self.cluster.tls.certificate_file),
+            ("cluster.tls.key_file", self.cluster.tls.key_file),
             ("auth.tokens_file", self.auth.tokens_file),
             ("node.pid_file", self.node.pid_file),
         ):
@@ -292,20 +317,20 @@ def load_config(path: Path | str) -> NodeConfig:
         ) from error
 
 
-def load_secret(path: Path) -> bytes:
-    """The cluster's shared secret, whitespace at the ends removed.
+def load_peer_credentials(config: NodeConfig) -> Credentials:
+    """The files of [cluster.tls], checked against each other, node.name and the clock.
 
     Raises:
-        ConfigError: missing, readable by others, or shorter than 32 bytes.
+        ConfigError: names the file and what is wrong with it.
     """
-    secret = _read_private(path, "cluster.secret_file").strip()
-    if len(secret) < _SECRET_BYTES_MIN:
-        raise ConfigError(
-            f"cluster.secret_file {str(path)!r} holds {len(secret)} bytes, "
-            f"at least {_SECRET_BYTES_MIN} are needed",
-            next_step=f"openssl rand -hex 32 > {path}",
-        )
-    return secret
+    tls = config.cluster.tls
+    return load_credentials(
+        config.node.name,
+        tls.ca_file,
+        tls.certificate_file,
+        tls.key_file,
+        datetime.datetime.now(datetime.UTC),
+    )
 
 
 def load_tokens(path: Path) -> Mapping[str, str]:

@@ -1,4 +1,4 @@
-"""Calls to other nodes: channels by address, the cluster's secret, what an error means here.
+"""Calls to other nodes: channels by node and address, mutual TLS, what an error means here.
 
 Owns the gRPC options of the peer API on both sides. Must not know what the calls are for.
 """
@@ -6,28 +6,44 @@ Owns the gRPC options of the peer API on both sides. Must not know what the call
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import logging
+import re
+from typing import Any, NamedTuple
 
 import grpc
 from grpc import aio
 
+from quorepo.cluster.peer.certificates import Credentials, node_dns_name
 from quorepo.internal.v1 import core_pb2, peer_pb2, peer_pb2_grpc
 from quorepo.storage import errors
+from quorepo.storage.logs import fields
 
 __all__ = [
     "Keepalive",
+    "PeerAddress",
     "PeerClients",
-    "bearer_metadata",
-    "channel_options",
     "from_rpc_error",
+    "open_channel",
     "server_options",
+    "tls_problem",
 ]
+
+log = logging.getLogger(__name__)
 
 # The largest message is one log entry: raft.command_bytes_max (3 MiB) and its framing.
 MESSAGE_BYTES_MAX = 8 * 1024 * 1024
 
 Options = list[tuple[str, int]]
-Metadata = tuple[tuple[str, str], ...]
+
+
+class PeerAddress(NamedTuple):
+    """Where a node is reached, and which node has to be there: its certificate is checked."""
+
+    node: str
+    address: str  # "host:port"
+
+    def __str__(self) -> str:
+        return f"{self.node} at {self.address}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -49,8 +65,20 @@ class Keepalive:
         ]
 
 
-def channel_options(keepalive: Keepalive) -> Options:
-    """Options of a channel to a peer."""
+def open_channel(peer: PeerAddress, credentials: Credentials, keepalive: Keepalive) -> aio.Channel:
+    """A channel that carries calls only if the certificate over there is `peer.node`'s."""
+    tls = grpc.ssl_channel_credentials(
+        root_certificates=credentials.ca_pem,
+        private_key=credentials.key_pem,
+        certificate_chain=credentials.certificate_pem,
+    )
+    # Certificates name nodes, not hosts: addresses and ports may change.
+    name = ("grpc.ssl_target_name_override", node_dns_name(peer.node))
+    options = [name, *_channel_options(keepalive)]
+    return aio.secure_channel(peer.address, tls, options=options)
+
+
+def _channel_options(keepalive: Keepalive) -> Options:
     return [
         ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
         ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -81,11 +109,6 @@ def server_options(keepalive: Keepalive) -> Options:
     ]
 
 
-def bearer_metadata(secret: str) -> Metadata:
-    """The metadata that proves membership of the cluster."""
-    return (("authorization", f"Bearer {secret}"),)
-
-
 _BY_STATUS: dict[grpc.StatusCode, type[errors.QuorepoError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidArgument,
     grpc.StatusCode.NOT_FOUND: errors.NotFound,
@@ -95,51 +118,86 @@ _BY_STATUS: dict[grpc.StatusCode, type[errors.QuorepoError]] = {
 }
 
 
-def from_rpc_error(peer: str, error: aio.AioRpcError) -> errors.QuorepoError:
-    """The error tree's word for a failed call to `peer` (an address); all calls may be repeated."""
+def from_rpc_error(peer: PeerAddress, error: aio.AioRpcError) -> errors.QuorepoError:
+    """The error tree's word for a failed call to `peer`; all calls may be repeated."""
     kind = _BY_STATUS.get(error.code(), errors.Unavailable)
     return kind(f"peer {peer}: {error.code().name.lower()}: {error.details()}")
 
 
+_HANDSHAKE = re.compile(r"(?:Tls|Ssl) handshake failed.*?(\w+)(?::\s*([^:]+))?(?::\s*OK)?\s*$")
+
+
+def tls_problem(peer: PeerAddress, details: str) -> str:
+    """What is wrong between two certificates, in words; empty when gRPC's `details` tell no such.
+
+    Only this side's verdict is told by gRPC. A peer that does not accept our certificate closes
+    the connection without a word and writes why into its own log.
+    """
+    if "Hostname Verification Check failed" in details:
+        return (
+            f"whoever listens at {peer.address} has no certificate of node {peer.node!r}; "
+            "correct cluster.peers or the certificate there"
+        )
+    if (found := _HANDSHAKE.search(details)) is not None:
+        cause = found.group(2) or found.group(1)
+        return (
+            f"the certificate at {peer.address} is not accepted ({cause.strip()}); "
+            "all nodes of a cluster need certificates of one CA"
+        )
+    return ""
+
+
 class PeerClients:
-    """One channel per address, opened when it is first needed; used on the event loop only."""
+    """One channel per peer, opened when it is first needed; used on the event loop only."""
 
-    def __init__(self, secret: str, keepalive: Keepalive | None = None) -> None:
-        self.metadata = bearer_metadata(secret)
-        self._options = channel_options(keepalive or Keepalive())
-        self._channels: dict[str, aio.Channel] = {}
+    def __init__(self, credentials: Credentials, keepalive: Keepalive | None = None) -> None:
+        self._credentials = credentials
+        self._keepalive = keepalive or Keepalive()
+        self._channels: dict[PeerAddress, aio.Channel] = {}
+        self._told: dict[PeerAddress, str] = {}
 
-    def stub(self, address: str) -> peer_pb2_grpc.PeerAsyncStub:
-        """The peer API at `address`; pass `metadata=self.metadata` with every call."""
-        channel = self._channels.get(address)
+    def stub(self, peer: PeerAddress) -> peer_pb2_grpc.PeerAsyncStub:
+        """The peer API of `peer`."""
+        channel = self._channels.get(peer)
         if channel is None:
-            channel = aio.insecure_channel(address, options=self._options)
-            self._channels[address] = channel
+            channel = open_channel(peer, self._credentials, self._keepalive)
+            self._channels[peer] = channel
         return peer_pb2_grpc.PeerStub(channel)
 
     async def identify(
-        self, address: str, request: peer_pb2.IdentifyRequest, timeout_s: float
+        self, peer: PeerAddress, request: peer_pb2.IdentifyRequest, timeout_s: float
     ) -> peer_pb2.IdentifyResponse:
         """Raises `grpc.aio.AioRpcError`."""
-        call: Any = self.stub(address).Identify(request, timeout=timeout_s, metadata=self.metadata)
-        response: peer_pb2.IdentifyResponse = await call
+        call: Any = self.stub(peer).Identify(request, timeout=timeout_s)
+        try:
+            response: peer_pb2.IdentifyResponse = await call
+        except aio.AioRpcError as error:
+            self._note(peer, error)
+            raise
         return response
 
     async def rejoin(
-        self, address: str, request: peer_pb2.RejoinRequest, timeout_s: float
+        self, peer: PeerAddress, request: peer_pb2.RejoinRequest, timeout_s: float
     ) -> peer_pb2.RejoinResponse:
         """Raises `grpc.aio.AioRpcError`."""
-        call: Any = self.stub(address).Rejoin(request, timeout=timeout_s, metadata=self.metadata)
+        call: Any = self.stub(peer).Rejoin(request, timeout=timeout_s)
         response: peer_pb2.RejoinResponse = await call
         return response
 
     async def status(
-        self, address: str, request: core_pb2.CoreStatusRequest, timeout_s: float
+        self, peer: PeerAddress, request: core_pb2.CoreStatusRequest, timeout_s: float
     ) -> core_pb2.CoreStatus:
         """Raises `grpc.aio.AioRpcError`."""
-        call: Any = self.stub(address).GetStatus(request, timeout=timeout_s, metadata=self.metadata)
+        call: Any = self.stub(peer).GetStatus(request, timeout=timeout_s)
         response: core_pb2.CoreStatus = await call
         return response
+
+    def _note(self, peer: PeerAddress, error: aio.AioRpcError) -> None:
+        """A node that forms a cluster asks again for ever: it says once why nobody answers."""
+        problem = tls_problem(peer, error.details() or "")
+        if problem and self._told.get(peer) != problem:
+            self._told[peer] = problem
+            log.warning("peer refused", extra=fields(peer=peer.node, reason=problem))
 
     async def close(self) -> None:
         """Closes all channels; calls under way end as cancelled."""

@@ -25,7 +25,8 @@ import grpc
 from grpc import aio
 
 from quorepo.cluster.metrics import PeerCounters
-from quorepo.cluster.peer.clients import Keepalive, Metadata, channel_options
+from quorepo.cluster.peer.certificates import Credentials
+from quorepo.cluster.peer.clients import Keepalive, PeerAddress, open_channel, tls_problem
 from quorepo.internal.v1 import log_pb2, peer_pb2
 from quorepo.storage.logs import fields
 
@@ -34,6 +35,7 @@ __all__ = ["LinkEvents", "PeerLink", "TransportLimits"]
 log = logging.getLogger(__name__)
 
 RAFT_METHOD = "/quorepo.internal.v1.Peer/Raft"
+_REFUSED = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.FAILED_PRECONDITION)
 _MESSAGES_TAG = b"\x22"  # RaftFrame.messages: field 4, length-delimited
 
 
@@ -65,7 +67,7 @@ class PeerLink:
         self,
         replica: log_pb2.Replica,
         hello: peer_pb2.RaftFrame,
-        metadata: Metadata,
+        credentials: Credentials,
         limits: TransportLimits,
         events: LinkEvents,
         counters: PeerCounters,
@@ -74,7 +76,8 @@ class PeerLink:
         """`hello` is the first frame of every stream."""
         self.replica = replica
         self._first_frame = hello.SerializeToString()
-        self._metadata = metadata
+        self._address = PeerAddress(replica.node, replica.peer_address)
+        self._credentials = credentials
         self._limits = limits
         self._events = events
         self._counters = counters
@@ -203,12 +206,12 @@ class PeerLink:
     async def _connect_once(self) -> bool:
         """One stream from its start to its end; returns whether it ever was up."""
         # A new channel each time: names are resolved anew, and no old backoff is inherited.
-        options = channel_options(self._limits.keepalive)
-        async with aio.insecure_channel(self.replica.peer_address, options=options) as channel:
+        keepalive = self._limits.keepalive
+        async with open_channel(self._address, self._credentials, keepalive) as channel:
             method: Any = channel.stream_stream(
                 RAFT_METHOD, response_deserializer=peer_pb2.RaftHello.FromString
             )
-            call = method(metadata=self._metadata)
+            call = method()
             self._call = call
             try:
                 cause = await self._converse(call)
@@ -296,8 +299,10 @@ class PeerLink:
     async def _explain(self, call: Any) -> str:
         """Why the call ended, logged when it is news."""
         code, details = await call.code(), await call.details()
-        refused = code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.FAILED_PRECONDITION)
-        cause = "refused" if refused else "lost" if self._outgoing else "unreachable"
+        if problem := tls_problem(self._address, details or ""):
+            self._note("refused", problem)
+            return "refused"
+        cause = "refused" if code in _REFUSED else "lost" if self._outgoing else "unreachable"
         self._note(cause, f"{code.name.lower()}: {details}")
         return cause
 

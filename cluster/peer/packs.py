@@ -19,7 +19,7 @@ from typing import Any
 from grpc import aio
 
 from quorepo.cluster.metrics import ClusterMetrics
-from quorepo.cluster.peer.clients import PeerClients, from_rpc_error
+from quorepo.cluster.peer.clients import PeerAddress, PeerClients, from_rpc_error
 from quorepo.cluster.peer.file_work import FileWork
 from quorepo.cluster.peer.held import HeldPacks
 from quorepo.cluster.peer.pack_files import PackReader, PackWriter, check_header, sweep_temporary
@@ -105,21 +105,19 @@ class PackExchange:
 
     # ---- sending
 
-    async def stage(self, address: str, header: peer_pb2.PackHeader) -> None:
-        """Copies a pack of this node into the quarantine at `address`; durable there on return.
+    async def stage(self, peer: PeerAddress, header: peer_pb2.PackHeader) -> None:
+        """Copies a pack of this node into the quarantine of `peer`; durable there on return.
 
         Raises NotFound (not here), StorageFull or CorruptPack (there), Unavailable (try again).
         """
         check_header(header, self._limits.pack_bytes_max)
         with self._observe("stage_out") as outcome:
             async with self._reading(header) as reader:
-                call: Any = self._clients.stub(address).StagePack(
-                    metadata=self._clients.metadata, timeout=self._timeout_s(header)
-                )
+                call: Any = self._clients.stub(peer).StagePack(timeout=self._timeout_s(header))
                 try:
                     response = await self._send(call, header, reader)
                 except aio.AioRpcError as error:
-                    raise from_rpc_error(address, error) from error
+                    raise from_rpc_error(peer, error) from error
                 finally:
                     call.cancel()
             if response.already_held:
@@ -242,11 +240,11 @@ class PackExchange:
             if drained_bytes > self._limits.drain_bytes_max:
                 return
 
-    async def fetch(self, addresses: Sequence[str], header: peer_pb2.PackHeader) -> None:
-        """Brings a pack into this node's quarantine from the first of `addresses` that gives it.
+    async def fetch(self, peers: Sequence[PeerAddress], header: peer_pb2.PackHeader) -> None:
+        """Brings a pack into this node's quarantine from the first of `peers` that gives it.
 
         Concurrent fetches of one pack share one transfer, and an interrupted one goes on where it
-        stopped, at the next address too. Raises Unavailable, StorageFull, FatalError.
+        stopped, at the next peer too. Raises Unavailable, StorageFull, FatalError.
         """
         check_header(header, self._limits.pack_bytes_max)
         layout = self._layout(header.group)
@@ -255,37 +253,36 @@ class PackExchange:
                 return
             with self._observe("fetch_in"):
                 async with self._arrival(layout, header, "fetch_in") as arrival:
-                    await self._fetch_from_any(addresses, header, arrival)
+                    await self._fetch_from_any(peers, header, arrival)
 
     async def _fetch_from_any(
-        self, addresses: Sequence[str], header: peer_pb2.PackHeader, arrival: _Arrival
+        self, peers: Sequence[PeerAddress], header: peer_pb2.PackHeader, arrival: _Arrival
     ) -> None:
-        problem = "no address is known"
+        problem = "no peer is known to have it"
         for round_number in range(self._limits.fetch_rounds_max):
             if round_number:
                 delay_s = self._limits.retry_interval_s * 2**round_number
                 await asyncio.sleep(delay_s * self._rng.uniform(0.5, 1.0))
-            for address in addresses:
+            for peer in peers:
                 try:
-                    await self._fetch_from(address, header, arrival)
+                    await self._fetch_from(peer, header, arrival)
                     return
                 except aio.AioRpcError as error:
-                    problem = str(from_rpc_error(address, error))
+                    problem = str(from_rpc_error(peer, error))
                 except (CorruptPack, InvalidArgument) as error:
-                    # Which address gave the wrong bytes is unknown after a resume: start over.
-                    problem = f"peer {address}: {error}"
+                    # Which peer gave the wrong bytes is unknown after a resume: start over.
+                    problem = f"peer {peer}: {error}"
                     log.warning(
-                        "fetched pack is damaged", extra=fields(peer=address, error=problem)
+                        "fetched pack is damaged", extra=fields(peer=peer.node, error=problem)
                     )
                     await arrival.restart()
         raise Unavailable(f"pack {header.digest.hex()} could not be fetched: {problem}")
 
     async def _fetch_from(
-        self, address: str, header: peer_pb2.PackHeader, arrival: _Arrival
+        self, peer: PeerAddress, header: peer_pb2.PackHeader, arrival: _Arrival
     ) -> None:
-        call: Any = self._clients.stub(address).FetchPack(
+        call: Any = self._clients.stub(peer).FetchPack(
             peer_pb2.FetchPackRequest(pack=header, offset=arrival.received_bytes),
-            metadata=self._clients.metadata,
             timeout=self._timeout_s(header),
         )
         try:

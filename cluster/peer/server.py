@@ -1,25 +1,30 @@
-"""The peer port: one grpc.aio server, every method behind the cluster's secret.
+"""The peer port: one grpc.aio server behind mutual TLS, every caller a node of this cluster.
 
-Owns listening, authentication and the mapping of errors to status codes; what the calls do lives in
-the transport, in packs, and in the handler that the core gives.
+Owns listening, who calls, what a caller may ask, and the mapping of errors to status codes; what
+the calls do lives in the transport, in packs, and in the handler that the core gives.
+
+TLS refuses whoever has no valid certificate of the cluster's CA, before a method is reached.
 """
 
 from __future__ import annotations
 
 import functools
-import hmac
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn, Protocol
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc import aio
 
+from quorepo.cluster.peer.certificates import Credentials, node_of_names
 from quorepo.cluster.peer.clients import Keepalive, server_options
 from quorepo.cluster.peer.packs import PackExchange
+from quorepo.cluster.peer.roster import Roster, node_of_replica
 from quorepo.cluster.peer.transport import Context, PeerTransport
 from quorepo.internal.v1 import core_pb2, peer_pb2, peer_pb2_grpc
 from quorepo.storage.errors import FatalError, QuorepoError
+from quorepo.storage.logs import fields
 
 __all__ = ["NodeHandler", "PeerServer"]
 
@@ -40,11 +45,20 @@ class PeerServer:
     """Listens for the other nodes. Raft and packs are served once `serve` was called."""
 
     def __init__(
-        self, *, secret: str, node: NodeHandler, keepalive: Keepalive | None = None
+        self,
+        *,
+        credentials: Credentials,
+        node: NodeHandler,
+        keepalive: Keepalive | None = None,
     ) -> None:
+        self._tls = grpc.ssl_server_credentials(
+            [(credentials.key_pem, credentials.certificate_pem)],
+            root_certificates=credentials.ca_pem,
+            require_client_auth=True,
+        )
         self._service = _PeerService(node)
         self._server = aio.server(
-            interceptors=[_SecretCheck(secret)],
+            interceptors=[_CallerCheck(self._service.caller_problem)],
             options=server_options(keepalive or Keepalive()),
         )
         peer_pb2_grpc.add_PeerServicer_to_server(self._service, self._server)
@@ -55,7 +69,7 @@ class PeerServer:
         Raises FatalError (EXIT_CONFIG) when the address can't be bound.
         """
         try:
-            port = self._server.add_insecure_port(address)
+            port = self._server.add_secure_port(address, self._tls)
         except RuntimeError as error:
             port, cause = 0, str(error)
         else:
@@ -69,8 +83,9 @@ class PeerServer:
         await self._server.start()
         return port
 
-    def serve(self, transport: PeerTransport, packs: PackExchange) -> None:
+    def serve(self, transport: PeerTransport, packs: PackExchange, roster: Roster) -> None:
         """From now on this node belongs to a cluster and answers for Raft and packs."""
+        self._service.roster = roster
         self._service.transport = transport
         self._service.packs = packs
 
@@ -79,35 +94,82 @@ class PeerServer:
         await self._server.stop(grace_s)
 
 
-class _SecretCheck(aio.ServerInterceptor):
-    """Refuses every call without the cluster's secret, unknown methods too."""
+class _CallerCheck(aio.ServerInterceptor):
+    """Lets a call through when its certificate names a node that may make it.
 
-    def __init__(self, secret: str) -> None:
-        self._expected = f"Bearer {secret}".encode()
-        self._refusal: Any = grpc.stream_stream_rpc_method_handler(self._refuse)
+    It also turns requests that are no messages into INVALID_ARGUMENT, where gRPC would say UNKNOWN
+    and log a traceback for each.
+    """
+
+    def __init__(self, problem: Callable[[str, str], str]) -> None:
+        """`problem(node, method)` says why the node must not call the method; empty: it may."""
+        self._problem = problem
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        for key, value in handler_call_details.invocation_metadata or ():
-            if key == "authorization":
-                given = value if isinstance(value, bytes) else value.encode()
-                if hmac.compare_digest(given, self._expected):
-                    return await continuation(handler_call_details)
-        return self._refusal
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None  # no such method
+        method = handler_call_details.method.rpartition("/")[2]
+        for kind in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
+            behavior = getattr(handler, kind)
+            if behavior is not None:
+                parse = None if handler.request_streaming else handler.request_deserializer
+                checked = functools.partial(self._checked, method, behavior, parse)
+                replaced = handler._replace(**{kind: _as_coroutine_function(checked)})
+                # A single request is parsed in `_checked`; a stream's are, as they are read.
+                return replaced._replace(request_deserializer=None) if parse else replaced
+        return None
 
-    # A stream handler refuses calls of every kind, and before it has read a message.
-    async def _refuse(self, _requests: Any, context: Context) -> None:
-        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the cluster's secret is wrong")
+    async def _checked(
+        self, method: str, behavior: Any, parse: Any, request: Any, context: Context
+    ) -> Any:
+        node = caller_of(context)
+        problem = "the certificate names no node of a cluster"
+        if node is not None:
+            problem = self._problem(node, method)
+        if problem:
+            log.warning(
+                "peer refused", extra=fields(peer=node or context.peer(), call=method, why=problem)
+            )
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, problem)
+        try:
+            return await behavior(parse(request) if parse else request, context)
+        except DecodeError:
+            log.warning("garbage from a peer", extra=fields(peer=node, call=method))
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT, f"what was sent is no message of {method}"
+            )
+
+
+def _as_coroutine_function(partial: Callable[..., Awaitable[Any]]) -> Any:
+    async def call(request: Any, context: Context) -> Any:
+        return await partial(request, context)
+
+    return call
+
+
+def caller_of(context: Context) -> str | None:
+    """The node that the caller's certificate names; TLS has verified the certificate."""
+    names = context.auth_context().get("peer_dns", ())
+    return node_of_names(name.decode("ascii", "replace") for name in names)
 
 
 class _PeerService(peer_pb2_grpc.PeerServicer):
     def __init__(self, node: NodeHandler) -> None:
         self._node = node
+        self.roster: Roster | None = None
         self.transport: PeerTransport | None = None
         self.packs: PackExchange | None = None
+
+    def caller_problem(self, node: str, method: str) -> str:
+        """Why `node` must not call `method`; a removed node may only ask to come back."""
+        if self.roster is None or method in ("Identify", "Rejoin"):
+            return ""
+        return self.roster.node_problem(node)
 
     # The stubs know streams of answers as iterators only; grpc.aio also takes context.write.
     async def Raft(  # type: ignore[override]
@@ -115,7 +177,7 @@ class _PeerService(peer_pb2_grpc.PeerServicer):
     ) -> None:
         if self.transport is None:
             await _not_formed(context)
-        await self.transport.serve(context)
+        await self.transport.serve(context, caller_of(context) or "")
 
     async def StagePack(
         self, requests: AsyncIterator[peer_pb2.StagePackRequest], context: Context
@@ -149,6 +211,15 @@ class _PeerService(peer_pb2_grpc.PeerServicer):
     async def Rejoin(
         self, request: peer_pb2.RejoinRequest, context: Context
     ) -> peer_pb2.RejoinResponse:
+        node = caller_of(context)
+        if request.node != node or node_of_replica(request.replica_id) != node:
+            await context.abort(
+                grpc.StatusCode.PERMISSION_DENIED,
+                f"the certificate is of node {node!r}: it cannot bring back node {request.node!r} "
+                f"as replica {request.replica_id!r}",
+            )
+        if self.roster is not None and (problem := self.roster.replica_problem(request.replica_id)):
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, problem)
         try:
             return await self._node.rejoin(request)
         except QuorepoError as error:

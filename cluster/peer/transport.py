@@ -4,8 +4,8 @@ Each node opens one stream to every other node for what it has to say; the strea
 read here and handed to the Raft engine. Owns who is connected; must not know what messages mean.
 
 A replica is heard whether or not the configuration has it (Ongaro's dissertation, 4.1:
-configuration decides who is counted). For one that is not in it, a link back is kept as long as its
-stream to us is alive.
+configuration decides who is counted), unless it was removed. For one that is not in it, a link back
+is kept as long as its stream to us is alive.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ import logging
 import random
 import threading
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NoReturn, Protocol, TypeAlias
 
 import grpc
 from grpc import aio
 
 from quorepo.cluster.metrics import ClusterMetrics, PeerCounters
-from quorepo.cluster.peer.clients import bearer_metadata
+from quorepo.cluster.peer.certificates import Credentials
 from quorepo.cluster.peer.link import PeerLink, TransportLimits
+from quorepo.cluster.peer.roster import Roster, node_of_replica
 from quorepo.internal.v1 import log_pb2, peer_pb2
 from quorepo.storage.logs import fields
 
@@ -46,7 +47,7 @@ class RaftInbox(Protocol):
 class _Incoming:
     """One stream from a peer; the newest of a replica is the only one that delivers."""
 
-    def __init__(self, reader: asyncio.Task[None]) -> None:
+    def __init__(self, reader: asyncio.Task[str]) -> None:
         self.reader = reader
         self.superseded = False
 
@@ -61,7 +62,8 @@ class PeerTransport:
         node: str,
         cluster_id: str,
         address: str,
-        secret: str,
+        credentials: Credentials,
+        roster: Roster,
         metrics: ClusterMetrics,
         limits: TransportLimits | None = None,
         rng: random.Random | None = None,
@@ -71,7 +73,8 @@ class PeerTransport:
         self._node = node
         self._cluster_id = cluster_id
         self._address = address
-        self._metadata = bearer_metadata(secret)
+        self._credentials = credentials
+        self._roster = roster
         self._metrics = metrics
         self._limits = limits or TransportLimits()
         self._rng = rng or random.Random()  # noqa: S311 - jitter, not a secret
@@ -158,7 +161,7 @@ class PeerTransport:
         link = PeerLink(
             replica,
             hello,
-            self._metadata,
+            self._credentials,
             self._limits,
             self,
             self._metrics.peer(replica.node),
@@ -188,28 +191,30 @@ class PeerTransport:
     def disconnected(self, replica_id: str, cause: str) -> None:
         """From a link: what was in flight, either way, may be lost."""
         log.info("peer disconnected", extra=fields(peer=replica_id, cause=cause))
-        self._metrics.peer_disconnects.labels(_node_of(replica_id), cause).inc()
+        self._metrics.peer_disconnects.labels(node_of_replica(replica_id), cause).inc()
         if self._inbox is not None:
             self._inbox.peer_disconnected(replica_id)
 
     # ---- streams from peers
 
-    async def serve(self, context: Context) -> None:
-        """Serves one incoming Raft stream to its end; the secret was checked before."""
-        first = await self._first_frame(context)
+    async def serve(self, context: Context, caller: str) -> None:
+        """Serves one incoming Raft stream to its end; `caller` is the node of its certificate."""
+        first = await self._first_frame(context, caller)
         replica_id = first.from_replica
         # Before the connection is reported here: the peer should know of it no later than we.
         await context.write(peer_pb2.RaftHello(replica_id=self._replica_id))
         reader = asyncio.get_running_loop().create_task(self._read(replica_id, first, context))
         mine = _Incoming(reader)
         self._admit(first, mine)
-        cause = "lost"
+        cause, problem = "lost", ""
         try:
             await asyncio.wait([reader])
             if not reader.cancelled():
-                reader.result()  # a bug in the inbox is told by gRPC's own log
+                problem = reader.result()  # garbage is the server's to answer
             if mine.superseded:
                 cause = "superseded"
+            elif problem:
+                cause = "refused"
         finally:
             reader.cancel()
             if self._incoming.get(replica_id) is mine:
@@ -217,8 +222,10 @@ class PeerTransport:
                 self._incoming_ended(replica_id, cause)
         if mine.superseded:
             await context.abort(grpc.StatusCode.ABORTED, "a newer stream of the replica took over")
+        if problem:
+            await self._refuse(context, replica_id, problem)
 
-    async def _first_frame(self, context: Context) -> peer_pb2.RaftFrame:
+    async def _first_frame(self, context: Context, caller: str) -> peer_pb2.RaftFrame:
         """Reads who speaks; ends the stream when it must not speak here."""
         try:
             async with asyncio.timeout(self._limits.hello_timeout_s):
@@ -234,15 +241,22 @@ class PeerTransport:
             problem = f"this node belongs to cluster {self._cluster_id!r}, not {frame.cluster_id!r}"
         elif frame.to_node != self._node:
             problem = f"this node is {self._node!r}, not {frame.to_node!r}; correct cluster.peers"
-        elif not _node_of(frame.from_replica):
+        elif not node_of_replica(frame.from_replica):
             problem = f"{frame.from_replica!r} is no replica id (<node>@<disk>)"
+        elif node_of_replica(frame.from_replica) != caller:
+            problem = f"the certificate is of node {caller!r}, not of {frame.from_replica!r}"
         elif frame.from_replica == self._replica_id:
             problem = f"replica {frame.from_replica!r} runs here; its data directory was copied"
+        else:
+            problem = self._roster.replica_problem(frame.from_replica)
         if problem:
-            log.warning("peer refused", extra=fields(peer=frame.from_replica, reason=problem))
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, problem)
+            await self._refuse(context, frame.from_replica or caller, problem)
         accepted: peer_pb2.RaftFrame = frame
         return accepted
+
+    async def _refuse(self, context: Context, peer: str, problem: str) -> NoReturn:
+        log.warning("peer refused", extra=fields(peer=peer, reason=problem))
+        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, problem)
 
     def _admit(self, first: peer_pb2.RaftFrame, incoming: _Incoming) -> None:
         """Makes `incoming` the one stream of its replica, and sees to a way back."""
@@ -259,7 +273,9 @@ class PeerTransport:
             link.incoming_opened()
         elif first.from_address:
             guest = log_pb2.Replica(
-                replica_id=replica_id, node=_node_of(replica_id), peer_address=first.from_address
+                replica_id=replica_id,
+                node=node_of_replica(replica_id),
+                peer_address=first.from_address,
             )
             self._open_link(guest)
 
@@ -271,12 +287,22 @@ class PeerTransport:
         if replica_id not in self._members and not keep:
             self._drop_link(replica_id)
 
-    async def _read(self, replica_id: str, first: peer_pb2.RaftFrame, context: Context) -> None:
+    async def _read(self, replica_id: str, first: peer_pb2.RaftFrame, context: Context) -> str:
+        """Delivers frame by frame; returns why no more are taken, empty when the stream ended.
+
+        Raises DecodeError for what is no frame.
+        """
         inbox = self._inbox
         assert inbox is not None
-        counters: PeerCounters = self._metrics.peer(_node_of(replica_id))
+        counters: PeerCounters = self._metrics.peer(node_of_replica(replica_id))
         frame: Any = first  # or EOF, which the stubs do not know
         while frame is not aio.EOF:
+            # Removed while its stream was alive? Of members there are too many frames to ask.
+            guest = replica_id not in self._members
+            if guest and (problem := self._roster.replica_problem(replica_id)):
+                return problem
+            if frame is not first and frame.from_replica not in ("", replica_id):
+                return f"a stream of {replica_id!r} goes on as {frame.from_replica!r}"
             if frame.messages:
                 counters.messages_received.inc(len(frame.messages))
                 counters.bytes_received.inc(frame.ByteSize())
@@ -284,10 +310,5 @@ class PeerTransport:
             try:
                 frame = await context.read()
             except aio.BaseError:
-                return  # the stream broke
-
-
-def _node_of(replica_id: str) -> str:
-    """The node's name in `<node>@<disk id>`; empty when it is no replica id."""
-    node, at, disk = replica_id.partition("@")
-    return node if at and disk else ""
+                return ""  # the stream broke
+        return ""

@@ -79,6 +79,11 @@ def describe_change(
     if len(changed) != 1:
         return f"a change must differ in exactly one replica, this one differs in {len(changed)}"
     (replica_id,) = changed
+    removed = set(current.removed_replica_ids)
+    if replica_id in removed and replica_id in after:
+        return f"replica {replica_id!r} was removed: its id is never used again"
+    if not removed <= set(proposed.removed_replica_ids):
+        return "the record of removed replicas must not shrink"
     own = after.get(leader)
     if own is None or not own.votes or not own.may_lead:
         return f"replica {leader!r} leads: transfer the leadership first"

@@ -2,9 +2,10 @@
 
     D/layout.json                 how many nodes, which base port, ephemeral or not; never changes
     D/config/<node>.toml          written at every start
-    D/secrets/admin-token, tokens, cluster-secret      made once, mode 0600, outside every data
-    directory D/<node>/                     the node's data directory D/logs/<node>.log,
-    D/run/<node>.pid, D/demo.json
+    D/secrets/admin-token, tokens  made once, mode 0600, outside every data directory
+    D/secrets/ca.*, <node>.*      the CA and the certificates of the nodes, likewise
+    D/<node>/                     the node's data directory
+    D/logs/<node>.log, D/run/<node>.pid, D/demo.json
 
 Owns these names and what is written at first. Must not start or stop anything.
 """
@@ -12,6 +13,7 @@ Owns these names and what is written at first. Must not start or stop anything.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import secrets
 import shutil
@@ -19,6 +21,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from quorepo.rpc.demo.certificates import provide_certificates
 from quorepo.storage.errors import ConfigError
 from quorepo.storage.layout import write_durably
 
@@ -153,12 +156,13 @@ def prepare(
     for name in ("config", "secrets", "logs", "run"):
         (root / name).mkdir(exist_ok=True, mode=0o700)
     token = _secret(root / "secrets" / "admin-token", secrets.token_urlsafe(24))
-    _secret(root / "secrets" / "cluster-secret", secrets.token_hex(32))
     _secret(root / "secrets" / "tokens", f'admin = "{token}"')
     members = tuple(
         DemoNode(f"n{number + 1}", root, base_port + number * _PORTS_PER_NODE)
         for number in range(nodes)
     )
+    now = datetime.datetime.now(datetime.UTC)
+    provide_certificates(root / "secrets", [node.name for node in members], now)
     for node in members:
         text = _node_toml(node, members, create_on_push=create_on_push)
         write_durably(node.config, text.encode(), 0o600)
@@ -248,8 +252,12 @@ pid_file = {_toml_string(node.pid_file)}
 
 [cluster]
 peers = {{ {peers} }}
-secret_file = {_toml_string(secrets_dir / "cluster-secret")}
 rejoin_empty = true
+
+[cluster.tls]
+ca_file = {_toml_string(secrets_dir / "ca.pem")}
+certificate_file = {_toml_string(secrets_dir / f"{node.name}.pem")}
+key_file = {_toml_string(secrets_dir / f"{node.name}.key")}
 
 [listen]
 http = "{node.http}"

@@ -25,7 +25,7 @@ def _run() -> int:
 
     from quorepo import __version__
     from quorepo.cluster import core
-    from quorepo.rpc.config import load_config, load_secret
+    from quorepo.rpc.config import load_config, load_peer_credentials
     from quorepo.storage.logs import configure_logging
 
     config = load_config(arguments.config)
@@ -36,7 +36,7 @@ def _run() -> int:
             data_dir=config.node.data_dir,
             socket_path=arguments.runtime_dir / "core.sock",
             peers=config.cluster.peers,
-            secret=load_secret(config.cluster.secret_file),
+            credentials=load_peer_credentials(config),
             rejoin_empty=config.cluster.rejoin_empty,
             peer_listen=config.listen.peer,
             http_url=config.advertise.http_url,

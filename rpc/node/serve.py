@@ -42,11 +42,11 @@ def serve(config_argument: str) -> int:
 
 
 def _serve(config_argument: str) -> int:
-    from quorepo.rpc.config import load_config, load_secret, load_tokens
+    from quorepo.rpc.config import load_config, load_peer_credentials, load_tokens
 
     path = Path(config_argument).absolute()
     config = load_config(path)
-    load_secret(config.cluster.secret_file)
+    load_peer_credentials(config)
     load_tokens(config.auth.tokens_file)
     name = config.node.name
     configure_logging("supervisor", name)

@@ -74,7 +74,11 @@ def edge_config(data_dir: Path, **sections: dict[str, Any]) -> NodeConfig:
             "node": {"name": "n1", "data_dir": data_dir},
             "cluster": {
                 "peers": {"n1": f"127.0.0.1:{ports[3]}"},
-                "secret_file": data_dir.parent / "secret",
+                "tls": {  # the core's alone
+                    "ca_file": data_dir.parent / "ca.pem",
+                    "certificate_file": data_dir.parent / "n1.pem",
+                    "key_file": data_dir.parent / "n1.key",
+                },
             },
             "listen": {
                 "http": f"127.0.0.1:{ports[0]}",

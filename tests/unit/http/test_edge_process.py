@@ -102,9 +102,8 @@ def edge_process(config: NodeConfig, runtime_dir: Path) -> Iterator[subprocess.P
 
 def _write_files(config: NodeConfig) -> None:
     folder = config.node.data_dir.parent
-    for name, text in (("secret", "s" * 64), ("tokens.toml", f'admin = "{TOKEN}"\n')):
-        (folder / name).write_text(text)
-        (folder / name).chmod(0o600)
+    (folder / "tokens.toml").write_text(f'admin = "{TOKEN}"\n')
+    (folder / "tokens.toml").chmod(0o600)
     listen = config.listen
     (folder / "node.toml").write_text(
         f"""
@@ -113,7 +112,7 @@ def _write_files(config: NodeConfig) -> None:
         data_dir = "data"
         [cluster]
         peers = {{ n1 = "{listen.peer}" }}
-        secret_file = "secret"
+        tls = {{ ca_file = "ca.pem", certificate_file = "n1.pem", key_file = "n1.key" }}
         [listen]
         http = "{listen.http}"
         grpc = "{listen.grpc}"
