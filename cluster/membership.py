@@ -68,6 +68,8 @@ class Membership:
                 configuration = status.configuration
                 if replica_of(configuration, newcomer.replica_id):
                     return ""
+                if newcomer.replica_id in configuration.removed_replica_ids:
+                    return f"group {group}: replica {newcomer.replica_id!r} was removed for good"
                 changed = remove_node(configuration, newcomer.node, newcomer.replica_id)
                 if changed is None:
                     changed = log_pb2.Configuration()

@@ -198,14 +198,14 @@ def load_credentials(
             next_step="all nodes of a cluster need certificates of one CA",
         )
     _check_dates(certificate, what, now)
-    for signer in signers:
-        _check_dates(signer, f"the CA in cluster.tls.ca_file {str(ca_file)!r}", now)
+    signer = max(signers, key=lambda authority: authority.not_valid_after_utc)  # it may be renewed
+    _check_dates(signer, f"the CA in cluster.tls.ca_file {str(ca_file)!r}", now)
     return Credentials(
         node=node,
         ca_pem=b"".join(_certificate_pem(authority) for authority in authorities),
         certificate_pem=_certificate_pem(certificate),
         key_pem=key_pem,
-        expires_at=min(c.not_valid_after_utc for c in (certificate, *signers)),
+        expires_at=min(certificate.not_valid_after_utc, signer.not_valid_after_utc),
     )
 
 

@@ -12,16 +12,18 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from quorepo.cluster.metrics import ClusterMetrics
-from quorepo.cluster.peer.clients import Keepalive, PeerClients
+from quorepo.cluster.peer.certificates import Credentials
+from quorepo.cluster.peer.clients import Keepalive, PeerAddress, PeerClients
 from quorepo.cluster.peer.held import HeldPacks
 from quorepo.cluster.peer.packs import PackExchange, PackLimits
+from quorepo.cluster.peer.roster import Roster
 from quorepo.cluster.peer.server import PeerServer
 from quorepo.cluster.peer.transport import PeerTransport, TransportLimits
 from quorepo.internal.v1 import core_pb2, log_pb2, peer_pb2
 from quorepo.storage.errors import FatalError
 from quorepo.storage.layout import GroupLayout
+from support.peer_certificates import credentials_of
 
-SECRET = "s" * 40
 CLUSTER = "cluster-1"
 GROUP = 1
 KEEPALIVE = Keepalive(interval_s=0.4, timeout_s=0.4)
@@ -80,7 +82,7 @@ class Node:
         name: str,
         *,
         disk: str = "d1",
-        secret: str = SECRET,
+        credentials: Credentials | None = None,
         cluster_id: str = CLUSTER,
         served_as: str = "",
         limits: TransportLimits | None = None,
@@ -88,7 +90,8 @@ class Node:
     ) -> None:
         self.name = name
         self.replica_id = f"{name}@{disk}"
-        self.secret = secret
+        self.credentials = credentials or credentials_of(name)
+        self.configuration = log_pb2.Configuration()  # what its roster knows
         self.cluster_id = cluster_id
         self.served_as = served_as or name
         self.limits = limits or TransportLimits(keepalive=KEEPALIVE, backoff_s_max=0.2)
@@ -98,7 +101,7 @@ class Node:
         self.layout.create()
         self.held = HeldPacks.scan({GROUP: self.layout})
         self.fatal: list[FatalError] = []
-        self.clients = PeerClients(secret, KEEPALIVE)
+        self.clients = PeerClients(self.credentials, KEEPALIVE)
         self.packs = PackExchange(
             clients=self.clients,
             layouts={GROUP: self.layout},
@@ -113,25 +116,35 @@ class Node:
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def peer(self) -> PeerAddress:
+        return PeerAddress(self.name, self.address)
+
+    def through(self, proxy: Proxy) -> PeerAddress:
+        """This node, reached by another way."""
+        return PeerAddress(self.name, f"127.0.0.1:{proxy.port}")
+
     def replica(self, address: str = "") -> log_pb2.Replica:
         return log_pb2.Replica(
             replica_id=self.replica_id, node=self.name, peer_address=address or self.address
         )
 
     async def start(self) -> None:
-        self.server = PeerServer(secret=self.secret, node=Handler(), keepalive=KEEPALIVE)
+        roster = Roster(lambda: [self.configuration])
+        self.server = PeerServer(credentials=self.credentials, node=Handler(), keepalive=KEEPALIVE)
         self.port = await self.server.start(f"127.0.0.1:{self.port}")
         self.transport = PeerTransport(
             replica_id=self.replica_id,
             node=self.served_as,
             cluster_id=self.cluster_id,
             address=self.address,
-            secret=self.secret,
+            credentials=self.credentials,
+            roster=roster,
             metrics=self.metrics,
             limits=self.limits,
         )
         self.transport.start(self.inbox)
-        self.server.serve(self.transport, self.packs)
+        self.server.serve(self.transport, self.packs, roster)
 
     async def stop(self) -> None:
         """As a process that ends; `start` brings a new one up on the same port."""
@@ -236,7 +249,7 @@ class Lab:
         name: str,
         *,
         disk: str = "d1",
-        secret: str = SECRET,
+        credentials: Credentials | None = None,
         cluster_id: str = CLUSTER,
         served_as: str = "",
         limits: TransportLimits | None = None,
@@ -247,7 +260,7 @@ class Lab:
             self._data_dir,
             name,
             disk=disk,
-            secret=secret,
+            credentials=credentials,
             cluster_id=cluster_id,
             served_as=served_as,
             limits=limits,

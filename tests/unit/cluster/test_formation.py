@@ -10,6 +10,7 @@ import pytest
 
 from quorepo.cluster.formation import Formation
 from quorepo.cluster.identity import NodeIdentity
+from quorepo.cluster.peer.clients import PeerAddress
 from quorepo.internal.v1 import log_pb2, peer_pb2
 from quorepo.storage.errors import FatalError
 
@@ -26,22 +27,23 @@ class Network:
         self.accept_rejoin = True
 
     async def identify(
-        self, address: str, request: peer_pb2.IdentifyRequest, timeout_s: float
+        self, peer: PeerAddress, request: peer_pb2.IdentifyRequest, timeout_s: float
     ) -> peer_pb2.IdentifyResponse:
         await asyncio.sleep(0)
-        return self._at(address).describe()
+        return self._at(peer).describe()
 
     async def rejoin(
-        self, address: str, request: peer_pb2.RejoinRequest, timeout_s: float
+        self, peer: PeerAddress, request: peer_pb2.RejoinRequest, timeout_s: float
     ) -> peer_pb2.RejoinResponse:
         await asyncio.sleep(0)
-        self._at(address)
+        self._at(peer)
         if self.accept_rejoin:
             self.rejoined.append(request.replica_id)
         return peer_pb2.RejoinResponse(accepted=self.accept_rejoin, reason="no leader yet")
 
-    def _at(self, address: str) -> Formation:
-        name = next(name for name, known in PEERS.items() if known == address)
+    def _at(self, peer: PeerAddress) -> Formation:
+        name = peer.node
+        assert PEERS[name] == peer.address
         if name in self.down or name not in self.nodes:
             raise OSError(f"{name} is down")
         return self.nodes[name]
@@ -135,7 +137,7 @@ async def test_emptied_disk_is_refused_unless_configured(network: Network, tmp_p
 async def test_unreachable_peer_is_waited_for_not_guessed(network: Network, tmp_path: Path) -> None:
     class Refusing(Network):
         async def identify(
-            self, address: str, request: peer_pb2.IdentifyRequest, timeout_s: float
+            self, peer: PeerAddress, request: peer_pb2.IdentifyRequest, timeout_s: float
         ) -> peer_pb2.IdentifyResponse:
             raise grpc.RpcError
 

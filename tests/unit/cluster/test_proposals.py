@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from quorepo.cluster.peer.clients import PeerAddress
 from quorepo.cluster.proposals import ProposalDriver
 from quorepo.cluster.raft.interface import GroupStatus, Outcome, PackNeed, Proposal
 from quorepo.internal.v1 import log_pb2, peer_pb2
@@ -53,11 +54,11 @@ class FakeStager:
         self.accepts = accepts
         self.staged: list[str] = []
 
-    async def stage(self, address: str, header: peer_pb2.PackHeader) -> None:
+    async def stage(self, peer: PeerAddress, header: peer_pb2.PackHeader) -> None:
         await asyncio.sleep(0)
-        if not self.accepts(address):
-            raise Unavailable(f"{address} is down")
-        self.staged.append(address)
+        if not self.accepts(peer.address):
+            raise Unavailable(f"{peer} is down")
+        self.staged.append(peer.address)
 
 
 class Ignored:

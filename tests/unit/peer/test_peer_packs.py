@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 from support.peer_nodes import Lab, Node, Pack, make_pack, wait_until
 
+from quorepo.cluster.peer.clients import PeerAddress
 from quorepo.cluster.peer.packs import PackLimits
 from quorepo.internal.v1 import peer_pb2
 from quorepo.storage import failpoints
@@ -58,7 +59,7 @@ async def assert_lacks(node: Node, pack: Pack) -> None:
 async def test_staged_pack_is_held_there(lab: Lab, pack: Pack) -> None:
     one, two = await lab.node("n1"), await lab.node("n2")
     pack.put(one.layout)
-    await one.packs.stage(two.address, pack.header)
+    await one.packs.stage(two.peer, pack.header)
     assert_holds(two, pack)
     assert counted(one, "stage_out") == counted(two, "stage_in") == 1
     assert copied_bytes(two, "stage_in") == len(pack.pack) + len(pack.index)
@@ -68,7 +69,7 @@ async def test_staged_pack_is_held_there(lab: Lab, pack: Pack) -> None:
 async def test_fetched_pack_is_held_here(lab: Lab, pack: Pack) -> None:
     one, two = await lab.node("n1"), await lab.node("n2")
     pack.put(one.layout)
-    await two.packs.fetch([one.address], pack.header)
+    await two.packs.fetch([one.peer], pack.header)
     assert_holds(two, pack)
     await two.packs.fetch([], pack.header)  # held: nobody is asked
 
@@ -77,13 +78,13 @@ async def test_pack_that_is_held_is_not_sent_again(lab: Lab) -> None:
     one, two = await lab.node("n1"), await lab.node("n2")
     big = make_pack(bytes(30_000_000), b"index")
     big.put(one.layout)
-    await one.packs.stage(two.address, big.header)
+    await one.packs.stage(two.peer, big.header)
     before = copied_bytes(one, "stage_out")
-    await one.packs.stage(two.address, big.header)
+    await one.packs.stage(two.peer, big.header)
     assert counted(one, "stage_out", "already_held") == 1
     assert copied_bytes(one, "stage_out") - before < 10_000_000
     SMALL.put(one.layout)
-    await one.packs.stage(two.address, SMALL.header)  # the channel is still fine
+    await one.packs.stage(two.peer, SMALL.header)  # the channel is still fine
     assert two.held.digests(1) == {big.header.digest, SMALL.header.digest}
 
 
@@ -97,31 +98,31 @@ async def test_other_bytes_are_refused_and_nothing_is_left(lab: Lab, pack: Pack,
     content[-1] ^= 1
     damaged.write_bytes(content)
     with pytest.raises(InvalidArgument, match="announced was"):
-        await one.packs.stage(two.address, pack.header)
+        await one.packs.stage(two.peer, pack.header)
     await assert_lacks(two, pack)
     with pytest.raises(Unavailable, match="announced was"):
-        await two.packs.fetch([one.address], pack.header)
+        await two.packs.fetch([one.peer], pack.header)
     await assert_lacks(two, pack)
     pack.put(one.layout)
-    await one.packs.stage(two.address, pack.header)
+    await one.packs.stage(two.peer, pack.header)
     assert_holds(two, pack)
 
 
 async def test_pack_that_is_not_there_is_said_to_be_not_there(lab: Lab) -> None:
     one, two = await lab.node("n1"), await lab.node("n2")
     with pytest.raises(NotFound, match=SMALL.header.digest.hex()):
-        await one.packs.stage(two.address, SMALL.header)
+        await one.packs.stage(two.peer, SMALL.header)
     with pytest.raises(Unavailable, match="is not on this node"):
-        await two.packs.fetch([one.address], SMALL.header)
+        await two.packs.fetch([one.peer], SMALL.header)
     SMALL.put(one.layout)
     one.layout.quarantine_paths(SMALL.header.digest)[0].write_bytes(b"short")
     with pytest.raises(NotFound, match="5 bytes here, 3004 were expected"):
-        await one.packs.stage(two.address, SMALL.header)
+        await one.packs.stage(two.peer, SMALL.header)
 
 
 async def send_by_hand(node: Node, *requests: peer_pb2.StagePackRequest) -> Any:
-    stub: Any = node.clients.stub(node.address)
-    return stub.StagePack(iter(requests), metadata=node.clients.metadata)
+    stub: Any = node.clients.stub(node.peer)
+    return stub.StagePack(iter(requests))
 
 
 def header_but(**changes: Any) -> peer_pb2.StagePackRequest:
@@ -168,14 +169,14 @@ async def test_nonsense_is_refused(
 async def test_endless_transfer_is_cut_off_at_the_announced_size(lab: Lab) -> None:
     limits = PackLimits(batch_bytes=100_000, drain_bytes_max=1_000_000)
     node = await lab.node("n1", pack_limits=limits)
-    stub: Any = node.clients.stub(node.address)
+    stub: Any = node.clients.stub(node.peer)
 
     async def endless() -> AsyncIterator[peer_pb2.StagePackRequest]:
         yield header_but()
         while True:
             yield chunk(bytes(50_000))
 
-    call = stub.StagePack(endless(), metadata=node.clients.metadata)
+    call = stub.StagePack(endless())
     # INTERNAL when grpc.aio was in the middle of a write: who does not stop may not learn why.
     assert (await call.code()).name in {"INVALID_ARGUMENT", "INTERNAL"}
     await assert_lacks(node, SMALL)
@@ -190,14 +191,14 @@ async def test_promoted_pack_is_fetched_from_its_repository(lab: Lab) -> None:
     header.repository_id = "a1b2"
     pack, _index = one.layout.quarantine_paths(header.digest)
     pack.rename(one.layout.pack_paths("a1b2", header.digest)[0])  # half-way through a promotion
-    await two.packs.fetch([one.address], header)
+    await two.packs.fetch([one.peer], header)
     assert_holds(two, SMALL)
     promote_pack(one.layout, "a1b2", header.digest)
     third = await lab.node("n3")
-    await third.packs.fetch([one.address], header)
+    await third.packs.fetch([one.peer], header)
     assert_holds(third, SMALL)
     fourth = await lab.node("n4")
-    await one.packs.stage(fourth.address, SMALL.header)  # found without its repository's id too
+    await one.packs.stage(fourth.peer, SMALL.header)  # found without its repository's id too
     assert_holds(fourth, SMALL)
 
 
@@ -207,7 +208,7 @@ async def test_interrupted_fetch_goes_on_where_it_stopped(lab: Lab) -> None:
     LARGE.put(two.layout)
     proxy = await lab.proxy(lambda: one.port)
     proxy.cut_after_bytes = 3_000_000
-    await three.packs.fetch([f"127.0.0.1:{proxy.port}", two.address], LARGE.header)
+    await three.packs.fetch([one.through(proxy), two.peer], LARGE.header)
     assert_holds(three, LARGE)
     total = len(LARGE.pack) + len(LARGE.index)
     assert copied_bytes(one, "fetch_out") < total
@@ -219,16 +220,16 @@ async def test_one_bad_source_does_not_spoil_a_fetch(lab: Lab) -> None:
     SMALL.put(one.layout)
     one.layout.quarantine_paths(SMALL.header.digest)[0].write_bytes(bytes(len(SMALL.pack)))
     SMALL.put(two.layout)
-    dead = "127.0.0.1:1"
-    await three.packs.fetch([dead, one.address, two.address], SMALL.header)
+    dead = PeerAddress("n9", "127.0.0.1:1")
+    await three.packs.fetch([dead, one.peer, two.peer], SMALL.header)
     assert_holds(three, SMALL)
 
 
 async def test_fetch_without_any_source_gives_up(lab: Lab) -> None:
     node = await lab.node("n1")
-    with pytest.raises(Unavailable, match=r"127\.0\.0\.1:1"):
-        await node.packs.fetch(["127.0.0.1:1"], SMALL.header)
-    with pytest.raises(Unavailable, match="no address"):
+    with pytest.raises(Unavailable, match=r"n9 at 127\.0\.0\.1:1"):
+        await node.packs.fetch([PeerAddress("n9", "127.0.0.1:1")], SMALL.header)
+    with pytest.raises(Unavailable, match="no peer"):
         await node.packs.fetch([], SMALL.header)
     await assert_lacks(node, SMALL)
 
@@ -236,8 +237,8 @@ async def test_fetch_without_any_source_gives_up(lab: Lab) -> None:
 async def test_concurrent_arrivals_of_one_pack_share_a_transfer(lab: Lab) -> None:
     one, two = await lab.node("n1"), await lab.node("n2")
     LARGE.put(one.layout)
-    fetches = [two.packs.fetch([one.address], LARGE.header) for _ in range(5)]
-    stages = [one.packs.stage(two.address, LARGE.header) for _ in range(3)]
+    fetches = [two.packs.fetch([one.peer], LARGE.header) for _ in range(5)]
+    stages = [one.packs.stage(two.peer, LARGE.header) for _ in range(3)]
     await asyncio.gather(*fetches, *stages)
     assert_holds(two, LARGE)
     assert counted(one, "fetch_out") + counted(one, "stage_out") == 1
@@ -253,8 +254,8 @@ async def test_cancelled_transfers_leave_nothing(lab: Lab) -> None:
         return bool(list(two.layout.quarantine.glob("stage-*-pack.tmp")))
 
     for transfer in (
-        one.packs.stage(two.address, big.header),
-        two.packs.fetch([one.address], big.header),
+        one.packs.stage(two.peer, big.header),
+        two.packs.fetch([one.peer], big.header),
     ):
         task = asyncio.ensure_future(transfer)
         await wait_until(arriving)
@@ -262,7 +263,7 @@ async def test_cancelled_transfers_leave_nothing(lab: Lab) -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         await assert_lacks(two, big)
-    await two.packs.fetch([one.address], big.header)
+    await two.packs.fetch([one.peer], big.header)
     assert_holds(two, big)
 
 
@@ -276,12 +277,12 @@ async def test_full_disk_is_told_and_survived(lab: Lab, monkeypatch: pytest.Monk
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full)
         with pytest.raises(StorageFull, match="no room"):
-            await one.packs.stage(two.address, SMALL.header)
+            await one.packs.stage(two.peer, SMALL.header)
         with pytest.raises(StorageFull, match="no room"):
-            await two.packs.fetch([one.address], SMALL.header)
+            await two.packs.fetch([one.peer], SMALL.header)
     assert two.fatal == []
     await assert_lacks(two, SMALL)
-    await one.packs.stage(two.address, SMALL.header)
+    await one.packs.stage(two.peer, SMALL.header)
     assert_holds(two, SMALL)
 
 
@@ -291,12 +292,12 @@ async def test_disk_error_is_fatal_for_the_receiver(lab: Lab, edge: str) -> None
     SMALL.put(one.layout)
     with failpoints.enabled(f"peer.stage.{edge}", "error"):
         with pytest.raises(Unavailable, match="going down"):
-            await one.packs.stage(two.address, SMALL.header)
+            await one.packs.stage(two.peer, SMALL.header)
         assert [error.exit_code for error in two.fatal] == [FatalError.EXIT_IO_ERROR]
         with pytest.raises(FatalError, match="check the disk"):
-            await two.packs.fetch([one.address], SMALL.header)
+            await two.packs.fetch([one.peer], SMALL.header)
     assert not two.held.has(1, SMALL.header.digest)
-    await two.packs.fetch([one.address], SMALL.header)  # as after a restart: it is written anew
+    await two.packs.fetch([one.peer], SMALL.header)  # as after a restart: it is written anew
     assert_holds(two, SMALL)
 
 
@@ -318,5 +319,5 @@ async def test_sending_can_be_paced(lab: Lab) -> None:
         paces.append(size)
 
     one.packs._pace = pace
-    await two.packs.fetch([one.address], LARGE.header)
+    await two.packs.fetch([one.peer], LARGE.header)
     assert sum(paces) == len(LARGE.pack) + len(LARGE.index)
