@@ -142,7 +142,7 @@ class CoreService(core_pb2_grpc.CoreServicer):
         self, request: core_pb2.CoreStatusRequest, context: Context
     ) -> core_pb2.CoreStatus:
         status = self.own_status()
-        if status.groups:
+        if status.groups and not request.this_node_only:
             _merge_peers(status, await self._ask_peers())
         return status
 

@@ -11,6 +11,7 @@ from typing import Protocol
 from quorepo.cluster.peer.clients import PeerAddress
 from quorepo.cluster.peer.held import HeldPacks
 from quorepo.cluster.raft.interface import PackNeed
+from quorepo.cluster.state.commands import decode_command
 from quorepo.internal.v1 import log_pb2, peer_pb2
 from quorepo.storage.errors import QuorepoError
 from quorepo.storage.logs import fields
@@ -78,7 +79,7 @@ class StagedPackGate:
 
     def missing(self, group: int, data: bytes) -> Sequence[PackNeed]:
         # A command without packs is the common case in the directory; parsing costs about 5 us.
-        needs = pack_needs(log_pb2.Command.FromString(data))
+        needs = pack_needs(decode_command(data))
         return [need for need in needs if not self._held.has(group, need.digest)]
 
     def want(self, group: int, needs: Sequence[PackNeed], from_replica: str) -> None:

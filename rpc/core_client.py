@@ -85,8 +85,10 @@ class Core(Protocol):
     ) -> Sequence[str]:
         """Copies a pack to a majority; see `CoreClient.replicate_pack`."""
 
-    async def status(self, timeout_s: float = 5.0) -> core_pb2.CoreStatus:
-        """What the core says of itself and of every group."""
+    async def status(
+        self, timeout_s: float = 5.0, *, this_node_only: bool = False
+    ) -> core_pb2.CoreStatus:
+        """What the core says of itself and of every group; the other nodes' views unless told not."""
 
     async def metrics(self, timeout_s: float = 2.0) -> bytes:
         """Prometheus text of the core process."""
@@ -236,8 +238,12 @@ class CoreClient:
         response = await self._until_answered(call, timeout_s)
         return tuple(response.replicas)
 
-    async def status(self, timeout_s: float = 5.0) -> core_pb2.CoreStatus:
+    async def status(
+        self, timeout_s: float = 5.0, *, this_node_only: bool = False
+    ) -> core_pb2.CoreStatus:
         """What the core says of itself and of every group.
+
+        `this_node_only` spares the other nodes, whose own views are asked for otherwise.
 
         Raises:
             Unavailable: no core within `timeout_s`.
@@ -245,7 +251,8 @@ class CoreClient:
 
         async def call(deadline: _Deadline) -> core_pb2.CoreStatus:
             answer: core_pb2.CoreStatus = await self._stub.GetStatus(
-                core_pb2.CoreStatusRequest(), timeout=deadline.left_s()
+                core_pb2.CoreStatusRequest(this_node_only=this_node_only),
+                timeout=deadline.left_s(),
             )
             return answer
 

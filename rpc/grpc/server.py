@@ -140,7 +140,7 @@ class GrpcServer:
         if self._edge.stopping:
             return False
         try:
-            return (await self._edge.core.status(_STATUS_TIMEOUT_S)).ready
+            return (await self._edge.core.status(_STATUS_TIMEOUT_S, this_node_only=True)).ready
         except QuorepoError:
             return False
 

@@ -108,7 +108,9 @@ class FakeCore:
         self.replicated.append(pack)
         return ("n1",)
 
-    async def status(self, timeout_s: float = 5.0) -> core_pb2.CoreStatus:
+    async def status(
+        self, timeout_s: float = 5.0, *, this_node_only: bool = False
+    ) -> core_pb2.CoreStatus:
         return core_pb2.CoreStatus(node="n1", ready=self.has_leader, phase="serving")
 
     async def metrics(self, timeout_s: float = 2.0) -> bytes:

@@ -225,12 +225,17 @@ Global___ReplicatePackResponse: _TypeAlias = ReplicatePackResponse  # noqa: Y015
 class CoreStatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    THIS_NODE_ONLY_FIELD_NUMBER: _builtins.int
+    this_node_only: _builtins.bool
+    """do not ask the other nodes for their own views"""
     def __init__(
         self,
+        *,
+        this_node_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["this_node_only", b"this_node_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
