@@ -187,6 +187,7 @@ class RaftGroup(Elections, Appending, Replication, Membership, Commands, ReadInd
         self._note_leadership()
         self.look_for_packs()
         self._advance_transfer()
+        self.let_go()
         self.decide_election()
         self.present_decisions()
         term = self.current_term

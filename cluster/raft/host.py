@@ -289,7 +289,7 @@ class RaftHost:
         replicas = {
             replica.replica_id: replica
             for group in self._groups.values()
-            for replica in group.history.current.replicas
+            for replica in group.contacts()
             if replica.replica_id != self._replica_id
         }
         self._transport.set_replicas([replica for _, replica in sorted(replicas.items())])

@@ -7,6 +7,8 @@ why somebody changes members.
 
 from __future__ import annotations
 
+import dataclasses
+
 from google.protobuf.message import DecodeError
 
 from quorepo.cluster.raft.configuration import ConfigurationHistory, describe_change
@@ -20,8 +22,21 @@ __all__ = ["Membership"]
 
 _SCAN_BYTES = 1024 * 1024  # of the log read at a time when a group starts
 
+# A replica that was removed is sent the log for this long, until it has the entry that says so:
+# otherwise it would never learn of it, and ask for votes for ever.
+_FAREWELL_S = 5.0
+
 # A learner may become a voter when it lacks no more entries than this: it is counted from then on.
 PROMOTION_LAG_ENTRIES_MAX = 256
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Leaving:
+    """A replica that is not counted any more and has not heard of it yet."""
+
+    replica: log_pb2.Replica
+    index: int  # of the entry that removed it
+    until: float
 
 
 class Membership(Engine):
@@ -30,7 +45,16 @@ class Membership(Engine):
     peers: list[Node]
 
     def _begin_membership(self, start: GroupStart) -> None:
+        if self.log.first_index > start.applied_index + 1:
+            raise FatalError(
+                f"group {self.group}: the journal begins at entry {self.log.first_index}, the "
+                f"state ends at {start.applied_index}, and what lies between is lost; give this "
+                "node an empty disk and let it rejoin",
+                exit_code=FatalError.EXIT_IO_ERROR,
+            )
         base = start.applied_configuration or start.founding
+        self._leaving: dict[Node, Leaving] = {}
+        self._replicas: dict[Node, log_pb2.Replica] = {}  # of the configuration in force
         self.configuration_version = 0  # counts changes of what is in force
         self.history = ConfigurationHistory(start.applied_index, base)
         index = max(start.applied_index + 1, self.log.first_index)
@@ -49,19 +73,50 @@ class Membership(Engine):
 
     def adopt_configuration(self) -> None:
         """Puts the newest configuration of the log into force (dissertation, 4.1)."""
-        others = [r for r in self.history.current.replicas if r.replica_id != self.me.id]
-        voters = {Node(replica.replica_id) for replica in others if replica.votes}
-        learners = {Node(replica.replica_id) for replica in others if not replica.votes}
-        before = set(self.peers)
-        self.set_peers(voters, learners)
-        self.peers = sorted(voters | learners, key=str)
+        removed = self._replicas
+        self._replicas = {Node(r.replica_id): r for r in self.history.current.replicas}
+        voters = {node for node, replica in self._replicas.items() if replica.votes}
+        learners = self._replicas.keys() - voters
+        self.set_peers(voters - {self.me}, learners - {self.me})
         if self.is_leader:
-            for node in self.peers:
-                if node not in before:
-                    self.track_follower(node)
-        for node in before - set(self.peers):
+            for node in removed.keys() - self._replicas.keys():
+                if node in self.connected:
+                    until = self.now + _FAREWELL_S
+                    self._leaving[node] = Leaving(removed[node], self.history.current_index, until)
+        self._set_followers()
+
+    def _set_followers(self) -> None:
+        """Whom a leader sends the log to: the configuration in force, and who has to hear of it."""
+        for node in self._replicas:
+            self._leaving.pop(node, None)
+        before = set(self.peers)
+        after = (self._replicas.keys() | self._leaving.keys()) - {self.me}
+        self.peers = sorted(after, key=str)
+        for node in before - after:
             self.forget_follower(node)
+        if self.is_leader:
+            for node in sorted(after - before, key=str):
+                self.track_follower(node)
         self.configuration_version += 1
+
+    def let_go(self) -> None:
+        """Forgets removed replicas that know it, or cannot be told."""
+        gone = [
+            node
+            for node, leaving in self._leaving.items()
+            if not self.is_leader
+            or node not in self.connected
+            or self.now >= leaving.until
+            or self.match_index.get(node, 0) >= leaving.index
+        ]
+        for node in gone:
+            del self._leaving[node]
+        if gone:
+            self._set_followers()
+
+    def contacts(self) -> list[log_pb2.Replica]:
+        """The replicas that this one has to be connected to."""
+        return [*self._replicas.values(), *(leaving.replica for leaving in self._leaving.values())]
 
     def append_configuration(self, index: int, payload: bytes) -> None:
         """The leader appended a configuration that `why_denied` had nothing against."""

@@ -19,6 +19,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, cast
 
+from quorepo.cluster.raft.configuration import voters_of
 from quorepo.cluster.raft.group import RaftGroup
 from quorepo.cluster.raft.group_log import GroupLog
 from quorepo.cluster.raft.host import RaftHost
@@ -204,6 +205,7 @@ class Node:
         self.skew_s = cluster.rng.uniform(-cluster.skew_s, cluster.skew_s)
         self.step_token = 0
         self.frozen_until = 0.0  # the process does not run before
+        self.known: set[str] = set()  # whom the engine wants connections to
 
     def __str__(self) -> str:
         return self.replica_id
@@ -308,6 +310,7 @@ class Cluster:
         self._connections = itertools.count(1)
         self.majority_is_founders = True  # False: members change, or a test speaks for them
         self.leaders: dict[tuple[int, int], str] = {}  # by group and term
+        self.last_commit: dict[tuple[int, str], tuple[int, frozenset[str]]] = {}
         self.first_commit: dict[tuple[int, int], int] = {}  # of each leader
         self.votes: dict[tuple[int, int, str], str] = {}  # by group, term and voter
         self.committed: dict[tuple[int, int], Entry] = {}
@@ -317,6 +320,7 @@ class Cluster:
         # What a Future's callback found: an exception there would only be logged.
         self.broken: list[str] = []
         self.messages = 0
+        self.bytes_sent = 0
         for replica in self.founding.replicas:
             self.add_node(replica.replica_id)
 
@@ -441,6 +445,8 @@ class Cluster:
             self.crash(node)
             return
         self._check_leaders(node)
+        if self.rng.random() < 0.1:
+            self._check_configuration(node)
         self.poke(node, max(wait_s, 0.0001))
 
     # links
@@ -520,6 +526,7 @@ class Cluster:
         if self._connection.get(pair) != connection or receiver.host is None:
             return
         self.messages += len(frame)
+        self.bytes_sent += sum(map(len, frame))
         messages = [peer_pb2.GroupMessage.FromString(data) for data in frame]
         receiver.host.deliver(link[0], messages)
         self.poke(receiver)
@@ -680,11 +687,11 @@ class Cluster:
             if known < group.commit_index < (group.no_op_index or 0):
                 raise Violation(f"{node} committed {group.commit_index} of an older term")
             self._check_match_indexes(node, number)
+            self._check_commit(node, number)
             self._check_changes(node, number)
 
     def _check_changes(self, node: Node, group: int) -> None:
-        """One uncommitted change at a time, none before the leader knows what is committed, and
-        the configuration in force is the newest in the log."""
+        """One uncommitted change at a time, none before the leader knows what is committed."""
         if self.majority_is_founders:
             return
         raft = node.group(group)
@@ -698,9 +705,16 @@ class Cluster:
         own = any(term == raft.current_term for _, term, _ in changes)
         if own and raft.commit_index < (raft.no_op_index or 0):
             raise Violation(f"{node} changed members before it knew what is committed")
-        newest = changes[-1][2][9:] if changes else self.founding.SerializeToString()
-        if raft.history.current != log_pb2.Configuration.FromString(newest):
-            raise Violation(f"{node} has another configuration in force than its log")
+
+    def _check_configuration(self, node: Node) -> None:
+        if self.majority_is_founders:
+            return
+        for group in self.groups:
+            changes = [data for data, _, _ in node.journal.log(group) if data[0] == 2]
+            newest = changes[-1][9:] if changes else self.founding.SerializeToString()
+            in_force = node.group(group).history.current
+            if in_force != log_pb2.Configuration.FromString(newest):
+                raise Violation(f"{node} has another configuration in force than its log")
 
     def _check_elected_by_majority(self, node: Node, key: tuple[int, int]) -> None:
         if not self.majority_is_founders:
@@ -712,14 +726,34 @@ class Cluster:
         if 2 * votes <= len(self.founding.replicas):
             raise Violation(f"{node} leads {key} with {votes} votes")
 
+    def _check_commit(self, node: Node, group: int) -> None:
+        """When a leader's commit index moves, a majority of its voters has the entry durably."""
+        raft = node.group(group)
+        index, voters = raft.commit_index, voters_of(raft.history.current)
+        before, voters_before = self.last_commit.get((group, node.replica_id), (index, voters))
+        self.last_commit[group, node.replica_id] = (index, voters)
+        if index <= max(before, 1):
+            return
+        entry = node.journal.log(group)[index - 1]
+        holders = {
+            other.replica_id
+            for other in self.nodes.values()
+            if entry in other.disk.entries.get(group, [])[index - 1 : index]
+        }
+        # The members may have changed in the same turn, after the commit.
+        if not any(2 * len(holders & those) > len(those) for those in (voters, voters_before)):
+            raise Violation(f"{node} committed entry {index}, stored by {sorted(holders)} only")
+
     def _check_match_indexes(self, node: Node, group: int) -> None:
         """What a leader believes to be on a follower's disk is there, while the follower is in its
         term: afterwards another leader may have changed it."""
         raft = node.group(group)
         log = node.journal.log(group)
         for peer, index in raft.match_index.items():
+            if index == 0:
+                continue
             disk = self.nodes[peer.id].disk
-            if index == 0 or disk.votes.get(group, (0, None))[0] != raft.current_term:
+            if disk.votes.get(group, (0, None))[0] != raft.current_term:
                 continue
             stored = disk.entries.get(group, [])
             if len(stored) < index or stored[index - 1] != log[index - 1]:

@@ -188,3 +188,55 @@ def test_demoted_replica_never_campaigns() -> None:
     cluster.run(10.0)
     assert learner.group().current_term == term
     assert learner.group().role() == "learner"
+
+
+def lone_candidate() -> Node:
+    """One of five, without peers that answer, in the middle of its election."""
+    cluster = Cluster(11, voters=5)
+    node = cluster.nodes["n0@1"]
+    for other in followers_of(cluster, node):
+        other.frozen_until = cluster.now + 60
+    cluster.run(0.2)
+    assert node.host is not None
+    for term in range(2):  # a second election, so that there is an older term
+        cluster.run_until(lambda: node.group()._pre_votes is not None, 5.0)
+        granted = peer_pb2.GroupMessage(group=1, term=term)
+        granted.pre_vote_granted.SetInParent()
+        for voter_id in ("n1@1", "n2@1"):
+            node.host.deliver(voter_id, [granted])
+        cluster.poke(node)
+        cluster.run(0.01)
+    assert node.group().role() == "candidate"
+    assert node.group().current_term == 2
+    return node
+
+
+def vote_from(node: Node, voter_id: str, term: int = 2) -> None:
+    vote = peer_pb2.GroupMessage(group=1, term=term)
+    vote.vote_granted.SetInParent()
+    assert node.host is not None
+    node.host.deliver(voter_id, [vote])
+    node.host.step()
+
+
+def test_votes_are_counted_by_voter() -> None:
+    node = lone_candidate()
+    for _ in range(3):
+        vote_from(node, "n1@1")
+    assert node.group().role() == "candidate"
+    vote_from(node, "n2@1")
+    assert node.group().role() == "leader"
+
+
+def test_votes_of_an_older_term_are_not_counted() -> None:
+    node = lone_candidate()
+    for voter_id in ("n1@1", "n2@1", "n3@1"):
+        vote_from(node, voter_id, term=1)
+    assert node.group().role() == "candidate"
+
+
+def test_votes_of_strangers_are_not_counted() -> None:
+    node = lone_candidate()
+    for voter_id in ("n6@1", "n7@1", "n8@1"):
+        vote_from(node, voter_id)
+    assert node.group().role() == "candidate"

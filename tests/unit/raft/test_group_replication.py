@@ -246,3 +246,20 @@ def test_two_groups_share_a_node_and_nothing_else() -> None:
         cluster.check_at_rest(group)
         commands = [e.data for e in first.disk.state[group] if e.kind == "command"]
         assert commands == [name]
+
+
+def test_leader_does_not_count_itself_for_what_it_has_not_synced() -> None:
+    """Its followers may be faster than its own disk."""
+    cluster = Cluster(11)
+    leader = cluster.wait_for_leader()
+    cluster.run(0.2)
+    leader.journal.sync = lambda: None  # type: ignore[method-assign]
+    index = leader.group().log.last_index
+    cluster.propose(leader, "on the followers' disks only")
+    cluster.run(0.1)
+    for follower in followers_of(cluster, leader):
+        assert len(follower.disk.entries[1]) == index + 1
+    assert leader.group().commit_index == index
+    del leader.journal.sync
+    cluster.run(0.2)
+    assert leader.group().commit_index == index + 1
