@@ -88,7 +88,7 @@ class Core(Protocol):
     async def status(
         self, timeout_s: float = 5.0, *, this_node_only: bool = False
     ) -> core_pb2.CoreStatus:
-        """What the core says of itself and of every group; the other nodes' views unless told not."""
+        """What the core says of itself and of every group, see `CoreClient.status`."""
 
     async def metrics(self, timeout_s: float = 2.0) -> bytes:
         """Prometheus text of the core process."""
