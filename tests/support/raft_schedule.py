@@ -270,6 +270,7 @@ class Schedule:
             done = cluster.apply(node, f"last {group} {attempt}", group, 2.0)
             if done.outcome is Outcome.APPLIED:
                 return done.index
+            cluster.run(0.5)
         raise Violation(f"group {group} takes no writes after it was healed: {done}")
 
     def _members(self, group: int) -> list[Node]:

@@ -12,7 +12,7 @@ from support.raft_schedule import run_schedule
 @pytest.mark.parametrize("seed", range(24))
 def test_acknowledged_commands_survive_faults(seed: int) -> None:
     story = run_schedule(seed, seconds=5.0)
-    assert story.messages > 100
+    assert story.last_index > 2
 
 
 @pytest.mark.parametrize("seed", range(16))
