@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import grpc
@@ -33,7 +34,8 @@ log = logging.getLogger(__name__)
 # The largest message is one log entry: raft.command_bytes_max (3 MiB) and its framing.
 MESSAGE_BYTES_MAX = 8 * 1024 * 1024
 
-Options = list[tuple[str, int]]
+Option = tuple[str, int]
+Options = list[Option]
 
 
 class PeerAddress(NamedTuple):
@@ -65,8 +67,13 @@ class Keepalive:
         ]
 
 
-def open_channel(peer: PeerAddress, credentials: Credentials, keepalive: Keepalive) -> aio.Channel:
-    """A channel that carries calls only if the certificate over there is `peer.node`'s."""
+def open_channel(
+    peer: PeerAddress, credentials: Credentials, keepalive: Keepalive, more: Sequence[Option] = ()
+) -> aio.Channel:
+    """A channel that carries calls only if the certificate over there is `peer.node`'s.
+
+    `more` options win over the usual ones.
+    """
     tls = grpc.ssl_channel_credentials(
         root_certificates=credentials.ca_pem,
         private_key=credentials.key_pem,
@@ -74,8 +81,8 @@ def open_channel(peer: PeerAddress, credentials: Credentials, keepalive: Keepali
     )
     # Certificates name nodes, not hosts: addresses and ports may change.
     name = ("grpc.ssl_target_name_override", node_dns_name(peer.node))
-    options = [name, *_channel_options(keepalive)]
-    return aio.secure_channel(peer.address, tls, options=options)
+    options: dict[str, str | int] = dict([name, *_channel_options(keepalive), *more])
+    return aio.secure_channel(peer.address, tls, options=list(options.items()))
 
 
 def _channel_options(keepalive: Keepalive) -> Options:

@@ -153,8 +153,9 @@ class Commands(Engine):
             return Refusal.DENIED
         try:
             missing = self.gate.missing(self.group, payload)
-        except (DecodeError, ValueError) as error:
-            # Once in the log it would end every replica. The local proposer has a bug.
+        except (DecodeError, ValueError, FatalError) as error:
+            # Once in the log it would end every replica. The proposer has a bug, or is newer than
+            # this program; that is no reason to end here, where nothing was written yet.
             log.error(
                 "a command does not parse",
                 extra={"fields": {"group": self.group, "error": str(error)}},
