@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import time
@@ -88,6 +89,43 @@ def test_acknowledged_pushes_survive_kill_of_a_node(
     )
     pusher.check(refs_of(demo.url(killed, "chaos/repo")))
     clone(demo.url(killed, "chaos/repo"), tmp_path / "again", "--mirror")
+
+
+def test_clones_go_on_while_the_leader_dies(
+    own_cluster: Demo, work: WorkTree, tmp_path: Path
+) -> None:
+    demo = own_cluster
+    for number in range(4):
+        work.commit(f"change {number}", {f"random{number}": os.urandom(2 * 1024 * 1024)})
+    work.git("push", "--quiet", demo.url("n1", "clones/repo"), "main")
+    leader = demo.leader(STORAGE)
+    survivor = next(name for name in demo.nodes if name != leader)
+    stop, failures = threading.Event(), []
+
+    def clone_again_and_again() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            target = tmp_path / f"clone{number}"
+            try:
+                clone(demo.url(survivor, "clones/repo"), target)
+            except AssertionError as error:
+                failures.append(str(error))
+            shutil.rmtree(target, ignore_errors=True)
+            done.set()
+
+    done = threading.Event()
+    cloner = threading.Thread(target=clone_again_and_again, daemon=True)
+    cloner.start()
+    assert done.wait(30)
+    demo.kill(leader)
+    done.clear()
+    assert done.wait(30)
+    done.clear()
+    assert done.wait(30), "and once more with the new leader"
+    stop.set()
+    cloner.join(60)
+    assert failures == []
 
 
 def test_node_with_an_emptied_disk_comes_back(
