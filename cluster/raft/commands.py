@@ -309,5 +309,6 @@ class Commands(Engine):
                     attempt.end(Outcome.NOT_APPLIED, "leader-changed")
 
     def _forget_old_terms(self) -> None:
-        if len(self._terms) > 1024:
-            del self._terms[:512]
+        before = bisect.bisect_right(self._terms, (self.applied_index, 1 << 64)) - 1
+        if before > 512:
+            del self._terms[:before]

@@ -25,12 +25,12 @@ __all__ = ["Elections"]
 
 log = logging.getLogger(__name__)
 
-# A follower that lost its connection to the leader asks for votes this soon, and so do the next
-# attempts of the same failover: both survivors notice at the same moment, and a split vote must
-# not cost a full timeout. After that the network may be slower than this, so the configured
-# timeouts hold.
-_HURRY_S_MIN = 0.05
-_HURRY_S_MAX = 0.2
+# A follower that lost its connection to the leader asks for votes this soon: later than the next
+# heartbeat, in case only its own side of the connection broke, and at a random moment, because all
+# survivors notice at once. The next attempts of the same failover hurry too, so that a split vote
+# does not cost a full timeout. Then the network may be slower than this: the timeouts hold again.
+_HURRY_HEARTBEATS = 1.2
+_HURRY_SPREAD_S = 0.15
 _HURRIED_ATTEMPTS_MAX = 4
 
 
@@ -46,6 +46,7 @@ class Elections(Engine):
         self._votes: set[Node] = set()
         self._contact: Node | None = None  # the leader heard last
         self._contact_at = -math.inf
+        self._contact_lost = False  # its connection broke, and it was not heard since
         self._hurried_attempts = 0
 
     # ---- what a tick does
@@ -107,20 +108,20 @@ class Elections(Engine):
             self._campaign = "pre-vote won"
 
     def _set_next_deadline(self) -> None:
-        if self._lost_contact() and self._hurried_attempts < _HURRIED_ATTEMPTS_MAX:
+        if self._contact_lost and self._hurried_attempts < _HURRIED_ATTEMPTS_MAX:
             self._hurried_attempts += 1
-            wait_s = self.rng.uniform(_HURRY_S_MIN, _HURRY_S_MAX)
+            wait_s = _HURRY_HEARTBEATS * self.config.heartbeat_interval_s
+            wait_s += self.rng.uniform(0.0, _HURRY_SPREAD_S)
             self._election_deadline = self.now + min(wait_s, self.config.election_timeout_s_max)
         else:
             self._election_deadline = self.now + self.election_timeout_s()
 
-    def _lost_contact(self) -> bool:
-        """Whether the connection to the leader heard last is known to be gone."""
-        return self._contact is not None and self._contact not in self.connected
-
     def note_leader_lost(self, node: Node) -> None:
         """The connection to `node` is gone: when it led, there is no need to wait for silence."""
-        if node == self._contact and not self.is_leader and self._may_lead():
+        if node != self._contact or self.is_leader:
+            return
+        self._contact_lost = True
+        if self._may_lead():
             self._hurried_attempts = 0
             deadline = self._election_deadline
             self._set_next_deadline()
@@ -145,6 +146,7 @@ class Elections(Engine):
         """A message of the current term's leader: no election is needed."""
         self._contact = node
         self._contact_at = self.now
+        self._contact_lost = False
         self._hurried_attempts = 0
         if self._campaign == "pre-vote won":
             self._campaign = ""  # "asked by leader" stands: that leader wants to go
@@ -154,6 +156,7 @@ class Elections(Engine):
     def leadership_lost(self) -> None:
         """This replica led and does no more."""
         self._contact = None
+        self._contact_lost = False
         self._set_next_deadline()
 
     # ---- messages
@@ -172,13 +175,13 @@ class Elections(Engine):
     def _sticks_to_leader(self) -> bool:
         """Whether there is a leader worth keeping (dissertation, 4.2.3).
 
-        One that this replica hears, unless their connection is known to be lost: then the silence
-        that the timeout would wait for has been explained.
+        One that this replica hears, unless their connection broke and nothing was heard since: then
+        the silence that the timeout would wait for has been explained.
         """
         if self.is_leader:
             return True
         fresh = self.now - self._contact_at < self.config.election_timeout_s_min
-        return fresh and not self._lost_contact()
+        return fresh and not self._contact_lost
 
     def _is_up_to_date(self, message: Message) -> bool:
         """Raft 5.4.1: a log that ends in a later term, or in the same one and not before ours."""
