@@ -60,6 +60,9 @@ CACHE_BYTES_MAX = 96 * 1024 * 1024  # git's core.deltaBaseCacheLimit
 
 # Longer chains are refused at ingest (65,535 is the ceiling of limits.delta_depth_max).
 _CHAIN_MAX = 65_536
+# Enough of a zlib stream to get the first bytes out of it: the code tables before them take up to
+# about 320 bytes.
+_DELTA_HEAD_BYTES = 1024
 _OVERHEAD_BYTES = 150  # of one cached object besides its content
 
 
@@ -237,7 +240,8 @@ class PackSet:
         if header.type_num in TYPE_NAMES:
             return header.size
         try:
-            head = zlib.decompressobj().decompress(pack.slice(header.body, header.body + 128), 32)
+            stream = pack.slice(header.body, header.body + _DELTA_HEAD_BYTES)
+            head = zlib.decompressobj().decompress(stream, 32)
             return delta_sizes(head)[1]
         except (zlib.error, IndexError) as error:
             raise pack.damaged(offset, str(error)) from error

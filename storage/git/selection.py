@@ -7,13 +7,13 @@ Iterative, and bounded by about 200 bytes per object selected.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterable, Sequence
 
 from quorepo.storage.git.commits import CommitReader, Roots, tree_entry_pattern
 from quorepo.storage.git.fetch_request import FetchRequest, Negotiation
 from quorepo.storage.git.filters import ObjectFilter
 from quorepo.storage.git.shallow import client_shallow
+from quorepo.storage.git.tree_changes import Selection, TreeChanges
 from quorepo.storage.git.walk import CommitRange, commits_between
 from quorepo.storage.packs import BLOB, COMMIT, TAG, TREE
 
@@ -23,20 +23,6 @@ _TREE_MODES = (b"40000", b"040000")
 _GITLINK_MODE = b"160000"
 
 Count = Callable[[int], None]
-
-
-@dataclass
-class Selection:
-    """The objects to send, and those that the client is known to have, the bases of thin deltas.
-
-    `chosen` maps each object to its offset in the answer, 0 until it is written there; commits come
-    first, newest first, and `commit_count` says how many. `known` is not complete: it holds what
-    the enumeration came across.
-    """
-
-    chosen: dict[bytes, int] = field(default_factory=dict)
-    known: set[bytes] = field(default_factory=set)
-    commit_count: int = 0
 
 
 def select_objects(
@@ -63,7 +49,7 @@ def select_objects(
     enumeration = _Enumeration(reader, request.filter or ObjectFilter(), count)
     enumeration.take_commits(commits, wants, haves)
     enumeration.take_named(wants, haves)
-    enumeration.take_trees(commits, wants, haves)
+    enumeration.take_trees(commits, wants, haves, grafts)
     if request.include_tag:
         enumeration.take_tags_of(tags)
     return enumeration.selection
@@ -103,13 +89,21 @@ class _Enumeration:
             self.selection.chosen[oid] = 0
             self.selection.known.discard(oid)
 
-    def take_trees(self, commits: CommitRange, wants: Roots, haves: Roots) -> None:
+    def take_trees(
+        self, commits: CommitRange, wants: Roots, haves: Roots, grafts: Container[bytes]
+    ) -> None:
         """The trees and blobs of the new commits and of the trees that the client named."""
         reader = self._reader
         bound = self._filter
-        roots = [reader.get(oid).tree for oid in commits.new]
         if bound.tree_depth == 0 or not (bound.keeps_type(TREE) or bound.keeps_type(BLOB)):
             return
+        if bound == ObjectFilter() and commits.boundary:
+            self._mark_known(haves.trees)
+            self._walk((), wants.trees)
+            changes = TreeChanges(reader, self.selection, commits, grafts)
+            changes.take_all(self._count)
+            return
+        roots = [reader.get(oid).tree for oid in commits.new]
         if roots or wants.trees:
             self._mark_known([reader.get(oid).tree for oid in commits.boundary] + haves.trees)
         if bound == ObjectFilter():

@@ -156,3 +156,47 @@ def test_nothing_to_send_is_an_empty_pack(stored: StoredRepository) -> None:
     result = write_pack(file, stored.objects(), Selection(), ofs_delta=True, thin=True)
     assert (result.objects, result.pack_bytes) == (0, len(file.getvalue()))
     assert file.getvalue()[:12] == b"PACK\0\0\0\2\0\0\0\0"
+
+
+@pytest.mark.parametrize("thin", [False, True])
+def test_what_is_stored_whole_is_sent_as_a_delta_of_what_the_client_has(
+    stored: StoredRepository, tmp_path: Path, thin: bool
+) -> None:
+    """git stores the newest version whole and older ones as deltas of it."""
+    source = tmp_path / "large.git"
+    git("clone", "--quiet", "--bare", str(stored.source), str(source))
+    text = "".join(f"a line that is number {number}\n" for number in range(9000))
+    stream = []
+    for number in range(6):
+        text = text.replace(f"number {number * 1000}\n", f"number {number * 1000}!\n")
+        stream.append(
+            f"commit refs/heads/grow\nmark :{number + 1}\ncommitter C <c@x> {number} +0000\n"
+        )
+        stream.append("data 1\nc\n" + (f"from :{number}\n" if number else ""))
+        stream.append(f"M 644 inline dir/text\ndata {len(text)}\n{text}\n")
+    git("fast-import", "--quiet", cwd=source, stdin="".join(stream).encode())
+    git("repack", "-adq", cwd=source)
+    repository = StoredRepository(source, tmp_path / "data")
+    commits = git("rev-list", "grow", cwd=source).stdout.split()
+    request = FetchRequest(
+        version=2,
+        wants=(bytes.fromhex(commits[0]),),
+        haves=(bytes.fromhex(commits[3]),),
+        done=True,
+        ofs_delta=True,
+        thin_pack=thin,
+    )
+    reader = CommitReader(repository.objects())
+    negotiation = negotiate(reader, request, repository.view().tips())
+    out = tmp_path / "out.pack"
+    result = build_pack(reader, request, negotiation, [], out)
+    assert result.objects == 12
+    whole = len(zlib.compress(text.encode()))
+    assert (result.pack_bytes < 2000) is thin, result
+    assert result.pack_bytes < whole + 2000
+    client = tmp_path / "client.git"
+    git("init", "--quiet", "--bare", str(client))
+    git("fetch", "--quiet", str(source), f"{commits[3]}:refs/heads/had", cwd=client)
+    options = ["--strict", "--stdin", *(["--fix-thin"] if thin else [])]
+    git("index-pack", *options, cwd=client, stdin=out.read_bytes())
+    git("rev-list", "--objects", commits[0], cwd=client)

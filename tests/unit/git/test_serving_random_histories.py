@@ -5,6 +5,7 @@ The oracle is `git upload-pack --stateless-rpc` on the same repository, given th
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -144,7 +145,12 @@ def closure(stored: StoredRepository, wants: list[str]) -> set[str]:
     return {*listing.stdout.split(), *wants}
 
 
-HISTORY = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# `QUOREPO_EXAMPLES=500 pytest …` looks longer.
+HISTORY = settings(
+    max_examples=int(os.environ.get("QUOREPO_EXAMPLES", "25")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 
 
 @given(changes=histories(), data=st.data())

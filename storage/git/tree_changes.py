@@ -1,0 +1,166 @@
+"""What new commits changed: their trees and blobs, found by comparing trees with the parents' ones.
+
+Owns the comparison, and what each changed object replaced. Must not know filters or packs.
+
+Only directories that differ are read. By induction over history everything a new commit's tree
+holds is then either chosen or at the client, in whatever order the commits are looked at. A file
+that merely moved is chosen again, unless so much is chosen without anything at its path before
+that reading all trees of the boundary is worth it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Container, Iterable
+from dataclasses import dataclass, field
+
+from quorepo.storage.git.commits import CommitReader
+from quorepo.storage.git.walk import CommitRange
+
+__all__ = ["Selection", "TreeChanges"]
+
+_TREE_MODES = (b"40000", b"040000")
+_GITLINK_MODE = b"160000"
+# Parsed trees kept; the next commit compares with those of this one.
+_TREES_CACHED_MAX = 4096
+# Compressed bytes without a predecessor above which moved files are looked for.
+_UNEXPLAINED_BYTES_MAX = 32 * 1024
+
+_Entry = tuple[bytes, bytes, bytes]
+
+
+@dataclass
+class Selection:
+    """The objects to send, and those that the client is known to have, the bases of thin deltas.
+
+    `chosen` maps each object to its offset in the answer, 0 until it is written there; commits come
+    first, newest first, and `commit_count` says how many. `known` is not complete: it holds what
+    the enumeration came across. `earlier` maps a chosen object to what stood at the same path in a
+    parent: a good base for a new delta.
+    """
+
+    chosen: dict[bytes, int] = field(default_factory=dict)
+    known: set[bytes] = field(default_factory=set)
+    earlier: dict[bytes, bytes] = field(default_factory=dict)
+    commit_count: int = 0
+
+
+class TreeChanges:
+    """Adds to a selection what the new commits of a range changed against their parents."""
+
+    def __init__(
+        self,
+        reader: CommitReader,
+        selection: Selection,
+        commits: CommitRange,
+        grafts: Container[bytes],
+    ) -> None:
+        self._reader = reader
+        self._selection = selection
+        self._commits = commits
+        self._grafts = grafts
+        width = reader.objects.object_format.hash_bytes
+        pattern = re.compile(rb"([0-7]+) ([^\0]+)\0(.{%d})" % width, re.DOTALL)
+        self._findall = pattern.findall
+        # Commits, and what the client named: it may lack that although it has a commit with it.
+        self._kept = frozenset(selection.chosen)
+        self._trees: dict[bytes, frozenset[_Entry]] = {}
+
+    def take_all(self, count: Callable[[int], None]) -> None:
+        """Oldest commit first, so that the predecessor of an object is usually chosen before it.
+
+        `count` hears how many objects are chosen.
+        """
+        reader, selection = self._reader, self._selection
+        chosen = selection.chosen
+        selection.known.update(reader.get(oid).tree for oid in self._commits.boundary)
+        for oid in reversed(self._commits.new):
+            parents = reader.parents(oid, self._grafts)
+            self._take(reader.get(oid).tree, [reader.get(parent).tree for parent in parents])
+            count(len(chosen))
+        if self._unexplained_bytes() > _UNEXPLAINED_BYTES_MAX:
+            self._drop_moved()
+
+    def _take(self, root: bytes, bases: list[bytes]) -> None:
+        chosen, known = self._selection.chosen, self._selection.known
+        earlier = self._selection.earlier
+        pending = [(root, bases)]
+        while pending:
+            tree, bases = pending.pop()
+            if tree in chosen or tree in known or tree in bases:
+                continue
+            chosen[tree] = 0
+            if bases:
+                earlier[tree] = bases[0]
+            changed, replaced = self._compare(tree, bases)
+            for mode, name, oid in changed:
+                if mode == _GITLINK_MODE:
+                    continue
+                is_tree = mode in _TREE_MODES
+                same_path = [base for kind, base in replaced.get(name, ()) if kind == is_tree]
+                if is_tree:
+                    pending.append((oid, same_path))
+                elif oid not in chosen and oid not in known:
+                    chosen[oid] = 0
+                    if same_path:
+                        earlier[oid] = same_path[0]
+
+    def _compare(
+        self, tree: bytes, bases: Iterable[bytes]
+    ) -> tuple[frozenset[_Entry], dict[bytes, list[tuple[bool, bytes]]]]:
+        """(entries of `tree` that no base has, what the bases have by name: (is a tree, id))."""
+        known = self._selection.known
+        changed = own = self._entries(tree)
+        replaced: dict[bytes, list[tuple[bool, bytes]]] = {}
+        for base in bases:
+            entries = self._entries(base)
+            if base in known:
+                known.update(oid for mode, _, oid in entries if mode != _GITLINK_MODE)
+            for mode, name, oid in entries - own:
+                if mode != _GITLINK_MODE:
+                    replaced.setdefault(name, []).append((mode in _TREE_MODES, oid))
+            changed = changed - entries
+        return changed, replaced
+
+    def _entries(self, tree: bytes) -> frozenset[_Entry]:
+        entries = self._trees.get(tree)
+        if entries is None:
+            entries = frozenset(self._findall(self._reader.objects.get(tree)[1]))
+            if len(self._trees) >= _TREES_CACHED_MAX:
+                self._trees.clear()
+            self._trees[tree] = entries
+        return entries
+
+    def _unexplained_bytes(self) -> int:
+        """Compressed bytes of what had nothing at its path before."""
+        selection = self._selection
+        total = 0
+        for oid in selection.chosen:
+            if oid in self._kept or oid in selection.earlier:
+                continue
+            located = self._reader.objects.locate(oid)
+            if located is not None:
+                pack, offset = located
+                total += pack.end_of(offset) - offset
+                if total > _UNEXPLAINED_BYTES_MAX:
+                    break
+        return total
+
+    def _drop_moved(self) -> None:
+        """Drop what the boundary holds at any path. What a client named stays: it may lack it."""
+        selection = self._selection
+        seen: set[bytes] = set()
+        pending = [self._reader.get(oid).tree for oid in self._commits.boundary]
+        while pending:
+            tree = pending.pop()
+            if tree in seen:
+                continue
+            seen.add(tree)
+            for mode, _, oid in self._findall(self._reader.objects.get(tree)[1]):
+                if mode in _TREE_MODES:
+                    pending.append(oid)
+                elif mode != _GITLINK_MODE:
+                    seen.add(oid)
+        selection.known |= seen
+        for oid in [oid for oid in selection.chosen if oid in seen and oid not in self._kept]:
+            del selection.chosen[oid]
