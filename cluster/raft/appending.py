@@ -32,6 +32,8 @@ __all__ = ["Appending"]
 
 # A fetch that failed is started again this often, for as long as the entry waits.
 _WANT_AGAIN_S = 0.2
+# Packs of later entries that are fetched while one entry waits.
+_WANTED_AHEAD_MAX = 32
 
 
 @dataclasses.dataclass(slots=True)
@@ -131,6 +133,7 @@ class Appending(Engine):
                 changed |= self.history.truncate_from(index)
                 last_index = index - 1
             if is_command(data) and not self._holds_packs(node, index, payload_of(data)):
+                self._want_packs_behind(node, index, entries)
                 break
             self.log.append(data, index, term)
             last_index = match_index = index
@@ -160,6 +163,17 @@ class Appending(Engine):
         self._held_back = HeldBack(index, payload, node, self.now + _WANT_AGAIN_S)
         self._want(needs, node)
         return False
+
+    def _want_packs_behind(self, node: Node, index: int, entries: Sequence[LogRecord]) -> None:
+        """Entry `index` is held back: the packs of those behind it can come at the same time."""
+        needs: list[PackNeed] = []
+        for data, behind, _ in entries:
+            if behind > index and is_command(data):
+                needs += self.gate.missing(self.group, payload_of(data))
+            if len(needs) >= _WANTED_AHEAD_MAX:
+                break
+        if needs:
+            self._want(needs[:_WANTED_AHEAD_MAX], node)
 
     def _want(self, needs: Sequence[PackNeed], node: Node) -> None:
         self.gate.want(self.group, needs, node.id)

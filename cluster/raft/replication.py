@@ -179,7 +179,8 @@ class Replication(Engine):
     def _on_rejection(self, node: Node, progress: Progress, message: Message) -> None:
         """The follower lacks the entry prev, or has another one there."""
         prev, match_index = message["prev"], self.match_index[node]
-        if progress.flow is not Flow.PIPELINE and prev != self.next_index[node] - 1:
+        last_prev = self.next_index[node] - 1  # of all appends since the last probe
+        if prev > last_prev or (progress.flow is not Flow.PIPELINE and prev < last_prev):
             return  # the answer to an append before the last probe
         if prev <= match_index:
             # In this term it had acknowledged that entry: an old answer, or a disk that forgot.

@@ -310,7 +310,7 @@ class Cluster:
         self._connections = itertools.count(1)
         self.majority_is_founders = True  # False: members change, or a test speaks for them
         self.leaders: dict[tuple[int, int], str] = {}  # by group and term
-        self.last_commit: dict[tuple[int, str], tuple[int, frozenset[str]]] = {}
+        self.last_commit: dict[tuple[int, int], tuple[int, frozenset[str]]] = {}
         self.first_commit: dict[tuple[int, int], int] = {}  # of each leader
         self.votes: dict[tuple[int, int, str], str] = {}  # by group, term and voter
         self.committed: dict[tuple[int, int], Entry] = {}
@@ -730,8 +730,9 @@ class Cluster:
         """When a leader's commit index moves, a majority of its voters has the entry durably."""
         raft = node.group(group)
         index, voters = raft.commit_index, voters_of(raft.history.current)
-        before, voters_before = self.last_commit.get((group, node.replica_id), (index, voters))
-        self.last_commit[group, node.replica_id] = (index, voters)
+        key = (group, raft.current_term)
+        before, voters_before = self.last_commit.get(key, (index, voters))
+        self.last_commit[key] = (index, voters)
         if index <= max(before, 1):
             return
         entry = node.journal.log(group)[index - 1]

@@ -240,3 +240,13 @@ def test_votes_of_strangers_are_not_counted() -> None:
     for voter_id in ("n6@1", "n7@1", "n8@1"):
         vote_from(node, voter_id)
     assert node.group().role() == "candidate"
+
+
+@pytest.mark.parametrize("voters", [2, 4])
+def test_half_of_the_voters_elect_nobody(voters: int) -> None:
+    cluster = Cluster(12, voters=voters)
+    nodes = list(cluster.nodes.values())
+    cluster.partition(nodes[: voters // 2], nodes[voters // 2 :])
+    cluster.run(5.0)
+    assert not cluster.leaders
+    assert terms(cluster) == [0] * voters

@@ -150,3 +150,21 @@ def test_packs_that_arrive_in_a_later_term_acknowledge_nothing() -> None:
     slow.host.step()
     assert slow.group().current_term == term + 5
     assert not [message for message in sent if message.WhichOneof("kind") == "append_reply"]
+
+
+def test_replica_that_misses_many_packs_fetches_them_side_by_side() -> None:
+    cluster = Cluster(10)
+    cluster.pack_fetch_fails = 1.0
+    leader = cluster.wait_for_leader()
+    slow, other = followers_of(cluster, leader)
+    for i in range(30):
+        pack = b"p%d" % i
+        leader.disk.packs.add(pack)
+        other.disk.packs.add(pack)
+        cluster.apply(leader, Command(f"c{i}", (pack,)))
+    cluster.pack_fetch_fails = 0.0
+    cluster.crash(slow)
+    cluster.restart(slow)
+    cluster.run(2.5)  # one fetch takes up to 0.3 s
+    assert slow.group().log.last_index == leader.group().log.last_index
+    cluster.check_packs(slow)
