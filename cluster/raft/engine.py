@@ -20,8 +20,9 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from quorepo.cluster.raft.interface import ApplySink, PackGate, RaftConfig
-from quorepo.cluster.raft.pin import Node, SyncObj, SyncObjConf, Transport
+from quorepo.cluster.raft.pin import Node, SyncObj, SyncObjConf
 from quorepo.cluster.raft.replica_log import ReplicaLog
+from quorepo.cluster.raft.stand_ins import EngineTransport, NothingToPoll
 from quorepo.cluster.raft.wire import Message
 from quorepo.storage.errors import FatalError
 
@@ -31,37 +32,6 @@ FOLLOWER, CANDIDATE, LEADER = 0, 1, 2  # pysyncobj's _RAFT_STATE
 
 _NEVER = math.inf
 _PASSED = -math.inf
-
-
-class EngineTransport(Transport):  # type: ignore[misc]
-    """What pysyncobj sends through and is called back by; carries to and from the host's outbox."""
-
-    def __init__(self, carry: Callable[[Node, Message], bool]) -> None:
-        super().__init__(None, None, [])
-        self._carry = carry
-
-    def send(self, node: Node, message: Message) -> bool:
-        return self._carry(node, message)
-
-    def deliver(self, node: Node, message: Message) -> None:
-        """A message from a peer, checked by wire.py."""
-        self._onMessageReceived(node, message)
-
-    def connected(self, node: Node) -> None:
-        self._onNodeConnected(node)
-
-    def disconnected(self, node: Node) -> None:
-        self._onNodeDisconnected(node)
-
-    def destroy(self) -> None:
-        """There is nothing to close: the host's transport outlives the groups."""
-
-
-class _NothingToPoll:
-    """In place of pysyncobj's poller: there are no sockets, and waiting is the host's."""
-
-    def poll(self, timeout: float) -> None:
-        pass
 
 
 class Engine(SyncObj):  # type: ignore[misc]
@@ -103,7 +73,7 @@ class Engine(SyncObj):  # type: ignore[misc]
         super().__init__(
             self.me, [], self._syncobj_conf(config), nodeClass=Node, transport=self.transport
         )
-        self._poller = _NothingToPoll()
+        self._poller = NothingToPoll()
         self._begin_from_log(applied_index)
 
     def _syncobj_conf(self, config: RaftConfig) -> SyncObjConf:

@@ -39,6 +39,7 @@ from quorepo.cluster.raft.interface import (
 from quorepo.cluster.raft.journal import Journal
 from quorepo.cluster.raft.read_index import Read
 from quorepo.cluster.raft.replica_log import GroupLogLike, ReplicaLog
+from quorepo.cluster.raft.status_board import StatusBoard
 from quorepo.cluster.raft.votes import VoteFile
 from quorepo.cluster.raft.wire import Message, WireError, decode_message, encode_message
 from quorepo.internal.v1 import log_pb2, peer_pb2
@@ -47,9 +48,6 @@ from quorepo.storage.failpoints import failpoint
 __all__ = ["RaftHost"]
 
 log = logging.getLogger(__name__)
-
-# Indexes in the published status may be this old; who leads is told at once.
-_STATUS_INTERVAL_S = 0.02
 
 
 class StoppableWaiter(Waiter, Protocol):
@@ -127,10 +125,7 @@ class RaftHost:
             for group, start in sorted(groups.items())
         }
         self._wake_at = dict.fromkeys(self._groups, monotonic())
-        self._status = {group: raft.build_status() for group, raft in self._groups.items()}
-        self._status_key: dict[int, tuple[object, ...]] = {}
-        self._status_at = dict.fromkeys(self._groups, monotonic())
-        self._status_stale: set[int] = set()
+        self._status = StatusBoard(self._groups, monotonic())
         self._configuration_version = -1
 
     # ---- the thread
@@ -198,13 +193,12 @@ class RaftHost:
             self._wake_at[group] = self._groups[group].wake_at()
         self._flush()
         self._tell_transport()
-        self._publish(due, now)
+        self._status.publish(due, now)
         return max(0.0, min(self._next_wake(now)) - now)
 
     def _next_wake(self, now: float) -> list[float]:
-        wake = [*self._wake_at.values(), now + self._config.election_timeout_s_max]
-        wake += [self._status_at[group] + _STATUS_INTERVAL_S for group in self._status_stale]
-        return wake
+        at_the_latest = now + self._config.election_timeout_s_max
+        return [*self._wake_at.values(), *self._status.wake_at(), at_the_latest]
 
     def _take_inbox(self) -> None:
         # Only what is there now: a step must end under any load.
@@ -404,21 +398,7 @@ class RaftHost:
     def status(self, group: int) -> GroupStatus:
         """The newest published picture: indexes at most some 20 ms old, leadership current.
         Thread-safe."""
-        return self._status[group]
-
-    def _publish(self, due: Sequence[int], now: float) -> None:
-        self._status_stale.update(due)
-        for group in list(self._status_stale):
-            raft = self._groups[group]
-            key = raft.status_key()
-            if (
-                key != self._status_key.get(group)
-                or now >= self._status_at[group] + _STATUS_INTERVAL_S
-            ):
-                self._status[group] = raft.build_status()
-                self._status_key[group] = key
-                self._status_at[group] = now
-                self._status_stale.discard(group)
+        return self._status.get(group)
 
 
 def _refused(reason: str) -> Future[Proposal]:
