@@ -1,7 +1,8 @@
-"""Commits and tags as the walks need them: tree, parents, date; and what a tag stands for.
+"""Commits and tags as the walks need them, and what a tag stands for.
 
-Owns the scanning of commit, tag and tree objects, and a cache of parsed commits. Objects were
-checked strictly when they were stored, so this scans for what it needs and believes it.
+Owns the scanning of tag and tree objects, and a cache of commits; they come from the commit graph
+(`commit_graph.py`). Objects were checked strictly when they were stored, so this scans for what it
+needs and believes it.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from binascii import Error as HexError
 from binascii import unhexlify
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from quorepo.storage.errors import CorruptPack
+from quorepo.storage.git.commit_graph import Commit, CommitGraph, commit_graphs
 from quorepo.storage.packs import BLOB, COMMIT, TAG, TREE, PackSet
 
 __all__ = [
@@ -28,14 +29,6 @@ __all__ = [
 
 # About 400 bytes each.
 COMMITS_CACHED_MAX = 250_000
-
-
-class Commit(NamedTuple):
-    """What a commit refers to, and its committer date in seconds since 1970."""
-
-    tree: bytes
-    parents: tuple[bytes, ...]
-    date: int
 
 
 CommitCache = dict[bytes, Commit]
@@ -67,13 +60,14 @@ class CommitReader:
     def __init__(self, objects: PackSet, cache: CommitCache | None = None) -> None:
         self.objects = objects
         self._cache: CommitCache = {} if cache is None else cache
+        self._graphs: list[CommitGraph] | None = None  # read when a commit is asked for
         self._hex_bytes = 2 * objects.object_format.hash_bytes
 
     def get(self, oid: bytes) -> Commit:
         """Raises NotFound when the object is missing, CorruptPack when it is no commit."""
         commit = self._cache.get(oid)
         if commit is None:
-            commit = self._parse(oid)
+            commit = self._find(oid)
             if len(self._cache) >= COMMITS_CACHED_MAX:
                 self._cache.clear()
             self._cache[oid] = commit
@@ -108,37 +102,21 @@ class CommitReader:
             raise CorruptPack(f"object {oid.hex()} is not a tag")
         return self._unhex(content[7 : 7 + self._hex_bytes], oid)
 
-    def _parse(self, oid: bytes) -> Commit:
-        kind, content = self.objects.get(oid)
-        if kind != COMMIT or not content.startswith(b"tree "):
-            raise CorruptPack(f"object {oid.hex()} is not a commit")
-        width = self._hex_bytes
-        tree = self._unhex(content[5 : 5 + width], oid)
-        position = 6 + width
-        parents = []
-        while content.startswith(b"parent ", position):
-            parents.append(self._unhex(content[position + 7 : position + 7 + width], oid))
-            position += 8 + width
-        return Commit(tree, tuple(parents), _committer_date(content, position))
+    def _find(self, oid: bytes) -> Commit:
+        if self._graphs is None:
+            self._graphs = commit_graphs(self.objects)
+        for graph in self._graphs:
+            commit = graph.get(oid)
+            if commit is not None:
+                return commit
+        self.objects.object_type(oid)  # NotFound when there is nothing
+        raise CorruptPack(f"object {oid.hex()} is not a commit")
 
     def _unhex(self, text: bytes, oid: bytes) -> bytes:
         try:
             return unhexlify(text)
         except HexError:
             raise CorruptPack(f"object {oid.hex()} refers to a malformed object id") from None
-
-
-def _committer_date(content: bytes, position: int) -> int:
-    """0 for a commit that has no readable date; fsck can be told to let those in."""
-    start = content.find(b"\ncommitter ", position - 1)
-    if start < 0:
-        return 0
-    end = content.find(b"\n", start + 1)
-    line = content[start : end if end >= 0 else len(content)]
-    words = line[line.rfind(b">") + 1 :].split()
-    if not words or not words[0].isdigit() or len(words[0]) > 18:
-        return 0
-    return int(words[0])
 
 
 def existing(objects: PackSet, oids: Iterable[bytes]) -> list[bytes]:

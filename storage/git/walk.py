@@ -1,8 +1,8 @@
 """Walks over commits: what wants reach and haves do not, and whether a common commit is reached.
 
-All walks are iterative and ordered by committer date, newest first. Dates may lie (clocks of
-committers are skewed): then a walk may report commits that the client has already, never too few.
-`grafts` are commits taken as parentless: where the client's history is, or shall be, cut off.
+All walks are iterative and ordered by generation (`commit_graph.py`), highest first: no commit
+comes before a descendant of it that the walk reaches, however clocks were set. `grafts` are
+commits taken as parentless: where the client's history is, or shall be, cut off.
 """
 
 from __future__ import annotations
@@ -18,17 +18,13 @@ __all__ = ["CommitRange", "ancestors", "commits_between", "wants_reach_common"]
 _WANTED = 1
 _HAD = 2
 
-# How many commits that the client has are walked after the last one that it lacks: among them may
-# be, with a date before its parents', a descendant of something taken for new. git's SLOP is 5.
-_EXTRA_VISITS = 32
-
 Tick = Callable[[int], None]
 
 
 @dataclass
 class CommitRange:
-    """`new`: the commits to send, newest first. `boundary`: parents of those (and wants) which the
-    client has, with their trees. `had`: every commit seen that the client has.
+    """`new`: the commits to send, newest first. `boundary`: parents of those which the client has,
+    with their trees. `had`: every commit seen that the client has.
     """
 
     new: list[bytes] = field(default_factory=list)
@@ -46,61 +42,40 @@ def commits_between(
     """The commits that `wants` reach and `haves` do not. `tick` gets the number found so far."""
     marks: dict[bytes, int] = {}
     queue: list[tuple[int, bytes]] = []
-    queued: set[bytes] = set()
     wanted_queued = 0
     found: list[bytes] = []
 
-    def mark(oid: bytes, flags: int) -> None:
+    def mark(oid: bytes, flag: int) -> None:
         nonlocal wanted_queued
-        before = marks.get(oid, 0)
-        after = before | flags
-        if after == before:
-            return
-        marks[oid] = after
-        if before == _HAD:
-            return
-        if before == _WANTED and oid in queued:
+        before = marks.get(oid)
+        if before is None:
+            marks[oid] = flag
+            heapq.heappush(queue, (-reader.get(oid).generation, oid))
+            wanted_queued += flag == _WANTED
+        elif before == _WANTED and flag == _HAD:
+            # All its descendants come first, so it still is in the queue.
+            marks[oid] = _HAD
             wanted_queued -= 1
-            return
-        # Either new, or walked as wanted before its other descendant turned out to be had: then it
-        # is walked again, so that its ancestors are not sent either.
-        heapq.heappush(queue, (-reader.get(oid).date, oid))
-        queued.add(oid)
-        if after == _WANTED:
-            wanted_queued += 1
 
     for oid in haves:
         mark(oid, _HAD)
     for oid in wants:
         mark(oid, _WANTED)
-    extra_visits = 0
-    while queue and extra_visits < _EXTRA_VISITS:
-        extra_visits = 0 if wanted_queued else extra_visits + 1
+    while wanted_queued:
         _, oid = heapq.heappop(queue)
-        queued.remove(oid)
-        flags = marks[oid]
-        if flags == _WANTED:
+        flag = marks[oid]
+        if flag == _WANTED:
             wanted_queued -= 1
             found.append(oid)
             if tick is not None:
                 tick(len(found))
         for parent in reader.parents(oid, grafts):
-            mark(parent, flags)
-    return _range(reader, marks, found, grafts)
-
-
-def _range(
-    reader: CommitReader,
-    marks: dict[bytes, int],
-    found: list[bytes],
-    grafts: Container[bytes],
-) -> CommitRange:
-    new = [oid for oid in found if marks[oid] == _WANTED]
-    had = {oid for oid, flags in marks.items() if flags & _HAD}
+            mark(parent, flag)
+    had = {oid for oid, flag in marks.items() if flag == _HAD}
     boundary = dict.fromkeys(
-        parent for oid in new for parent in reader.parents(oid, grafts) if parent in had
+        parent for oid in found for parent in reader.parents(oid, grafts) if parent in had
     )
-    return CommitRange(new, list(boundary), had)
+    return CommitRange(found, list(boundary), had)
 
 
 def ancestors(
@@ -117,7 +92,7 @@ def ancestors(
         for oid in pending:
             if oid not in visited:
                 visited.add(oid)
-                heapq.heappush(queue, (-reader.get(oid).date, oid))
+                heapq.heappush(queue, (-reader.get(oid).generation, oid))
         if not queue:
             return
         _, oid = heapq.heappop(queue)
@@ -143,25 +118,25 @@ def wants_reach_common(
     reached = set(common)
     for oid in common:
         reached.update(reader.parents(oid, grafts))
-    oldest = min(reader.get(oid).date for oid in common)
+    oldest = min(reader.get(oid).generation for oid in common)
     visits = 0
     for want in wants:
         child_of: dict[bytes, bytes] = {want: want}
-        queue = [(-reader.get(want).date, want)]
+        queue = [(-reader.get(want).generation, want)]
         while queue:
-            date, oid = heapq.heappop(queue)
+            generation, oid = heapq.heappop(queue)
             visits += 1
             if visits > visits_max:
                 return False
             if oid in reached:
                 _add_path(reached, child_of, oid)
                 break
-            if -date < oldest:
+            if -generation < oldest:
                 continue
             for parent in reader.parents(oid, grafts):
                 if parent not in child_of:
                     child_of[parent] = oid
-                    heapq.heappush(queue, (-reader.get(parent).date, parent))
+                    heapq.heappush(queue, (-reader.get(parent).generation, parent))
         else:
             return False
     return True
