@@ -19,7 +19,14 @@ from typing import Any, Protocol
 from quorepo.cluster.raft.interface import Entry
 from quorepo.cluster.state.store import StateStore
 from quorepo.internal.v1 import log_pb2
-from quorepo.storage.layout import GroupLayout, ensure_repository, promote_pack, retire_repository
+from quorepo.storage.layout import (
+    GroupLayout,
+    ensure_repository,
+    promote_pack,
+    repository_packs,
+    retire_pack,
+    retire_repository,
+)
 from quorepo.storage.logs import fields
 from quorepo.storage.objectformat import ObjectFormat
 
@@ -52,6 +59,17 @@ class DiskActions:
     def retire(self, repository_id: str) -> None:
         retire_repository(self._layout, repository_id)
 
+    def retire_pack(self, repository_id: str, digest: bytes) -> None:
+        retire_pack(self._layout, repository_id, digest)
+
+    def retire_removed(self, removed: Mapping[bytes, Sequence[str]]) -> None:
+        """Retires the packs that a repository has no more and still lie in its folder."""
+        if not removed:
+            return
+        for repository_id, digest in repository_packs(self._layout):
+            if repository_id in removed.get(digest, ()):
+                self.retire_pack(repository_id, digest)
+
 
 class ApplyThread:
     """Implements `raft.interface.ApplySink`."""
@@ -82,6 +100,7 @@ class ApplyThread:
             for repository_id in store.tombstones():
                 # A crash between the commit of a deletion and the move of its folder ends here.
                 self._actions[group].retire(repository_id)
+            self._actions[group].retire_removed(store.removed_packs())
         self._thread.start()
 
     def stop(self) -> None:

@@ -25,16 +25,27 @@ _RETRY_INTERVAL_S = 0.2
 
 def pack_needs(command: log_pb2.Command) -> list[PackNeed]:
     """The packs that a command adds."""
-    transaction = command.transaction
+    match command.WhichOneof("kind"):
+        case "transaction":
+            repository_id = command.transaction.repository_id
+            packs = command.transaction.packs_added
+        case "replace_packs":
+            repository_id = command.replace_packs.repository_id
+            packs = command.replace_packs.added
+        case "prune":
+            repository_id = command.prune.repository_id
+            packs = command.prune.added
+        case _:
+            return []
     return [
         PackNeed(
-            repository_id=transaction.repository_id,
+            repository_id=repository_id,
             digest=pack.digest,
             index_digest=pack.index_digest,
             pack_bytes=pack.pack_bytes,
             index_bytes=pack.index_bytes,
         )
-        for pack in transaction.packs_added
+        for pack in packs
     ]
 
 

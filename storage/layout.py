@@ -6,7 +6,8 @@
           objects/pack/pack-<sha256>.pack, .idx
       quarantine/<sha256>.pack, .idx           verified and durable, invisible to readers
       quarantine/upload-<uuid>.tmp             a pack that is still coming in
-      retired/                                 what transactions removed
+      retired/<id>.git/                        deleted repositories
+      retired/packs/pack-<sha256>.pack, .idx   packs that consolidation or a prune removed
 
 Owns where a file lies and that a move is durable when the call returns. Must not know what a pack
 holds, nor who decided on a move. Every function is idempotent: apply repeats them after a crash.
@@ -31,7 +32,10 @@ __all__ = [
     "held_packs",
     "new_repository_id",
     "promote_pack",
+    "repository_packs",
+    "retire_pack",
     "retire_repository",
+    "retired_packs",
     "write_durably",
 ]
 
@@ -46,7 +50,15 @@ def new_repository_id() -> str:
 class GroupLayout:
     """Where the files of one group lie on this node."""
 
-    __slots__ = ("data_dir", "group", "quarantine", "repositories", "retired", "state_dir")
+    __slots__ = (
+        "data_dir",
+        "group",
+        "quarantine",
+        "repositories",
+        "retired",
+        "retired_pack_folder",
+        "state_dir",
+    )
 
     def __init__(self, data_dir: Path, group: int) -> None:
         self.data_dir = Path(data_dir)
@@ -54,6 +66,7 @@ class GroupLayout:
         self.state_dir = self.data_dir / "groups" / str(group)
         self.quarantine = self.state_dir / "quarantine"
         self.retired = self.state_dir / "retired"
+        self.retired_pack_folder = self.retired / "packs"
         self.repositories = self.state_dir / "repositories"
 
     def __repr__(self) -> str:
@@ -77,6 +90,12 @@ class GroupLayout:
         name = _checked_hex(digest)
         return self.quarantine / f"{name}.pack", self.quarantine / f"{name}.idx"
 
+    def retired_pack_paths(self, digest: bytes) -> tuple[Path, Path]:
+        """The .pack and .idx of a pack that a transaction removed from its repository."""
+        name = f"pack-{_checked_hex(digest)}"
+        folder = self.retired_pack_folder
+        return folder / f"{name}.pack", folder / f"{name}.idx"
+
     def new_upload(self) -> Path:
         """A fresh name for a pack that is about to come in; nothing is created."""
         return self.quarantine / f"upload-{uuid.uuid4().hex}.tmp"
@@ -84,9 +103,9 @@ class GroupLayout:
     def create(self) -> None:
         """Creates the folders of the group, durably."""
         groups = self.state_dir.parent
-        for folder in (self.quarantine, self.retired, self.repositories):
+        for folder in (self.quarantine, self.retired_pack_folder, self.repositories):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for folder in (self.state_dir, groups, self.data_dir):
+        for folder in (self.retired, self.state_dir, groups, self.data_dir):
             fsync_dir(folder)
 
 
@@ -188,9 +207,59 @@ def retire_repository(layout: GroupLayout, repository_id: str) -> None:
     fsync_dir(layout.repositories)
 
 
+def retire_pack(layout: GroupLayout, repository_id: str, digest: bytes) -> None:
+    """Moves a pack out of its repository into retired/packs. Moved already is fine.
+
+    Whoever has it open goes on reading; whoever opens it later finds it there. The same pack may
+    have come from another repository of the group before.
+    """
+    sources = layout.pack_paths(repository_id, digest)
+    if not layout.retired_pack_folder.is_dir():
+        layout.create()  # made by a version that had no such folder
+    for source, target in zip(sources, layout.retired_pack_paths(digest), strict=True):
+        failpoint("layout.retire_pack.before_rename")
+        if not source.exists():
+            continue
+        source.rename(target)  # over an equal file
+        source.unlink(missing_ok=True)  # a rename between two links of one file does nothing
+    failpoint("layout.retire_pack.before_dir_fsync")
+    fsync_dir(layout.retired_pack_folder)
+    if sources[0].parent.is_dir():  # not when the repository was retired as well
+        fsync_dir(sources[0].parent)
+
+
+def retired_packs(layout: GroupLayout) -> set[bytes]:
+    """Digests of the packs in retired/packs, for the sweeper: it may unlink one (both files, the
+    index first) once retention is over for every row of `removed_packs` that names it, and neither
+    the pack table nor the journal does; take it out of HeldPacks before.
+    """
+    if not layout.retired_pack_folder.is_dir():
+        return set()
+    return _named_packs(layout.retired_pack_folder)
+
+
+def repository_packs(layout: GroupLayout) -> list[tuple[str, bytes]]:
+    """(repository id, digest) of all pack files in repositories of the group, halves too."""
+    found = []
+    for folder in sorted(layout.repositories.glob("*.git/objects/pack")):
+        repository_id = folder.parent.parent.name.removesuffix(".git")
+        found += [(repository_id, digest) for digest in sorted(_named_packs(folder))]
+    return found
+
+
+def _named_packs(folder: Path) -> set[bytes]:
+    """Digests that have a .pack or an .idx in `folder`."""
+    packs, indexes = _digests(folder, "pack-")
+    return packs | indexes
+
+
 def held_packs(layout: GroupLayout) -> set[bytes]:
-    """Digests of the packs whose both files are in quarantine or in a repository of the group."""
+    """Digests of the packs whose both files are in quarantine, in a repository of the group, or
+    among those that were removed and are kept.
+    """
     held = _complete_pairs(layout.quarantine, "")
+    if layout.retired_pack_folder.is_dir():
+        held |= _complete_pairs(layout.retired_pack_folder, "pack-")
     for folder in layout.repositories.glob("*.git/objects/pack"):
         held |= _complete_pairs(folder, "pack-")
     return held
@@ -198,6 +267,12 @@ def held_packs(layout: GroupLayout) -> set[bytes]:
 
 def _complete_pairs(folder: Path, prefix: str) -> set[bytes]:
     """Digests that have both a .pack and an .idx in `folder`."""
+    packs, indexes = _digests(folder, prefix)
+    return packs & indexes
+
+
+def _digests(folder: Path, prefix: str) -> tuple[set[bytes], set[bytes]]:
+    """The digests of all .pack and of all .idx files in `folder`."""
     found: dict[str, set[bytes]] = {".pack": set(), ".idx": set()}
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -211,11 +286,17 @@ def _complete_pairs(folder: Path, prefix: str) -> set[bytes]:
                     digests.add(bytes.fromhex(hexadecimal))
                 except ValueError:
                     continue  # a file of somebody else
-    return found[".pack"] & found[".idx"]
+    return found[".pack"], found[".idx"]
 
 
 def _link_from_elsewhere(layout: GroupLayout, target: Path) -> None:
-    """Links the file of that name from another repository, or from a retired one."""
+    """Links the file of that name from where a pack may be kept: removed from a repository, in
+    another one, or in a deleted one.
+    """
+    removed = layout.retired_pack_folder / target.name
+    if removed.exists():
+        os.link(removed, target)
+        return
     for parent in (layout.repositories, layout.retired):
         for candidate in parent.glob(f"*.git/objects/pack/{target.name}"):
             os.link(candidate, target)

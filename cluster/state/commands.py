@@ -39,6 +39,8 @@ CommandKind = Literal[
     "create_repository",
     "delete_repository",
     "transaction",
+    "replace_packs",
+    "prune",
     "reserve_path",
     "release_path",
     "register_node",
@@ -79,6 +81,10 @@ def command_scope(command: log_pb2.Command) -> str:
             return command.delete_repository.repository_id
         case "transaction":
             return command.transaction.repository_id
+        case "replace_packs":
+            return command.replace_packs.repository_id
+        case "prune":
+            return command.prune.repository_id
         case _:
             return ""
 

@@ -24,13 +24,14 @@ class Applied:
     """What applying one entry gave: the proposer's answer, and work on files for the caller.
 
     `promote` (repository id, pack digest, object format) is to be done before the SQLite commit,
-    `retire` (repository ids) after it is durable. Both must be idempotent: a crash makes them
-    happen again.
+    `retire` (repository ids) and `retire_packs` (repository id, pack digest) after it is durable.
+    All must be idempotent: a crash makes them happen again.
     """
 
     result: log_pb2.Result | None = None  # None for entries that are no command
     promote: tuple[PackPromotion, ...] = ()
     retire: tuple[str, ...] = ()
+    retire_packs: tuple[tuple[str, bytes], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -32,7 +32,14 @@ _QUERIES = (
     (
         "packs",
         "SELECT repository_id, digest, index_digest, pack_bytes, index_bytes, object_count,"
-        " thin_bytes, thin_object_count, added_counter FROM packs ORDER BY repository_id, digest",
+        " thin_bytes, thin_object_count, added_counter, arrived_ms FROM packs"
+        " ORDER BY repository_id, digest",
+    ),
+    (
+        "removed_packs",
+        "SELECT repository_id, digest, removed_counter, index_digest, pack_bytes, index_bytes,"
+        " object_count, thin_bytes, thin_object_count, added_counter, arrived_ms, removed_index,"
+        " removed_ms FROM removed_packs ORDER BY repository_id, digest, removed_counter",
     ),
     (
         "transactions",

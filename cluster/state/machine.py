@@ -33,7 +33,12 @@ from collections.abc import Iterable
 from google.protobuf.message import DecodeError
 
 from quorepo.cluster.raft.interface import Entry
-from quorepo.cluster.state import machine_directory, machine_repositories, machine_transactions
+from quorepo.cluster.state import (
+    machine_directory,
+    machine_packs,
+    machine_repositories,
+    machine_transactions,
+)
 from quorepo.cluster.state.commands import (
     CommandKind,
     command_kind,
@@ -212,6 +217,10 @@ def _dispatch(context: Context, kind: CommandKind, command: log_pb2.Command) -> 
             return machine_repositories.delete(context, command.delete_repository)
         case "transaction":
             return machine_transactions.transact(context, command.transaction)
+        case "replace_packs":
+            return machine_packs.replace_packs(context, command.replace_packs)
+        case "prune":
+            return machine_packs.prune(context, command.prune)
         case "reserve_path":
             return machine_directory.reserve_path(context, command.reserve_path)
         case "release_path":

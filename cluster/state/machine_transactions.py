@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from quorepo.cluster.state import machine_repositories as repositories
 from quorepo.cluster.state.commands import rejection
 from quorepo.cluster.state.effects import Applied, Context, object_format_of
+from quorepo.cluster.state.machine_packs import add_packs, pack_problem
 from quorepo.cluster.state.machine_refs import RefChange, evaluate
 from quorepo.cluster.state.machine_repositories import Repository
 from quorepo.internal.v1 import log_pb2
@@ -31,8 +32,6 @@ from quorepo.storage.objectformat import ObjectFormat
 
 __all__ = ["transact"]
 
-_DIGEST_BYTES = 32
-_INTEGER_MAX = (1 << 63) - 1  # SQLite's
 _PREFERRED_HEADS = (b"refs/heads/main", b"refs/heads/master")
 
 
@@ -93,7 +92,7 @@ def _refuse(command: log_pb2.Transaction, repository: Repository) -> log_pb2.Res
         )
     if problem := _format_problem(command, repository, object_format):
         return rejection(log_pb2.REJECTION_REASON_OBJECT_FORMAT, problem)
-    if problem := _ref_problem(command.ref_updates) or _pack_problem(command.packs_added):
+    if problem := _ref_problem(command.ref_updates) or pack_problem(command.packs_added):
         return rejection(log_pb2.REJECTION_REASON_INVALID, problem)
     return None
 
@@ -127,31 +126,6 @@ def _ref_problem(updates: Sequence[log_pb2.RefUpdate]) -> str | None:
     return None
 
 
-def _pack_problem(packs: Sequence[log_pb2.PackAddition]) -> str | None:
-    seen: dict[bytes, None] = {}
-    for pack in packs:
-        if len(pack.digest) != _DIGEST_BYTES or len(pack.index_digest) != _DIGEST_BYTES:
-            return f"pack digest {pack.digest.hex()} or that of its index is no SHA-256"
-        if pack.digest in seen:
-            return f"pack {pack.digest.hex()} is added twice"
-        seen[pack.digest] = None
-        if pack.encoding != log_pb2.PACK_ENCODING_FILE:
-            return f"pack {pack.digest.hex()} has encoding {pack.encoding}"
-        if max(_pack_numbers(pack)) > _INTEGER_MAX:
-            return f"pack {pack.digest.hex()} has a size above {_INTEGER_MAX}"
-    return None
-
-
-def _pack_numbers(pack: log_pb2.PackAddition) -> tuple[int, int, int, int, int]:
-    return (
-        pack.pack_bytes,
-        pack.index_bytes,
-        pack.object_count,
-        pack.thin_bytes,
-        pack.thin_object_count,
-    )
-
-
 # ---- the change itself
 
 
@@ -163,7 +137,7 @@ def _change(
 ) -> tuple[Repository, list[bytes]]:
     """Writes the changes; returns the repository at its new revision and the digests to promote."""
     counter = repository.counter + 1
-    added = _add_packs(context, repository.repository_id, counter, packs)
+    added = add_packs(context.connection, repository.repository_id, counter, context.time_ms, packs)
     _write_refs(context, repository.repository_id, counter, changes)
     effect = [b"%d" % len(changes)]
     for change in changes:
@@ -174,23 +148,6 @@ def _change(
     # Packs that the repository has already are promoted too: that costs nothing, and a replica
     # whose quarantine still holds a copy gets rid of it.
     return repository, [pack.digest for pack in packs]
-
-
-def _add_packs(
-    context: Context, repository_id: str, counter: int, packs: Sequence[log_pb2.PackAddition]
-) -> list[bytes]:
-    """Adds the packs that are not there yet; returns their digests."""
-    added = []
-    for pack in packs:
-        cursor = context.connection.execute(
-            "INSERT INTO packs (repository_id, digest, index_digest, pack_bytes, index_bytes,"
-            " object_count, thin_bytes, thin_object_count, added_counter)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (repository_id, digest) DO NOTHING",
-            (repository_id, pack.digest, pack.index_digest, *_pack_numbers(pack), counter),
-        )
-        if cursor.rowcount:
-            added.append(pack.digest)
-    return added
 
 
 def _write_refs(

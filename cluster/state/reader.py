@@ -42,7 +42,7 @@ _REPOSITORY_COLUMNS = (
 )
 _PACK_COLUMNS = (
     "digest, index_digest, pack_bytes, index_bytes, object_count, thin_bytes, thin_object_count,"
-    " added_counter"
+    " added_counter, arrived_ms"
 )
 # Its parameter is the repository id once more; looked up once per query.
 _LIVE = "EXISTS (SELECT 1 FROM repositories WHERE repository_id = ? AND deleted_ms IS NULL)"

@@ -38,6 +38,7 @@ class PackRow(NamedTuple):
     thin_bytes: int  # where the part that travelled from the client ends
     thin_object_count: int
     added_counter: int  # revision counter of the transaction that added it
+    arrived_ms: int = 0  # log time at which its youngest object was pushed
 
 
 class RefChangeRow(NamedTuple):

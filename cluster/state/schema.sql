@@ -51,17 +51,39 @@ CREATE TABLE packs (
     thin_bytes         INTEGER NOT NULL,
     thin_object_count  INTEGER NOT NULL,
     added_counter      INTEGER NOT NULL,    -- revision counter of the transaction that added it
+    arrived_ms         INTEGER NOT NULL,    -- when its youngest object was pushed; consolidations keep it
     PRIMARY KEY (repository_id, digest)
 ) STRICT, WITHOUT ROWID;
 
 -- One pack file may belong to several repositories of the group (the same push made twice).
 CREATE INDEX packs_by_digest ON packs (digest, repository_id);
 
+-- Packs that ReplacePacks or Prune took out: what retention and reads at a point in time go by. A pack may
+-- come back with a later push and be removed again.
+CREATE TABLE removed_packs (
+    repository_id      TEXT NOT NULL,
+    digest             BLOB NOT NULL,
+    removed_counter    INTEGER NOT NULL,    -- revision counter of the transaction that removed it
+    index_digest       BLOB NOT NULL,
+    pack_bytes         INTEGER NOT NULL,
+    index_bytes        INTEGER NOT NULL,
+    object_count       INTEGER NOT NULL,
+    thin_bytes         INTEGER NOT NULL,
+    thin_object_count  INTEGER NOT NULL,
+    added_counter      INTEGER NOT NULL,
+    arrived_ms         INTEGER NOT NULL,
+    removed_index      INTEGER NOT NULL,    -- log index of the entry that removed it
+    removed_ms         INTEGER NOT NULL,    -- its log time
+    PRIMARY KEY (repository_id, digest, removed_counter)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX removed_packs_by_time ON removed_packs (removed_ms, digest);
+
 -- One row per revision of a repository: who moved it there, and when.
 CREATE TABLE transactions (
     repository_id  TEXT NOT NULL,
     counter        INTEGER NOT NULL,
-    kind           TEXT NOT NULL CHECK (kind IN ('create', 'update', 'delete')),
+    kind           TEXT NOT NULL CHECK (kind IN ('create', 'update', 'delete', 'replace', 'prune')),
     log_index      INTEGER NOT NULL,
     time_ms        INTEGER NOT NULL,
     actor          TEXT NOT NULL,

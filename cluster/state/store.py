@@ -6,8 +6,9 @@ Owns the one writing connection and the order of the edges between SQLite and th
     promote packs          before the commit: no committed ref may point into quarantine
     COMMIT                 entries, applied index, term, log time, configuration: all or nothing
     make the commit durable, then
-    retire repositories    after: a power loss may take SQLite back to an earlier entry, and what
-                           is replayed from there must still find the packs in place
+    retire repositories    and removed packs; after: a power loss may take SQLite back to an
+                           earlier entry, and what is replayed from there must still find the
+                           packs in place
 
 A crash anywhere leaves the state after some earlier batch, and files that the replay of the
 journal finds done already. A crash between a deletion's commit and its retirement is repaired by
@@ -23,7 +24,7 @@ import contextlib
 import hashlib
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -63,6 +64,9 @@ class FileActions(Protocol):
 
     def retire(self, repository_id: str) -> None:
         """Moves a deleted repository's files away, after the commit is durable."""
+
+    def retire_pack(self, repository_id: str, digest: bytes) -> None:
+        """Moves a removed pack out of its repository, after the commit is durable."""
 
 
 class StateStore:
@@ -156,9 +160,12 @@ class StateStore:
             with self._ending_on_failure("applying to"):
                 effects = self._commit(entries, files)
                 retired = [repository for effect in effects for repository in effect.retire]
-                if retired:
+                packs = self._removed(pack for effect in effects for pack in effect.retire_packs)
+                if retired or packs:
                     self._sync()
                     failpoint("state.apply.before_retire")
+                    for repository_id, digest in packs:
+                        files.retire_pack(repository_id, digest)
                     for repository_id in retired:
                         files.retire(repository_id)
             return [effect.result for effect in effects]
@@ -175,6 +182,18 @@ class StateStore:
         failpoint("state.apply.after_commit")
         self._position = position
         return effects
+
+    def _removed(self, packs: Iterable[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+        """Those of `packs` that no later entry of the same batch has added again."""
+        return [
+            (repository_id, digest)
+            for repository_id, digest in packs
+            if self._connection.execute(
+                "SELECT 1 FROM packs WHERE repository_id = ? AND digest = ?",
+                (repository_id, digest),
+            ).fetchone()
+            is None
+        ]
 
     def sync(self) -> int:
         """Makes all committed batches durable; the journal may be cut up to the index returned."""
@@ -262,6 +281,20 @@ class StateStore:
         with self._reading("reading packs of") as connection:
             rows = connection.execute(
                 "SELECT digest, repository_id FROM packs ORDER BY digest, repository_id"
+            )
+            for digest, repository_id in rows:
+                holders.setdefault(digest, []).append(repository_id)
+        return holders
+
+    def removed_packs(self) -> dict[bytes, list[str]]:
+        """Every digest that a repository had once and has no more, with those repositories."""
+        holders: dict[bytes, list[str]] = {}
+        with self._reading("reading removed packs of") as connection:
+            rows = connection.execute(
+                "SELECT DISTINCT digest, repository_id FROM removed_packs AS r WHERE NOT EXISTS"
+                " (SELECT 1 FROM packs AS p"
+                " WHERE p.repository_id = r.repository_id AND p.digest = r.digest)"
+                " ORDER BY digest, repository_id"
             )
             for digest, repository_id in rows:
                 holders.setdefault(digest, []).append(repository_id)

@@ -72,10 +72,52 @@ def transaction(
     )
 
 
+def replacement(
+    removed: Sequence[int],
+    added: Sequence[int],
+    *,
+    repository_id: str = REPOSITORY,
+    prune_epoch: int = 0,
+    object_format: log_pb2.ObjectFormat.ValueType = log_pb2.OBJECT_FORMAT_SHA1,
+) -> log_pb2.ReplacePacks:
+    """Packs by the numbers that `pack` takes."""
+    return log_pb2.ReplacePacks(
+        repository_id=repository_id,
+        prune_epoch=prune_epoch,
+        object_format=object_format,
+        removed=[pack(number).digest for number in removed],
+        added=[pack(number) for number in added],
+    )
+
+
+def pruning(
+    removed: Sequence[int],
+    added: Sequence[int],
+    *,
+    computed_from: int,
+    before_ms: int,
+    repository_id: str = REPOSITORY,
+    prune_epoch: int = 0,
+    object_format: log_pb2.ObjectFormat.ValueType = log_pb2.OBJECT_FORMAT_SHA1,
+) -> log_pb2.Prune:
+    """Packs by the numbers that `pack` takes."""
+    return log_pb2.Prune(
+        repository_id=repository_id,
+        prune_epoch=prune_epoch,
+        object_format=object_format,
+        computed_from=computed_from,
+        unreachable_before_ms=before_ms,
+        removed=[pack(number).digest for number in removed],
+        added=[pack(number) for number in added],
+    )
+
+
 Body = (
     log_pb2.CreateRepository
     | log_pb2.DeleteRepository
     | log_pb2.Transaction
+    | log_pb2.ReplacePacks
+    | log_pb2.Prune
     | log_pb2.ReservePath
     | log_pb2.ReleasePath
     | log_pb2.RegisterNode
@@ -96,6 +138,10 @@ def command(body: Body, request: int, *, first_seen_ms: int, version: int = 1) -
             result.delete_repository.CopyFrom(body)
         case log_pb2.Transaction():
             result.transaction.CopyFrom(body)
+        case log_pb2.ReplacePacks():
+            result.replace_packs.CopyFrom(body)
+        case log_pb2.Prune():
+            result.prune.CopyFrom(body)
         case log_pb2.ReservePath():
             result.reserve_path.CopyFrom(body)
         case log_pb2.ReleasePath():
@@ -160,6 +206,7 @@ class RecordingFiles:
     def __init__(self, fail_at: int | None = None, error: BaseException | None = None) -> None:
         self.promoted: list[tuple[str, bytes, ObjectFormat]] = []
         self.retired: list[str] = []
+        self.retired_packs: list[tuple[str, bytes]] = []
         self._fail_at = fail_at
         self._error = error or OSError(5, "Input/output error")
         self._calls = 0
@@ -171,6 +218,10 @@ class RecordingFiles:
     def retire(self, repository_id: str) -> None:
         self._count()
         self.retired.append(repository_id)
+
+    def retire_pack(self, repository_id: str, digest: bytes) -> None:
+        self._count()
+        self.retired_packs.append((repository_id, digest))
 
     def _count(self) -> None:
         self._calls += 1

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from quorepo.internal.v1 import log_pb2 as quorepo_dot_internal_dot_v1_dot_log__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1equorepo/internal/v1/core.proto\x12\x13quorepo.internal.v1\x1a\x1dquorepo/internal/v1/log.proto\"b\n\x0eProposeRequest\x12\r\n\x05group\x18\x01 \x01(\r\x12-\n\x07\x63ommand\x18\x02 \x01(\x0b\x32\x1c.quorepo.internal.v1.Command\x12\x12\n\ntimeout_ms\x18\x03 \x01(\x04\"\x8c\x01\n\x0fProposeResponse\x12-\n\x07outcome\x18\x01 \x01(\x0e\x32\x1c.quorepo.internal.v1.Outcome\x12+\n\x06result\x18\x02 \x01(\x0b\x32\x1b.quorepo.internal.v1.Result\x12\r\n\x05index\x18\x03 \x01(\x04\x12\x0e\n\x06reason\x18\x04 \x01(\t\":\n\x14\x43oreReadIndexRequest\x12\x0e\n\x06groups\x18\x01 \x03(\r\x12\x12\n\ntimeout_ms\x18\x02 \x01(\x04\"A\n\rGroupPosition\x12\r\n\x05group\x18\x01 \x01(\r\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\r\n\x05index\x18\x03 \x01(\x04\"N\n\x15\x43oreReadIndexResponse\x12\x35\n\tpositions\x18\x01 \x03(\x0b\x32\".quorepo.internal.v1.GroupPosition\"\x81\x01\n\x14ReplicatePackRequest\x12\r\n\x05group\x18\x01 \x01(\r\x12/\n\x04pack\x18\x02 \x01(\x0b\x32!.quorepo.internal.v1.PackAddition\x12\x12\n\ntimeout_ms\x18\x03 \x01(\x04\x12\x15\n\rrepository_id\x18\x04 \x01(\t\")\n\x15ReplicatePackResponse\x12\x10\n\x08replicas\x18\x01 \x03(\t\"+\n\x11\x43oreStatusRequest\x12\x16\n\x0ethis_node_only\x18\x01 \x01(\x08\"\x82\x01\n\x11\x43oreReplicaStatus\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x13\n\x0bmatch_index\x18\x04 \x01(\x04\x12\x15\n\rapplied_index\x18\x05 \x01(\x04\x12\x11\n\tconnected\x18\x06 \x01(\x08\"\xc7\x01\n\x0f\x43oreGroupStatus\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0e\n\x06leader\x18\x02 \x01(\t\x12\x0c\n\x04term\x18\x03 \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\x04 \x01(\x04\x12\x15\n\rapplied_index\x18\x05 \x01(\x04\x12\x12\n\nlast_index\x18\x06 \x01(\x04\x12\x0c\n\x04role\x18\x07 \x01(\t\x12\x38\n\x08replicas\x18\x08 \x03(\x0b\x32&.quorepo.internal.v1.CoreReplicaStatus\"\x96\x01\n\nCoreStatus\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\x12\n\ncluster_id\x18\x03 \x01(\t\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\x34\n\x06groups\x18\x05 \x03(\x0b\x32$.quorepo.internal.v1.CoreGroupStatus\x12\r\n\x05phase\x18\x06 \x01(\t\"\x14\n\x12\x43oreMetricsRequest\"\x1b\n\x0b\x43oreMetrics\x12\x0c\n\x04text\x18\x01 \x01(\x0c*e\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_APPLIED\x10\x01\x12\x17\n\x13OUTCOME_NOT_APPLIED\x10\x02\x12\x13\n\x0fOUTCOME_UNKNOWN\x10\x03\x32\xd7\x03\n\x04\x43ore\x12T\n\x07Propose\x12#.quorepo.internal.v1.ProposeRequest\x1a$.quorepo.internal.v1.ProposeResponse\x12\x62\n\tReadIndex\x12).quorepo.internal.v1.CoreReadIndexRequest\x1a*.quorepo.internal.v1.CoreReadIndexResponse\x12\x66\n\rReplicatePack\x12).quorepo.internal.v1.ReplicatePackRequest\x1a*.quorepo.internal.v1.ReplicatePackResponse\x12T\n\tGetStatus\x12&.quorepo.internal.v1.CoreStatusRequest\x1a\x1f.quorepo.internal.v1.CoreStatus\x12W\n\nGetMetrics\x12\'.quorepo.internal.v1.CoreMetricsRequest\x1a .quorepo.internal.v1.CoreMetricsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1equorepo/internal/v1/core.proto\x12\x13quorepo.internal.v1\x1a\x1dquorepo/internal/v1/log.proto\"b\n\x0eProposeRequest\x12\r\n\x05group\x18\x01 \x01(\r\x12-\n\x07\x63ommand\x18\x02 \x01(\x0b\x32\x1c.quorepo.internal.v1.Command\x12\x12\n\ntimeout_ms\x18\x03 \x01(\x04\"\x8c\x01\n\x0fProposeResponse\x12-\n\x07outcome\x18\x01 \x01(\x0e\x32\x1c.quorepo.internal.v1.Outcome\x12+\n\x06result\x18\x02 \x01(\x0b\x32\x1b.quorepo.internal.v1.Result\x12\r\n\x05index\x18\x03 \x01(\x04\x12\x0e\n\x06reason\x18\x04 \x01(\t\":\n\x14\x43oreReadIndexRequest\x12\x0e\n\x06groups\x18\x01 \x03(\r\x12\x12\n\ntimeout_ms\x18\x02 \x01(\x04\"A\n\rGroupPosition\x12\r\n\x05group\x18\x01 \x01(\r\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\r\n\x05index\x18\x03 \x01(\x04\"N\n\x15\x43oreReadIndexResponse\x12\x35\n\tpositions\x18\x01 \x03(\x0b\x32\".quorepo.internal.v1.GroupPosition\"\xb4\x01\n\x14ReplicatePackRequest\x12\r\n\x05group\x18\x01 \x01(\r\x12/\n\x04pack\x18\x02 \x01(\x0b\x32!.quorepo.internal.v1.PackAddition\x12\x12\n\ntimeout_ms\x18\x03 \x01(\x04\x12\x15\n\rrepository_id\x18\x04 \x01(\t\x12\x31\n\x0breplacement\x18\x10 \x01(\x0b\x32\x1c.quorepo.internal.v1.Command\")\n\x15ReplicatePackResponse\x12\x10\n\x08replicas\x18\x01 \x03(\t\"+\n\x11\x43oreStatusRequest\x12\x16\n\x0ethis_node_only\x18\x01 \x01(\x08\"\x82\x01\n\x11\x43oreReplicaStatus\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x13\n\x0bmatch_index\x18\x04 \x01(\x04\x12\x15\n\rapplied_index\x18\x05 \x01(\x04\x12\x11\n\tconnected\x18\x06 \x01(\x08\"\xc7\x01\n\x0f\x43oreGroupStatus\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0e\n\x06leader\x18\x02 \x01(\t\x12\x0c\n\x04term\x18\x03 \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\x04 \x01(\x04\x12\x15\n\rapplied_index\x18\x05 \x01(\x04\x12\x12\n\nlast_index\x18\x06 \x01(\x04\x12\x0c\n\x04role\x18\x07 \x01(\t\x12\x38\n\x08replicas\x18\x08 \x03(\x0b\x32&.quorepo.internal.v1.CoreReplicaStatus\"\x96\x01\n\nCoreStatus\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\x12\n\ncluster_id\x18\x03 \x01(\t\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\x34\n\x06groups\x18\x05 \x03(\x0b\x32$.quorepo.internal.v1.CoreGroupStatus\x12\r\n\x05phase\x18\x06 \x01(\t\"\x14\n\x12\x43oreMetricsRequest\"\x1b\n\x0b\x43oreMetrics\x12\x0c\n\x04text\x18\x01 \x01(\x0c*e\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_APPLIED\x10\x01\x12\x17\n\x13OUTCOME_NOT_APPLIED\x10\x02\x12\x13\n\x0fOUTCOME_UNKNOWN\x10\x03\x32\xd7\x03\n\x04\x43ore\x12T\n\x07Propose\x12#.quorepo.internal.v1.ProposeRequest\x1a$.quorepo.internal.v1.ProposeResponse\x12\x62\n\tReadIndex\x12).quorepo.internal.v1.CoreReadIndexRequest\x1a*.quorepo.internal.v1.CoreReadIndexResponse\x12\x66\n\rReplicatePack\x12).quorepo.internal.v1.ReplicatePackRequest\x1a*.quorepo.internal.v1.ReplicatePackResponse\x12T\n\tGetStatus\x12&.quorepo.internal.v1.CoreStatusRequest\x1a\x1f.quorepo.internal.v1.CoreStatus\x12W\n\nGetMetrics\x12\'.quorepo.internal.v1.CoreMetricsRequest\x1a .quorepo.internal.v1.CoreMetricsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'quorepo.internal.v1.core_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OUTCOME']._serialized_start=1295
-  _globals['_OUTCOME']._serialized_end=1396
+  _globals['_OUTCOME']._serialized_start=1346
+  _globals['_OUTCOME']._serialized_end=1447
   _globals['_PROPOSEREQUEST']._serialized_start=86
   _globals['_PROPOSEREQUEST']._serialized_end=184
   _globals['_PROPOSERESPONSE']._serialized_start=187
@@ -45,21 +45,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COREREADINDEXRESPONSE']._serialized_start=456
   _globals['_COREREADINDEXRESPONSE']._serialized_end=534
   _globals['_REPLICATEPACKREQUEST']._serialized_start=537
-  _globals['_REPLICATEPACKREQUEST']._serialized_end=666
-  _globals['_REPLICATEPACKRESPONSE']._serialized_start=668
-  _globals['_REPLICATEPACKRESPONSE']._serialized_end=709
-  _globals['_CORESTATUSREQUEST']._serialized_start=711
-  _globals['_CORESTATUSREQUEST']._serialized_end=754
-  _globals['_COREREPLICASTATUS']._serialized_start=757
-  _globals['_COREREPLICASTATUS']._serialized_end=887
-  _globals['_COREGROUPSTATUS']._serialized_start=890
-  _globals['_COREGROUPSTATUS']._serialized_end=1089
-  _globals['_CORESTATUS']._serialized_start=1092
-  _globals['_CORESTATUS']._serialized_end=1242
-  _globals['_COREMETRICSREQUEST']._serialized_start=1244
-  _globals['_COREMETRICSREQUEST']._serialized_end=1264
-  _globals['_COREMETRICS']._serialized_start=1266
-  _globals['_COREMETRICS']._serialized_end=1293
-  _globals['_CORE']._serialized_start=1399
-  _globals['_CORE']._serialized_end=1870
+  _globals['_REPLICATEPACKREQUEST']._serialized_end=717
+  _globals['_REPLICATEPACKRESPONSE']._serialized_start=719
+  _globals['_REPLICATEPACKRESPONSE']._serialized_end=760
+  _globals['_CORESTATUSREQUEST']._serialized_start=762
+  _globals['_CORESTATUSREQUEST']._serialized_end=805
+  _globals['_COREREPLICASTATUS']._serialized_start=808
+  _globals['_COREREPLICASTATUS']._serialized_end=938
+  _globals['_COREGROUPSTATUS']._serialized_start=941
+  _globals['_COREGROUPSTATUS']._serialized_end=1140
+  _globals['_CORESTATUS']._serialized_start=1143
+  _globals['_CORESTATUS']._serialized_end=1293
+  _globals['_COREMETRICSREQUEST']._serialized_start=1295
+  _globals['_COREMETRICSREQUEST']._serialized_end=1315
+  _globals['_COREMETRICS']._serialized_start=1317
+  _globals['_COREMETRICS']._serialized_end=1344
+  _globals['_CORE']._serialized_start=1450
+  _globals['_CORE']._serialized_end=1921
 # @@protoc_insertion_point(module_scope)

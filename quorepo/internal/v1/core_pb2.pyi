@@ -178,11 +178,18 @@ class ReplicatePackRequest(_message.Message):
     PACK_FIELD_NUMBER: _builtins.int
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     REPOSITORY_ID_FIELD_NUMBER: _builtins.int
+    REPLACEMENT_FIELD_NUMBER: _builtins.int
     group: _builtins.int
     timeout_ms: _builtins.int
     repository_id: _builtins.str
     @_builtins.property
     def pack(self) -> _log_pb2.PackAddition: ...
+    @_builtins.property
+    def replacement(self) -> _log_pb2.Command:
+        """Set when the pack replaces others: the command that is about to be proposed. Then the copy goes
+        to every replica that can be reached, and each answers once it has checked the pack.
+        """
+
     def __init__(
         self,
         *,
@@ -190,10 +197,11 @@ class ReplicatePackRequest(_message.Message):
         pack: _log_pb2.PackAddition | None = ...,
         timeout_ms: _builtins.int = ...,
         repository_id: _builtins.str = ...,
+        replacement: _log_pb2.Command | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["pack", b"pack"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pack", b"pack", "replacement", b"replacement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "pack", b"pack", "repository_id", b"repository_id", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "pack", b"pack", "replacement", b"replacement", "repository_id", b"repository_id", "timeout_ms", b"timeout_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,57 +24,61 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dquorepo/internal/v1/log.proto\x12\x13quorepo.internal.v1\"\xcd\x03\n\x07\x43ommand\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\x0c\x12\x15\n\rfirst_seen_ms\x18\x03 \x01(\x03\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12\x42\n\x11\x63reate_repository\x18\n \x01(\x0b\x32%.quorepo.internal.v1.CreateRepositoryH\x00\x12\x42\n\x11\x64\x65lete_repository\x18\x0b \x01(\x0b\x32%.quorepo.internal.v1.DeleteRepositoryH\x00\x12\x37\n\x0btransaction\x18\x0c \x01(\x0b\x32 .quorepo.internal.v1.TransactionH\x00\x12\x38\n\x0creserve_path\x18\x14 \x01(\x0b\x32 .quorepo.internal.v1.ReservePathH\x00\x12\x38\n\x0crelease_path\x18\x15 \x01(\x0b\x32 .quorepo.internal.v1.ReleasePathH\x00\x12:\n\rregister_node\x18\x16 \x01(\x0b\x32!.quorepo.internal.v1.RegisterNodeH\x00\x42\x06\n\x04kind\"{\n\x10\x43reateRepository\x12\x15\n\rrepository_id\x18\x01 \x01(\t\x12\x38\n\robject_format\x18\x02 \x01(\x0e\x32!.quorepo.internal.v1.ObjectFormat\x12\x16\n\x0e\x64\x65\x66\x61ult_branch\x18\x03 \x01(\x0c\")\n\x10\x44\x65leteRepository\x12\x15\n\rrepository_id\x18\x01 \x01(\t\"\xbc\x02\n\x0bTransaction\x12\x15\n\rrepository_id\x18\x01 \x01(\t\x12\x19\n\x11\x63reate_if_missing\x18\x02 \x01(\x08\x12\x38\n\robject_format\x18\x03 \x01(\x0e\x32!.quorepo.internal.v1.ObjectFormat\x12\x19\n\x11verified_revision\x18\x04 \x01(\x04\x12\x13\n\x0bprune_epoch\x18\x05 \x01(\x04\x12\x33\n\x0bref_updates\x18\x06 \x03(\x0b\x32\x1e.quorepo.internal.v1.RefUpdate\x12\x0e\n\x06\x61tomic\x18\x07 \x01(\x08\x12\x36\n\x0bpacks_added\x18\x08 \x03(\x0b\x32!.quorepo.internal.v1.PackAddition\x12\x14\n\x0cpush_options\x18\t \x03(\t\"U\n\tRefUpdate\x12\x0c\n\x04name\x18\x01 \x01(\x0c\x12\x0f\n\x07new_oid\x18\x02 \x01(\x0c\x12\x18\n\x10\x65xpected_old_oid\x18\x03 \x01(\x0c\x12\x0f\n\x07\x61ny_old\x18\x04 \x01(\x08\"\xd7\x01\n\x0cPackAddition\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x14\n\x0cindex_digest\x18\x02 \x01(\x0c\x12\x12\n\npack_bytes\x18\x03 \x01(\x04\x12\x13\n\x0bindex_bytes\x18\x04 \x01(\x04\x12\x14\n\x0cobject_count\x18\x05 \x01(\x04\x12\x12\n\nthin_bytes\x18\x06 \x01(\x04\x12\x19\n\x11thin_object_count\x18\x07 \x01(\x04\x12\x33\n\x08\x65ncoding\x18\x08 \x01(\x0e\x32!.quorepo.internal.v1.PackEncoding\"A\n\x0bReservePath\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x15\n\rrepository_id\x18\x02 \x01(\t\x12\r\n\x05group\x18\x03 \x01(\r\"2\n\x0bReleasePath\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x15\n\rrepository_id\x18\x02 \x01(\t\"\x94\x01\n\x0cRegisterNode\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\x14\n\x0cpeer_address\x18\x03 \x01(\t\x12\x10\n\x08http_url\x18\x04 \x01(\t\x12\x14\n\x0cgrpc_address\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\t\x12\x13\n\x0bmetrics_url\x18\x07 \x01(\t\"\xa3\x02\n\x06Result\x12\x33\n\trejection\x18\x01 \x01(\x0b\x32\x1e.quorepo.internal.v1.RejectionH\x00\x12;\n\nrepository\x18\x02 \x01(\x0b\x32%.quorepo.internal.v1.RepositoryResultH\x00\x12=\n\x0btransaction\x18\x03 \x01(\x0b\x32&.quorepo.internal.v1.TransactionResultH\x00\x12/\n\x04path\x18\x04 \x01(\x0b\x32\x1f.quorepo.internal.v1.PathResultH\x00\x12/\n\x04node\x18\x05 \x01(\x0b\x32\x1f.quorepo.internal.v1.NodeResultH\x00\x42\x06\n\x04kind\"R\n\tRejection\x12\x34\n\x06reason\x18\x01 \x01(\x0e\x32$.quorepo.internal.v1.RejectionReason\x12\x0f\n\x07message\x18\x02 \x01(\t\"0\n\x08Revision\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\x12\x0f\n\x07\x63ounter\x18\x02 \x01(\x04\"Z\n\x10RepositoryResult\x12\x15\n\rrepository_id\x18\x01 \x01(\t\x12/\n\x08revision\x18\x02 \x01(\x0b\x32\x1d.quorepo.internal.v1.Revision\"{\n\tRefResult\x12\x0c\n\x04name\x18\x01 \x01(\x0c\x12.\n\x06status\x18\x02 \x01(\x0e\x32\x1e.quorepo.internal.v1.RefStatus\x12\x16\n\x0e\x61\x63tual_old_oid\x18\x03 \x01(\x0c\x12\x18\n\x10\x63onflicting_name\x18\x04 \x01(\x0c\"\x83\x01\n\x11TransactionResult\x12/\n\x08revision\x18\x01 \x01(\x0b\x32\x1d.quorepo.internal.v1.Revision\x12,\n\x04refs\x18\x02 \x03(\x0b\x32\x1e.quorepo.internal.v1.RefResult\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x08\"Q\n\nPathResult\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x15\n\rrepository_id\x18\x02 \x01(\t\x12\r\n\x05group\x18\x03 \x01(\r\x12\x0f\n\x07\x63reated\x18\x04 \x01(\x08\"\x1a\n\nNodeResult\x12\x0c\n\x04name\x18\x01 \x01(\t\"\\\n\rConfiguration\x12.\n\x08replicas\x18\x01 \x03(\x0b\x32\x1c.quorepo.internal.v1.Replica\x12\x1b\n\x13removed_replica_ids\x18\x02 \x03(\t\"x\n\x07Replica\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x14\n\x0cpeer_address\x18\x03 \x01(\t\x12\r\n\x05votes\x18\x04 \x01(\x08\x12\x14\n\x0cstores_packs\x18\x05 \x01(\x08\x12\x10\n\x08may_lead\x18\x06 \x01(\x08*_\n\x0cObjectFormat\x12\x1d\n\x19OBJECT_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12OBJECT_FORMAT_SHA1\x10\x01\x12\x18\n\x14OBJECT_FORMAT_SHA256\x10\x02*E\n\x0cPackEncoding\x12\x1d\n\x19PACK_ENCODING_UNSPECIFIED\x10\x00\x12\x16\n\x12PACK_ENCODING_FILE\x10\x01*\xdb\x02\n\x0fRejectionReason\x12 \n\x1cREJECTION_REASON_UNSPECIFIED\x10\x00\x12)\n%REJECTION_REASON_REPOSITORY_NOT_FOUND\x10\x01\x12&\n\"REJECTION_REASON_REPOSITORY_EXISTS\x10\x02\x12\'\n#REJECTION_REASON_REPOSITORY_DELETED\x10\x03\x12\x1c\n\x18REJECTION_REASON_INVALID\x10\x04\x12\x1d\n\x19REJECTION_REASON_REVERIFY\x10\x05\x12$\n REJECTION_REASON_REQUEST_EXPIRED\x10\x06\x12#\n\x1fREJECTION_REASON_PATH_NOT_FOUND\x10\x07\x12\"\n\x1eREJECTION_REASON_OBJECT_FORMAT\x10\x08*\xaa\x01\n\tRefStatus\x12\x1a\n\x16REF_STATUS_UNSPECIFIED\x10\x00\x12\x11\n\rREF_STATUS_OK\x10\x01\x12\x14\n\x10REF_STATUS_STALE\x10\x02\x12\x1c\n\x18REF_STATUS_NAME_CONFLICT\x10\x03\x12\x1b\n\x17REF_STATUS_INVALID_NAME\x10\x04\x12\x1d\n\x19REF_STATUS_ATOMIC_ABORTED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dquorepo/internal/v1/log.proto\x12\x13quorepo.internal.v1\"\xb6\x04\n\x07\x43ommand\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\x0c\x12\x15\n\rfirst_seen_ms\x18\x03 \x01(\x03\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12\x42\n\x11\x63reate_repository\x18\n \x01(\x0b\x32%.quorepo.internal.v1.CreateRepositoryH\x00\x12\x42\n\x11\x64\x65lete_repository\x18\x0b \x01(\x0b\x32%.quorepo.internal.v1.DeleteRepositoryH\x00\x12\x37\n\x0btransaction\x18\x0c \x01(\x0b\x32 .quorepo.internal.v1.TransactionH\x00\x12:\n\rreplace_packs\x18\r \x01(\x0b\x32!.quorepo.internal.v1.ReplacePacksH\x00\x12+\n\x05prune\x18\x0e \x01(\x0b\x32\x1a.quorepo.internal.v1.PruneH\x00\x12\x38\n\x0creserve_path\x18\x14 \x01(\x0b\x32 .quorepo.internal.v1.ReservePathH\x00\x12\x38\n\x0crelease_path\x18\x15 \x01(\x0b\x32 .quorepo.internal.v1.ReleasePathH\x00\x12:\n\rregister_node\x18\x16 \x01(\x0b\x32!.quorepo.internal.v1.RegisterNodeH\x00\x42\x06\n\x04kind\"{\n\x10\x43reateRepository\x12\x15\n\rrepository_id\x18\x01 \x01(\t\x12\x38\n\robject_format\x18\x02 \x01(\x0e\x32!.quorepo.internal.v1.ObjectFormat\x12\x16\n\x0e\x64\x65\x66\x61ult_branch\x18\x03 \x01(\x0c\")\n\x10\x44\x65leteRepository\x12\x15\n\rrepository_id\x18\x01 \x01(\t\"\xbc\x02\n\x0bTransaction\x12\x15\n\rrepository_id\x18\x01 \x01(\t\x12\x19\n\x11\x63reate_if_missing\x18\x02 \x01(\x08\x12\x38\n\robject_format\x18\x03 \x01(\x0e\x32!.quorepo.internal.v1.ObjectFormat\x12\x19\n\x11verified_revision\x18\x04 \x01(\x04\x12\x13\n\x0bprune_epoch\x18\x05 \x01(\x04\x12\x33\n\x0bref_updates\x18\x06 \x03(\x0b\x32\x1e.quorepo.internal.v1.RefUpdate\x12\x0e\n\x06\x61tomic\x18\x07 \x01(\x08\x12\x36\n\x0bpacks_added\x18\x08 \x03(\x0b\x32!.quorepo.internal.v1.PackAddition\x12\x14\n\x0cpush_options\x18\t \x03(\t\"U\n\tRefUpdate\x12\x0c\n\x04name\x18\x01 \x01(\x0c\x12\x0f\n\x07new_oid\x18\x02 \x01(\x0c\x12\x18\n\x10\x65xpected_old_oid\x18\x03 \x01(\x0c\x12\x0f\n\x07\x61ny_old\x18\x04 \x01(\x08\"\xd7\x01\n\x0cPackAddition\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x14\n\x0cindex_digest\x18\x02 \x01(\x0c\x12\x12\n\npack_bytes\x18\x03 \x01(\x04\x12\x13\n\x0bindex_bytes\x18\x04 \x01(\x04\x12\x14\n\x0cobject_count\x18\x05 \x01(\x04\x12\x12\n\nthin_bytes\x18\x06 \x01(\x04\x12\x19\n\x11thin_object_count\x18\x07 \x01(\x04\x12\x33\n\x08\x65ncoding\x18\x08 \x01(\x0e\x32!.quorepo.internal.v1.PackEncoding\"\xb7\x01\n\x0cReplacePacks\x12\x15\n\rrepository_id\x18\x01 \x01(\t\x12\x13\n\x0bprune_epoch\x18\x02 \x01(\x04\x12\x38\n\robject_format\x18\x03 \x01(\x0e\x32!.quorepo.internal.v1.ObjectFormat\x12\x0f\n\x07removed\x18\x04 \x03(\x0c\x12\x30\n\x05\x61\x64\x64\x65\x64\x18\x05 \x03(\x0b\x32!.quorepo.internal.v1.PackAddition\"\xe6\x01\n\x05Prune\x12\x15\n\rrepository_id\x18\x01 \x01(\t\x12\x13\n\x0bprune_epoch\x18\x02 \x01(\x04\x12\x38\n\robject_format\x18\x03 \x01(\x0e\x32!.quorepo.internal.v1.ObjectFormat\x12\x15\n\rcomputed_from\x18\x04 \x01(\x04\x12\x1d\n\x15unreachable_before_ms\x18\x05 \x01(\x03\x12\x0f\n\x07removed\x18\x06 \x03(\x0c\x12\x30\n\x05\x61\x64\x64\x65\x64\x18\x07 \x03(\x0b\x32!.quorepo.internal.v1.PackAddition\"A\n\x0bReservePath\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x15\n\rrepository_id\x18\x02 \x01(\t\x12\r\n\x05group\x18\x03 \x01(\r\"2\n\x0bReleasePath\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x15\n\rrepository_id\x18\x02 \x01(\t\"\x94\x01\n\x0cRegisterNode\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\x14\n\x0cpeer_address\x18\x03 \x01(\t\x12\x10\n\x08http_url\x18\x04 \x01(\t\x12\x14\n\x0cgrpc_address\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\t\x12\x13\n\x0bmetrics_url\x18\x07 \x01(\t\"\xa3\x02\n\x06Result\x12\x33\n\trejection\x18\x01 \x01(\x0b\x32\x1e.quorepo.internal.v1.RejectionH\x00\x12;\n\nrepository\x18\x02 \x01(\x0b\x32%.quorepo.internal.v1.RepositoryResultH\x00\x12=\n\x0btransaction\x18\x03 \x01(\x0b\x32&.quorepo.internal.v1.TransactionResultH\x00\x12/\n\x04path\x18\x04 \x01(\x0b\x32\x1f.quorepo.internal.v1.PathResultH\x00\x12/\n\x04node\x18\x05 \x01(\x0b\x32\x1f.quorepo.internal.v1.NodeResultH\x00\x42\x06\n\x04kind\"R\n\tRejection\x12\x34\n\x06reason\x18\x01 \x01(\x0e\x32$.quorepo.internal.v1.RejectionReason\x12\x0f\n\x07message\x18\x02 \x01(\t\"0\n\x08Revision\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\x12\x0f\n\x07\x63ounter\x18\x02 \x01(\x04\"Z\n\x10RepositoryResult\x12\x15\n\rrepository_id\x18\x01 \x01(\t\x12/\n\x08revision\x18\x02 \x01(\x0b\x32\x1d.quorepo.internal.v1.Revision\"{\n\tRefResult\x12\x0c\n\x04name\x18\x01 \x01(\x0c\x12.\n\x06status\x18\x02 \x01(\x0e\x32\x1e.quorepo.internal.v1.RefStatus\x12\x16\n\x0e\x61\x63tual_old_oid\x18\x03 \x01(\x0c\x12\x18\n\x10\x63onflicting_name\x18\x04 \x01(\x0c\"\x83\x01\n\x11TransactionResult\x12/\n\x08revision\x18\x01 \x01(\x0b\x32\x1d.quorepo.internal.v1.Revision\x12,\n\x04refs\x18\x02 \x03(\x0b\x32\x1e.quorepo.internal.v1.RefResult\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x08\"Q\n\nPathResult\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x15\n\rrepository_id\x18\x02 \x01(\t\x12\r\n\x05group\x18\x03 \x01(\r\x12\x0f\n\x07\x63reated\x18\x04 \x01(\x08\"\x1a\n\nNodeResult\x12\x0c\n\x04name\x18\x01 \x01(\t\"\\\n\rConfiguration\x12.\n\x08replicas\x18\x01 \x03(\x0b\x32\x1c.quorepo.internal.v1.Replica\x12\x1b\n\x13removed_replica_ids\x18\x02 \x03(\t\"x\n\x07Replica\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x14\n\x0cpeer_address\x18\x03 \x01(\t\x12\r\n\x05votes\x18\x04 \x01(\x08\x12\x14\n\x0cstores_packs\x18\x05 \x01(\x08\x12\x10\n\x08may_lead\x18\x06 \x01(\x08*_\n\x0cObjectFormat\x12\x1d\n\x19OBJECT_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12OBJECT_FORMAT_SHA1\x10\x01\x12\x18\n\x14OBJECT_FORMAT_SHA256\x10\x02*E\n\x0cPackEncoding\x12\x1d\n\x19PACK_ENCODING_UNSPECIFIED\x10\x00\x12\x16\n\x12PACK_ENCODING_FILE\x10\x01*\xff\x02\n\x0fRejectionReason\x12 \n\x1cREJECTION_REASON_UNSPECIFIED\x10\x00\x12)\n%REJECTION_REASON_REPOSITORY_NOT_FOUND\x10\x01\x12&\n\"REJECTION_REASON_REPOSITORY_EXISTS\x10\x02\x12\'\n#REJECTION_REASON_REPOSITORY_DELETED\x10\x03\x12\x1c\n\x18REJECTION_REASON_INVALID\x10\x04\x12\x1d\n\x19REJECTION_REASON_REVERIFY\x10\x05\x12$\n REJECTION_REASON_REQUEST_EXPIRED\x10\x06\x12#\n\x1fREJECTION_REASON_PATH_NOT_FOUND\x10\x07\x12\"\n\x1eREJECTION_REASON_OBJECT_FORMAT\x10\x08\x12\"\n\x1eREJECTION_REASON_PACKS_CHANGED\x10\t*\xaa\x01\n\tRefStatus\x12\x1a\n\x16REF_STATUS_UNSPECIFIED\x10\x00\x12\x11\n\rREF_STATUS_OK\x10\x01\x12\x14\n\x10REF_STATUS_STALE\x10\x02\x12\x1c\n\x18REF_STATUS_NAME_CONFLICT\x10\x03\x12\x1b\n\x17REF_STATUS_INVALID_NAME\x10\x04\x12\x1d\n\x19REF_STATUS_ATOMIC_ABORTED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'quorepo.internal.v1.log_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OBJECTFORMAT']._serialized_start=2686
-  _globals['_OBJECTFORMAT']._serialized_end=2781
-  _globals['_PACKENCODING']._serialized_start=2783
-  _globals['_PACKENCODING']._serialized_end=2852
-  _globals['_REJECTIONREASON']._serialized_start=2855
-  _globals['_REJECTIONREASON']._serialized_end=3202
-  _globals['_REFSTATUS']._serialized_start=3205
-  _globals['_REFSTATUS']._serialized_end=3375
+  _globals['_OBJECTFORMAT']._serialized_start=3210
+  _globals['_OBJECTFORMAT']._serialized_end=3305
+  _globals['_PACKENCODING']._serialized_start=3307
+  _globals['_PACKENCODING']._serialized_end=3376
+  _globals['_REJECTIONREASON']._serialized_start=3379
+  _globals['_REJECTIONREASON']._serialized_end=3762
+  _globals['_REFSTATUS']._serialized_start=3765
+  _globals['_REFSTATUS']._serialized_end=3935
   _globals['_COMMAND']._serialized_start=55
-  _globals['_COMMAND']._serialized_end=516
-  _globals['_CREATEREPOSITORY']._serialized_start=518
-  _globals['_CREATEREPOSITORY']._serialized_end=641
-  _globals['_DELETEREPOSITORY']._serialized_start=643
-  _globals['_DELETEREPOSITORY']._serialized_end=684
-  _globals['_TRANSACTION']._serialized_start=687
-  _globals['_TRANSACTION']._serialized_end=1003
-  _globals['_REFUPDATE']._serialized_start=1005
-  _globals['_REFUPDATE']._serialized_end=1090
-  _globals['_PACKADDITION']._serialized_start=1093
-  _globals['_PACKADDITION']._serialized_end=1308
-  _globals['_RESERVEPATH']._serialized_start=1310
-  _globals['_RESERVEPATH']._serialized_end=1375
-  _globals['_RELEASEPATH']._serialized_start=1377
-  _globals['_RELEASEPATH']._serialized_end=1427
-  _globals['_REGISTERNODE']._serialized_start=1430
-  _globals['_REGISTERNODE']._serialized_end=1578
-  _globals['_RESULT']._serialized_start=1581
-  _globals['_RESULT']._serialized_end=1872
-  _globals['_REJECTION']._serialized_start=1874
-  _globals['_REJECTION']._serialized_end=1956
-  _globals['_REVISION']._serialized_start=1958
-  _globals['_REVISION']._serialized_end=2006
-  _globals['_REPOSITORYRESULT']._serialized_start=2008
-  _globals['_REPOSITORYRESULT']._serialized_end=2098
-  _globals['_REFRESULT']._serialized_start=2100
-  _globals['_REFRESULT']._serialized_end=2223
-  _globals['_TRANSACTIONRESULT']._serialized_start=2226
-  _globals['_TRANSACTIONRESULT']._serialized_end=2357
-  _globals['_PATHRESULT']._serialized_start=2359
-  _globals['_PATHRESULT']._serialized_end=2440
-  _globals['_NODERESULT']._serialized_start=2442
-  _globals['_NODERESULT']._serialized_end=2468
-  _globals['_CONFIGURATION']._serialized_start=2470
-  _globals['_CONFIGURATION']._serialized_end=2562
-  _globals['_REPLICA']._serialized_start=2564
-  _globals['_REPLICA']._serialized_end=2684
+  _globals['_COMMAND']._serialized_end=621
+  _globals['_CREATEREPOSITORY']._serialized_start=623
+  _globals['_CREATEREPOSITORY']._serialized_end=746
+  _globals['_DELETEREPOSITORY']._serialized_start=748
+  _globals['_DELETEREPOSITORY']._serialized_end=789
+  _globals['_TRANSACTION']._serialized_start=792
+  _globals['_TRANSACTION']._serialized_end=1108
+  _globals['_REFUPDATE']._serialized_start=1110
+  _globals['_REFUPDATE']._serialized_end=1195
+  _globals['_PACKADDITION']._serialized_start=1198
+  _globals['_PACKADDITION']._serialized_end=1413
+  _globals['_REPLACEPACKS']._serialized_start=1416
+  _globals['_REPLACEPACKS']._serialized_end=1599
+  _globals['_PRUNE']._serialized_start=1602
+  _globals['_PRUNE']._serialized_end=1832
+  _globals['_RESERVEPATH']._serialized_start=1834
+  _globals['_RESERVEPATH']._serialized_end=1899
+  _globals['_RELEASEPATH']._serialized_start=1901
+  _globals['_RELEASEPATH']._serialized_end=1951
+  _globals['_REGISTERNODE']._serialized_start=1954
+  _globals['_REGISTERNODE']._serialized_end=2102
+  _globals['_RESULT']._serialized_start=2105
+  _globals['_RESULT']._serialized_end=2396
+  _globals['_REJECTION']._serialized_start=2398
+  _globals['_REJECTION']._serialized_end=2480
+  _globals['_REVISION']._serialized_start=2482
+  _globals['_REVISION']._serialized_end=2530
+  _globals['_REPOSITORYRESULT']._serialized_start=2532
+  _globals['_REPOSITORYRESULT']._serialized_end=2622
+  _globals['_REFRESULT']._serialized_start=2624
+  _globals['_REFRESULT']._serialized_end=2747
+  _globals['_TRANSACTIONRESULT']._serialized_start=2750
+  _globals['_TRANSACTIONRESULT']._serialized_end=2881
+  _globals['_PATHRESULT']._serialized_start=2883
+  _globals['_PATHRESULT']._serialized_end=2964
+  _globals['_NODERESULT']._serialized_start=2966
+  _globals['_NODERESULT']._serialized_end=2992
+  _globals['_CONFIGURATION']._serialized_start=2994
+  _globals['_CONFIGURATION']._serialized_end=3086
+  _globals['_REPLICA']._serialized_start=3088
+  _globals['_REPLICA']._serialized_end=3208
 # @@protoc_insertion_point(module_scope)

@@ -76,6 +76,8 @@ class _RejectionReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Rejec
     REJECTION_REASON_PATH_NOT_FOUND: _RejectionReason.ValueType  # 7
     REJECTION_REASON_OBJECT_FORMAT: _RejectionReason.ValueType  # 8
     """the repository has another object format"""
+    REJECTION_REASON_PACKS_CHANGED: _RejectionReason.ValueType  # 9
+    """the packs are not those it was computed from: compute again"""
 
 class RejectionReason(_RejectionReason, metaclass=_RejectionReasonEnumTypeWrapper): ...
 
@@ -92,6 +94,8 @@ REJECTION_REASON_REQUEST_EXPIRED: RejectionReason.ValueType  # 6
 REJECTION_REASON_PATH_NOT_FOUND: RejectionReason.ValueType  # 7
 REJECTION_REASON_OBJECT_FORMAT: RejectionReason.ValueType  # 8
 """the repository has another object format"""
+REJECTION_REASON_PACKS_CHANGED: RejectionReason.ValueType  # 9
+"""the packs are not those it was computed from: compute again"""
 Global___RejectionReason: _TypeAlias = RejectionReason  # noqa: Y015
 
 class _RefStatus:
@@ -136,6 +140,8 @@ class Command(_message.Message):
     CREATE_REPOSITORY_FIELD_NUMBER: _builtins.int
     DELETE_REPOSITORY_FIELD_NUMBER: _builtins.int
     TRANSACTION_FIELD_NUMBER: _builtins.int
+    REPLACE_PACKS_FIELD_NUMBER: _builtins.int
+    PRUNE_FIELD_NUMBER: _builtins.int
     RESERVE_PATH_FIELD_NUMBER: _builtins.int
     RELEASE_PATH_FIELD_NUMBER: _builtins.int
     REGISTER_NODE_FIELD_NUMBER: _builtins.int
@@ -156,6 +162,10 @@ class Command(_message.Message):
     @_builtins.property
     def transaction(self) -> Global___Transaction: ...
     @_builtins.property
+    def replace_packs(self) -> Global___ReplacePacks: ...
+    @_builtins.property
+    def prune(self) -> Global___Prune: ...
+    @_builtins.property
     def reserve_path(self) -> Global___ReservePath:
         """the directory"""
 
@@ -173,15 +183,17 @@ class Command(_message.Message):
         create_repository: Global___CreateRepository | None = ...,
         delete_repository: Global___DeleteRepository | None = ...,
         transaction: Global___Transaction | None = ...,
+        replace_packs: Global___ReplacePacks | None = ...,
+        prune: Global___Prune | None = ...,
         reserve_path: Global___ReservePath | None = ...,
         release_path: Global___ReleasePath | None = ...,
         register_node: Global___RegisterNode | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_repository", b"create_repository", "delete_repository", b"delete_repository", "kind", b"kind", "register_node", b"register_node", "release_path", b"release_path", "reserve_path", b"reserve_path", "transaction", b"transaction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_repository", b"create_repository", "delete_repository", b"delete_repository", "kind", b"kind", "prune", b"prune", "register_node", b"register_node", "release_path", b"release_path", "replace_packs", b"replace_packs", "reserve_path", b"reserve_path", "transaction", b"transaction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "create_repository", b"create_repository", "delete_repository", b"delete_repository", "first_seen_ms", b"first_seen_ms", "kind", b"kind", "register_node", b"register_node", "release_path", b"release_path", "request_id", b"request_id", "reserve_path", b"reserve_path", "transaction", b"transaction", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "create_repository", b"create_repository", "delete_repository", b"delete_repository", "first_seen_ms", b"first_seen_ms", "kind", b"kind", "prune", b"prune", "register_node", b"register_node", "release_path", b"release_path", "replace_packs", b"replace_packs", "request_id", b"request_id", "reserve_path", b"reserve_path", "transaction", b"transaction", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["create_repository", "delete_repository", "transaction", "reserve_path", "release_path", "register_node"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["create_repository", "delete_repository", "transaction", "replace_packs", "prune", "reserve_path", "release_path", "register_node"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -358,6 +370,94 @@ class PackAddition(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PackAddition: _TypeAlias = PackAddition  # noqa: Y015
+
+@_typing.final
+class ReplacePacks(_message.Message):
+    """Consolidation: the packs added hold exactly the objects of the packs removed. Every replica checks
+    that before it takes the entry into its journal; apply only moves names.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_ID_FIELD_NUMBER: _builtins.int
+    PRUNE_EPOCH_FIELD_NUMBER: _builtins.int
+    OBJECT_FORMAT_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    ADDED_FIELD_NUMBER: _builtins.int
+    repository_id: _builtins.str
+    prune_epoch: _builtins.int
+    """under which the packs were read"""
+    object_format: Global___ObjectFormat.ValueType
+    @_builtins.property
+    def removed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """SHA-256 of pack files, each in the repository's set"""
+
+    @_builtins.property
+    def added(self) -> _containers.RepeatedCompositeFieldContainer[Global___PackAddition]: ...
+    def __init__(
+        self,
+        *,
+        repository_id: _builtins.str = ...,
+        prune_epoch: _builtins.int = ...,
+        object_format: Global___ObjectFormat.ValueType = ...,
+        removed: _abc.Iterable[_builtins.bytes] | None = ...,
+        added: _abc.Iterable[Global___PackAddition] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "object_format", b"object_format", "prune_epoch", b"prune_epoch", "removed", b"removed", "repository_id", b"repository_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplacePacks: _TypeAlias = ReplacePacks  # noqa: Y015
+
+@_typing.final
+class Prune(_message.Message):
+    """The objects that nothing needs go: the packs added hold what is kept of the packs removed. Only
+    packs that arrived before `unreachable_before_ms` may be removed, and what refs pointed to since
+    then is kept. Ends the prune epoch: objects verified before have to be verified again.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_ID_FIELD_NUMBER: _builtins.int
+    PRUNE_EPOCH_FIELD_NUMBER: _builtins.int
+    OBJECT_FORMAT_FIELD_NUMBER: _builtins.int
+    COMPUTED_FROM_FIELD_NUMBER: _builtins.int
+    UNREACHABLE_BEFORE_MS_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    ADDED_FIELD_NUMBER: _builtins.int
+    repository_id: _builtins.str
+    prune_epoch: _builtins.int
+    object_format: Global___ObjectFormat.ValueType
+    computed_from: _builtins.int
+    """revision counter; any transaction since makes it stale"""
+    unreachable_before_ms: _builtins.int
+    """log time"""
+    @_builtins.property
+    def removed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    @_builtins.property
+    def added(self) -> _containers.RepeatedCompositeFieldContainer[Global___PackAddition]:
+        """none when nothing is kept"""
+
+    def __init__(
+        self,
+        *,
+        repository_id: _builtins.str = ...,
+        prune_epoch: _builtins.int = ...,
+        object_format: Global___ObjectFormat.ValueType = ...,
+        computed_from: _builtins.int = ...,
+        unreachable_before_ms: _builtins.int = ...,
+        removed: _abc.Iterable[_builtins.bytes] | None = ...,
+        added: _abc.Iterable[Global___PackAddition] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "computed_from", b"computed_from", "object_format", b"object_format", "prune_epoch", b"prune_epoch", "removed", b"removed", "repository_id", b"repository_id", "unreachable_before_ms", b"unreachable_before_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Prune: _TypeAlias = Prune  # noqa: Y015
 
 @_typing.final
 class ReservePath(_message.Message):

@@ -13,7 +13,16 @@ from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.state_log import Body, Log, Machine, RecordingFiles, pack, transaction, update
+from support.state_log import (
+    Body,
+    Log,
+    Machine,
+    RecordingFiles,
+    pack,
+    replacement,
+    transaction,
+    update,
+)
 
 from quorepo.cluster.raft.interface import Entry
 from quorepo.cluster.state.machine import REQUEST_WINDOW_MS
@@ -42,6 +51,12 @@ bodies: st.SearchStrategy[Body] = st.one_of(
         log_pb2.CreateRepository(repository_id="two", object_format=log_pb2.OBJECT_FORMAT_SHA1)
     ),
     st.just(log_pb2.DeleteRepository(repository_id="three")),
+    st.builds(
+        lambda repository, removed, added: replacement(removed, [added], repository_id=repository),
+        st.sampled_from(["one", "two", "three"]),
+        st.lists(st.integers(1, 5), min_size=1, max_size=2, unique=True),
+        st.integers(4, 8),
+    ),
 )
 # (command, request id, milliseconds until the next entry); None is a no-op.
 steps = st.lists(
@@ -94,11 +109,14 @@ def test_batches_leave_no_trace(
         assert results == [applied.result for applied in one_by_one]
         assert files.promoted == [each for applied in one_by_one for each in applied.promote]
         assert files.retired == [each for applied in one_by_one for each in applied.retire]
+        # A pack that the same batch adds again stays where it is.
+        removed = [each for applied in one_by_one for each in applied.retire_packs]
+        assert set(files.retired_packs) <= set(removed)
 
 
 SCRIPT = """
 import hashlib
-from support.state_log import Machine, pack, transaction, update
+from support.state_log import Machine, pack, pruning, replacement, transaction, update
 from quorepo.internal.v1 import log_pb2
 with Machine() as machine:
     for number in range(30):
@@ -108,11 +126,15 @@ with Machine() as machine:
             update("refs/tags/t%d" % number, 3), repository_id="r%d" % (number % 3),
             packs=[pack(number), pack(number + 1)]))
     machine.apply(log_pb2.DeleteRepository(repository_id="r1"))
+    machine.apply(replacement([3, 4, 6], [40], repository_id="r0"))
+    machine.apply(replacement([3, 4, 6], [41], repository_id="r0"))
+    machine.apply(pruning([40], [42], repository_id="r0", computed_from=11,
+                          before_ms=machine.log.now_ms))
     print(hashlib.sha256(machine.export()).hexdigest())
 """
 # Changes when apply, its messages or the dump's form change: then replicas of the old and the new
 # program disagree, and COMMAND_VERSION or FORMAT_VERSION has to tell them apart.
-SCRIPT_DIGEST = "117dbe73248015914690c51de7fbfec183f9da2e3ddabe92a1f67d11d2211147"
+SCRIPT_DIGEST = "5b569ec94ebb6a0f520a16f6de14f8858014ecf0d7e769a23198af034a007ce1"
 
 
 def test_state_is_the_same_in_every_process_and_release() -> None:

@@ -32,6 +32,7 @@ QUOREPO_IMPORTS = {
     "quorepo.cluster.state",
     "quorepo.cluster.state.commands",
     "quorepo.cluster.state.effects",
+    "quorepo.cluster.state.machine_packs",
     "quorepo.cluster.state.machine_refs",
     "quorepo.cluster.state.machine_repositories",
     "quorepo.internal.v1",

@@ -1,4 +1,5 @@
-"""The machine against a model of plain dicts, under Hypothesis: pushes, repeats, deletes, time."""
+"""The machine against a model of plain dicts, under Hypothesis: pushes, repeats, deletes, time,
+packs replaced and pruned."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from support.state_log import Machine, oid, pack, result_of, transaction
+from support.state_log import Machine, oid, pack, pruning, replacement, result_of, transaction
 
 from quorepo.cluster.state.machine import REQUEST_WINDOW_MS
 from quorepo.internal.v1 import log_pb2
@@ -27,7 +28,9 @@ class Model:
     """A repository as the documentation describes it."""
 
     refs: dict[bytes, bytes] = dataclasses.field(default_factory=dict)
-    packs: dict[bytes, None] = dataclasses.field(default_factory=dict)
+    packs: dict[bytes, int] = dataclasses.field(default_factory=dict)  # to when they arrived
+    removed: list[tuple[bytes, int]] = dataclasses.field(default_factory=list)
+    prune_epoch: int = 0
     counter: int = 0
     head: bytes | None = None  # None: still open
     deleted: bool = False
@@ -128,6 +131,7 @@ class AgainstModel(RuleBasedStateMachine):
         atomic=st.booleans(),
         create=st.booleans(),
         packs=st.lists(st.integers(1, 4), max_size=2, unique=True),
+        old_epoch=st.booleans(),
     )
     def push(
         self,
@@ -136,6 +140,7 @@ class AgainstModel(RuleBasedStateMachine):
         atomic: bool,
         create: bool,
         packs: list[int],
+        old_epoch: bool,
     ) -> None:
         existing = self.models.get(repository_id)
         model = existing or Model()
@@ -156,6 +161,7 @@ class AgainstModel(RuleBasedStateMachine):
                 atomic=atomic,
                 create=create,
                 packs=[pack(number) for number in packs],
+                prune_epoch=0 if old_epoch else model.prune_epoch,
             )
         )
         if existing is None and not create:
@@ -164,6 +170,9 @@ class AgainstModel(RuleBasedStateMachine):
             return
         if model.deleted:
             assert result.rejection.reason == log_pb2.REJECTION_REASON_REPOSITORY_DELETED
+            return
+        if old_epoch and model.prune_epoch and any(update.new_oid for update in updates):
+            assert result.rejection.reason == log_pb2.REJECTION_REASON_REVERIFY
             return
         verdicts, changes = judge(model.refs, updates, atomic)
         assert verdicts_of(result.transaction) == verdicts
@@ -184,8 +193,92 @@ class AgainstModel(RuleBasedStateMachine):
             model.refs.pop(name, None)
             if new:
                 model.refs[name] = new
-        model.packs.update((pack(number).digest, None) for number in packs)
+        for number in packs:
+            model.packs.setdefault(pack(number).digest, self._log_time_ms())
         model.counter += 1
+
+    @rule(
+        repository_id=st.sampled_from(IDS),
+        removed=st.lists(st.integers(1, 6), max_size=3, unique=True),
+        added=st.lists(st.integers(3, 8), max_size=2, unique=True),
+        old_epoch=st.booleans(),
+    )
+    def replace(
+        self, repository_id: str, removed: list[int], added: list[int], old_epoch: bool
+    ) -> None:
+        model = self.models.get(repository_id)
+        epoch = 0 if old_epoch or model is None else model.prune_epoch
+        body = replacement(removed, added, repository_id=repository_id, prune_epoch=epoch)
+        self._replace(repository_id, self._apply(body), removed, added, epoch, needs_added=True)
+
+    @rule(
+        repository_id=st.sampled_from(IDS),
+        removed=st.lists(st.integers(1, 6), max_size=3, unique=True),
+        added=st.lists(st.integers(3, 8), max_size=1),
+        behind=st.sampled_from([0, 0, 1]),
+        grace_ms=st.sampled_from([-1, 0, 3]),
+    )
+    def prune(
+        self, repository_id: str, removed: list[int], added: list[int], behind: int, grace_ms: int
+    ) -> None:
+        model = self.models.get(repository_id)
+        epoch = 0 if model is None else model.prune_epoch
+        counter = max(0, (0 if model is None else model.counter) - behind)
+        now_ms = max(self.machine.log.now_ms, self._log_time_ms())
+        before_ms = now_ms - grace_ms
+        body = pruning(
+            removed, added, computed_from=counter, before_ms=before_ms,
+            repository_id=repository_id, prune_epoch=epoch,
+        )  # fmt: skip
+        result = self._apply(body)
+        if model is not None and not model.deleted and result.rejection.reason == 0:
+            assert counter == model.counter
+            assert before_ms <= self._log_time_ms()
+            assert all(model.packs[pack(number).digest] < before_ms for number in removed)
+            model.prune_epoch += 1
+        elif model is not None and result.rejection.reason == log_pb2.REJECTION_REASON_INVALID:
+            young = [
+                number for number in removed
+                if model.packs.get(pack(number).digest, 0) >= before_ms
+            ]  # fmt: skip
+            if young or before_ms > self._log_time_ms():
+                return
+        elif model is not None and counter != model.counter:
+            return
+        self._replace(repository_id, result, removed, added, epoch, needs_added=False)
+
+    def _replace(
+        self,
+        repository_id: str,
+        result: log_pb2.Result,
+        removed: list[int],
+        added: list[int],
+        epoch: int,
+        *,
+        needs_added: bool,
+    ) -> None:
+        model = self.models.get(repository_id)
+        reason = result.rejection.reason
+        gone = [pack(number).digest for number in removed]
+        if model is None:
+            assert reason == log_pb2.REJECTION_REASON_REPOSITORY_NOT_FOUND
+        elif model.deleted:
+            assert reason == log_pb2.REJECTION_REASON_REPOSITORY_DELETED
+        elif not removed or (needs_added and not added) or set(removed) & set(added):
+            assert reason == log_pb2.REJECTION_REASON_INVALID
+        elif (needs_added and epoch != model.prune_epoch) or any(
+            digest not in model.packs for digest in gone
+        ):
+            assert reason == log_pb2.REJECTION_REASON_PACKS_CHANGED
+        else:
+            arrived_ms = max(model.packs[digest] for digest in gone)
+            model.counter += 1
+            for digest in gone:
+                del model.packs[digest]
+                model.removed.append((digest, model.counter))
+            for number in added:
+                model.packs.setdefault(pack(number).digest, arrived_ms)
+            assert result.repository.revision.counter == model.counter
 
     @rule(repository_id=st.sampled_from(IDS), branch=st.sampled_from([b"", b"refs/heads/b"]))
     def create(self, repository_id: str, branch: bytes) -> None:
@@ -227,8 +320,14 @@ class AgainstModel(RuleBasedStateMachine):
         expired = seen_ms < self.machine.log.now_ms - REQUEST_WINDOW_MS
         applied = self.machine.apply(body, request=request, first_seen_ms=seen_ms)
         result = result_of(applied)
-        assert (applied.promote, applied.retire) == ((), ())
-        if result != answer:
+        assert (applied.promote, applied.retire, applied.retire_packs) == ((), (), ())
+        if answer.rejection.reason == log_pb2.REJECTION_REASON_REVERIFY:
+            assert result.rejection.reason in (
+                log_pb2.REJECTION_REASON_REVERIFY,
+                log_pb2.REJECTION_REASON_REQUEST_EXPIRED,
+                log_pb2.REJECTION_REASON_REPOSITORY_DELETED,
+            )
+        elif result != answer:
             assert expired
             assert result.rejection.reason == log_pb2.REJECTION_REASON_REQUEST_EXPIRED
 
@@ -255,9 +354,15 @@ class AgainstModel(RuleBasedStateMachine):
             )
             assert dict(refs.fetchall()) == model.refs
             packs = self.machine.connection.execute(
-                "SELECT digest FROM packs WHERE repository_id = ?", (repository_id,)
+                "SELECT digest, arrived_ms FROM packs WHERE repository_id = ?", (repository_id,)
             )
-            assert {digest for (digest,) in packs} == set(model.packs)
+            assert dict(packs.fetchall()) == model.packs
+            assert row["prune_epoch"] == model.prune_epoch
+            removed = self.machine.connection.execute(
+                "SELECT digest, removed_counter FROM removed_packs WHERE repository_id = ?",
+                (repository_id,),
+            )
+            assert sorted(removed.fetchall()) == sorted(model.removed)
 
     @invariant()
     def unknown_repositories_leave_nothing(self) -> None:
