@@ -17,6 +17,7 @@ committers' clocks were set, and it does not depend on which packs hold the comm
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import mmap
@@ -36,7 +37,7 @@ from quorepo.storage.errors import CorruptPack
 from quorepo.storage.logs import fields
 from quorepo.storage.packs import COMMIT, OFS_DELTA, REF_DELTA, PackFile, PackSet
 
-__all__ = ["Commit", "CommitGraph", "commit_graphs", "parse_commit"]
+__all__ = ["Commit", "CommitGraph", "commit_graph_of", "commit_graphs", "parse_commit"]
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +119,13 @@ class _MappedCommits:
 
 
 _graphs: WeakKeyDictionary[PackFile, CommitGraph] = WeakKeyDictionary()
+
+
+def commit_graph_of(objects: PackSet, pack: PackFile) -> CommitGraph:
+    """The one of a pack of `objects`."""
+    if pack not in _graphs:
+        commit_graphs(objects)
+    return _graphs[pack]
 
 
 def commit_graphs(objects: PackSet) -> list[CommitGraph]:
@@ -271,7 +279,8 @@ def _write(pack: PackFile, commits: Mapping[bytes, Commit]) -> None:
         new.write_bytes(_encode(pack, commits))
         os.replace(new, path)
     except OSError as error:
-        new.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            new.unlink()
         log.warning("commit graph is not stored", extra=fields(path=path, error=error))
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,8 @@ def run(
     """Run the job of that name; KeyError for any other.
 
     negotiate: {repository, request, tips, tags, deepen_not} -> the JSON of `Negotiation`.
-    build_pack: the same plus {negotiation, out} -> {path, pack_bytes, objects, reused}.
+    build_pack: the same plus {negotiation, out, by_reference?} -> {pack_bytes, objects, reused,
+    parts: [[path, start, end]], is_sealed}; see `PackResult`.
     Raises QuorepoErrors; OSErrors when the disk fails.
     """
     return JOBS[job](arguments, progress)
@@ -71,7 +71,7 @@ def negotiate(arguments: Mapping[str, Any], progress: Progress | None) -> dict[s
 
 
 def build_pack(arguments: Mapping[str, Any], progress: Progress | None) -> dict[str, Any]:
-    """Write the pack that answers the request to the new file `out`."""
+    """Write the pack that answers the request: to the new file `out`, or as parts."""
     out = Path(arguments["out"])
     result = pack_builder.build_pack(
         _reader(arguments["repository"]),
@@ -80,8 +80,19 @@ def build_pack(arguments: Mapping[str, Any], progress: Progress | None) -> dict[
         [(bytes.fromhex(tag), bytes.fromhex(peeled)) for tag, peeled in arguments["tags"]],
         out,
         progress,
+        tips=[bytes.fromhex(oid) for oid in arguments["tips"]],
+        by_reference=bool(arguments.get("by_reference")),
     )
-    return {"path": str(out), **asdict(result)}
+    return {
+        "pack_bytes": result.pack_bytes,
+        "objects": result.objects,
+        "reused": result.reused,
+        "parts": [
+            [str(part.pack.path if part.pack else out), part.start, part.end]
+            for part in result.parts
+        ],
+        "is_sealed": result.is_sealed,
+    }
 
 
 def _visible_objects(

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from quorepo.storage.errors import StorageFull
@@ -21,6 +23,8 @@ from quorepo.storage.git.pack_writer import (
     write_pack,
 )
 from quorepo.storage.git.selection import select_objects
+from quorepo.storage.git.tree_changes import Selection
+from quorepo.storage.git.whole_pack import whole_pack_for
 
 __all__ = [
     "PackResult",
@@ -34,29 +38,30 @@ __all__ = [
 Progress = Callable[[str], None]
 
 _PROGRESS_INTERVAL_S = 0.5
-_BUFFER_BYTES = 1 << 20
-_COPY_BYTES = 1 << 20
-_HEADER_BYTES = 12
-# Of what has to be compressed anew. Level 6 costs three times the time for 5 % fewer bytes.
-_COMPRESSION_LEVEL = 3
 
 
 def build_pack(
     reader: CommitReader,
     request: FetchRequest,
     negotiation: Negotiation,
-    tags: Iterable[tuple[bytes, bytes]],
+    tags: Sequence[tuple[bytes, bytes]],
     out: Path,
     progress: Progress | None = None,
     clock: Callable[[], float] = time.monotonic,
+    *,
+    tips: Sequence[bytes] = (),
+    by_reference: bool = False,
 ) -> PackResult:
     """Write the pack that answers a negotiated request to the new file `out`.
 
-    `progress` gets lines as git's pack-objects writes them, at most one per half second. The file
-    is removed when anything fails; it is not synced, since it is thrown away after it was sent.
+    `tips` are what the client may see: when all of a large pack is reached from there, it is sent
+    as it is stored. `by_reference`: such packs are named in the result instead of copied, and `out`
+    is there only if a part of the result lies in it. `progress` gets lines as git's pack-objects
+    writes them, at most one per half second. The file is removed when anything fails; it is not
+    synced, since it is thrown away after it was sent.
     """
     meter = _Meter(progress, clock)
-    selection = select_objects(reader, request, negotiation, list(tags), meter.enumerating)
+    selection = _select(reader, request, negotiation, tags, tips, meter)
     meter.enumerated(len(selection.chosen))
     try:
         with out.open("xb", buffering=0) as file:
@@ -65,7 +70,8 @@ def build_pack(
                 reader.objects,
                 selection,
                 ofs_delta=request.ofs_delta,
-                thin=request.thin_pack,
+                thin=request.thin_pack and selection.whole is None,
+                by_reference=by_reference,
                 written=meter.writing,
             )
         meter.total(result)
@@ -74,7 +80,38 @@ def build_pack(
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFull(f"no room for the answer: {error.strerror}") from error
         raise
+    if all(part.pack is not None for part in result.parts):
+        out.unlink()
     return result
+
+
+def _select(
+    reader: CommitReader,
+    request: FetchRequest,
+    negotiation: Negotiation,
+    tags: Sequence[tuple[bytes, bytes]],
+    tips: Sequence[bytes],
+    meter: _Meter,
+) -> Selection:
+    found = whole_pack_for(reader, request, negotiation, tips) if tips else None
+    if found is None:
+        return select_objects(reader, request, negotiation, tags, meter.enumerating)
+    pack, roots = found
+    # The pack is closed: whoever has its roots has all of it, and all that its objects refer to.
+    as_had = Negotiation(common=(*roots.commits, *roots.tags))
+    others = replace(request, wants=tuple(oid for oid in request.wants if pack.find(oid) is None))
+    selection = Selection()
+    if others.wants:
+        selection = select_objects(reader, others, as_had, tags, meter.enumerating)
+    if request.include_tag:
+        wanted = [tag for tag, peeled in tags if pack.find(peeled) is not None]
+        selection.chosen.update(dict.fromkeys(reader.roots(wanted).tags, 0))
+    commits = set(islice(selection.chosen, selection.commit_count))
+    for oid in [oid for oid in selection.chosen if pack.find(oid) is not None]:
+        del selection.chosen[oid]
+        selection.commit_count -= oid in commits
+    selection.whole = pack
+    return selection
 
 
 class _Meter:

@@ -14,7 +14,7 @@ from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from quorepo.storage.errors import DamagedPack
 from quorepo.storage.git.commits import tree_entry_pattern
@@ -22,7 +22,7 @@ from quorepo.storage.git.deltas import make_delta
 from quorepo.storage.git.tree_changes import Selection
 from quorepo.storage.packs import OFS_DELTA, REF_DELTA, TREE, PackFile, PackSet, RawEntry
 
-__all__ = ["PackResult", "encode_distance", "encode_header", "write_pack"]
+__all__ = ["PackResult", "Part", "encode_distance", "encode_header", "write_pack"]
 
 _Places = list[tuple[PackFile, "array[int]"]]
 _Chain = list[tuple[bytes, PackFile, int]]
@@ -30,6 +30,8 @@ _Chain = list[tuple[bytes, PackFile, int]]
 _BUFFER_BYTES = 1 << 20
 _COPY_BYTES = 1 << 20
 _HEADER_BYTES = 12
+# Smaller packs are copied: opening another file costs more.
+_REFERENCE_BYTES_MIN = 1 << 18
 # Of what has to be compressed anew. Level 6 costs three times the time for 5 % fewer bytes.
 _COMPRESSION_LEVEL = 3
 _DELTA_COMPRESSION_LEVEL = 6
@@ -42,15 +44,28 @@ _DELTA_BUDGET_BYTES = 128 << 20
 _DELTA_DEPTH_MAX = 50
 
 
+class Part(NamedTuple):
+    """Bytes `start` to `end` of a stored pack, or of the written file when `pack` is None."""
+
+    pack: PackFile | None
+    start: int
+    end: int
+
+
 @dataclass(frozen=True)
 class PackResult:
-    """A written pack: its size in bytes, its objects, and how many of their entries were copied
+    """A finished pack: its size in bytes, its objects, and how many of their entries were copied
     rather than compressed again.
+
+    The pack is its `parts` one after the other, followed, when `is_sealed` is False, by the hash
+    of all of them.
     """
 
     pack_bytes: int
     objects: int
     reused: int
+    parts: tuple[Part, ...]
+    is_sealed: bool
 
 
 def write_pack(
@@ -60,13 +75,16 @@ def write_pack(
     *,
     ofs_delta: bool,
     thin: bool,
+    by_reference: bool = False,
     written: Callable[[int, int], None] = lambda done, total: None,
 ) -> PackResult:
-    """Write `selection` as a pack. `written` hears of progress: (objects written, objects in
-    all).
+    """Write `selection` as a pack.
+
+    `by_reference`: stored packs that are wholly sent are named in the result and not copied to
+    `file`. `written` hears of progress: (objects written, objects in all).
     """
     writer = _PackWriter(file, objects, selection, ofs_delta=ofs_delta, thin=thin)
-    return writer.write(written)
+    return writer.write(by_reference, written)
 
 
 class _PackWriter:
@@ -92,19 +110,32 @@ class _PackWriter:
         self._buffered = 0
         self._written = 0
         self._reused = 0
+        # What lies in the file is one part up to `_filed`, and another one from there on.
+        self._parts: list[Part] = []
+        self._file_position = 0
+        self._filed = 0
+        self._whole = selection.whole
+        self._whole_moved = 0
         self._tree_entries = tree_entry_pattern(objects.object_format.hash_bytes)
         self._delta_budget = _DELTA_BUDGET_BYTES
         # Of new deltas and of those on top of them; a thin base counts as 0.
         self._depths: dict[bytes, int] = {}
 
-    def write(self, progress: Callable[[int, int], None]) -> PackResult:
+    def write(self, by_reference: bool, progress: Callable[[int, int], None]) -> PackResult:
         total = len(self._chosen)
+        whole = self._whole
+        if whole is not None:
+            total += whole.object_count
         self._emit(b"PACK" + struct.pack(">LL", 2, total))
-        # Copied distances hold only where the client reads OFS_DELTA.
-        if self._ofs_delta:
-            self._copy_whole_packs(total)
-        commits, others = self._places()
-        for pack, offsets in (*commits, *others):
+        if whole is not None:
+            self._whole_moved = self._copy_pack(whole, by_reference)
+        elif self._ofs_delta:
+            # Copied distances hold only where the client reads OFS_DELTA.
+            self._copy_whole_packs(total, by_reference)
+        places: _Places = []
+        if self._written < total:
+            places = self._places()
+        for pack, offsets in places:
             for offset in offsets:
                 oid = pack.oid_at(offset)
                 if not self._chosen[oid]:
@@ -113,15 +144,52 @@ class _PackWriter:
         progress(self._written, total)
         if self._written != total:
             raise AssertionError(f"wrote {self._written} objects of {total}")
-        self._flush()
-        trailer = self._hash.digest()
-        self._file.write(trailer)
-        return PackResult(self._position + len(trailer), total, self._reused)
+        return self._finish(total)
 
-    def _copy_whole_packs(self, total: int) -> None:
-        """A pack all of whose objects are sent is copied in one piece: it stands alone, and the
-        distances between its entries stay the same. Largest first; a pack that shares an object
-        with one before it goes the long way.
+    def _finish(self, total: int) -> PackResult:
+        hash_bytes = self._objects.object_format.hash_bytes
+        pack_bytes = self._position + hash_bytes
+        if not self._parts:
+            self._emit(self._hash_of_all())
+        self._flush()
+        self._end_part()
+        parts, is_sealed = tuple(self._parts), self._parts[0].end == pack_bytes
+        if len(parts) == 2 and parts[0].end == _HEADER_BYTES and parts[1].pack is not None:
+            # A header and one whole pack: that pack, as it is stored.
+            parts, is_sealed = (Part(parts[1].pack, 0, pack_bytes),), True
+        return PackResult(pack_bytes, total, self._reused, parts, is_sealed)
+
+    def _hash_of_all(self) -> bytes:
+        self._flush()
+        digest: bytes = self._hash.digest()
+        return digest
+
+    def _end_part(self) -> None:
+        if self._file_position > self._filed:
+            self._parts.append(Part(None, self._filed, self._file_position))
+            self._filed = self._file_position
+
+    def _copy_pack(self, pack: PackFile, by_reference: bool) -> int:
+        """All entries of a pack in one piece: it stands alone, and the distances between its
+        entries stay the same. Returns by how much they have moved.
+        """
+        moved = self._position - _HEADER_BYTES
+        end = pack.pack_bytes - self._objects.object_format.hash_bytes
+        if by_reference and pack.pack_bytes >= _REFERENCE_BYTES_MIN:
+            self._flush()
+            self._end_part()
+            self._parts.append(Part(pack, _HEADER_BYTES, end))
+            self._position += end - _HEADER_BYTES
+        else:
+            for start in range(_HEADER_BYTES, end, _COPY_BYTES):
+                self._emit(pack.slice(start, min(end, start + _COPY_BYTES)))
+        self._written += pack.object_count
+        self._reused += pack.object_count
+        return moved
+
+    def _copy_whole_packs(self, total: int, by_reference: bool) -> None:
+        """Copy every pack all of whose objects are sent. Largest first; a pack that shares an
+        object with one before it goes the long way.
         """
         chosen = self._chosen
         packs = sorted(self._objects.packs, key=lambda pack: -pack.object_count)
@@ -131,26 +199,30 @@ class _PackWriter:
             # Written objects have a position, absent ones get one here: both are not 0.
             if any(chosen.get(oid, 1) for oid in pack.iter_oids()):
                 continue
-            moved = self._position - _HEADER_BYTES
-            end = pack.pack_bytes - self._objects.object_format.hash_bytes
-            for start in range(_HEADER_BYTES, end, _COPY_BYTES):
-                self._emit(pack.slice(start, min(end, start + _COPY_BYTES)))
-            self._written += pack.object_count
-            self._reused += pack.object_count
+            moved = self._copy_pack(pack, by_reference)
             if self._written < total:
                 for offset in pack.iter_offsets():
                     chosen[pack.oid_at(offset)] = offset + moved
 
-    def _places(self) -> tuple[_Places, _Places]:
+    def _position_of(self, oid: bytes) -> int:
+        """Where an object is in the answer, 0 when it is still to be written, -1 when it is not
+        sent.
+        """
+        position = self._chosen.get(oid, -1)
+        if position < 0 and self._whole is not None:
+            offset = self._whole.find(oid)
+            if offset is not None:
+                return offset + self._whole_moved
+        return position
+
+    def _places(self) -> _Places:
         """Where the objects lie that are still to be written, per pack in ascending order: an OFS
         base lies before its delta, so this order hardly ever has to look for a base first. Commits
         come before all others.
         """
-        if self._written == len(self._chosen):
-            return [], []
         chosen = iter(self._chosen.items())
         commits = self._sorted_places(islice(chosen, self._commit_count))
-        return commits, self._sorted_places(chosen)
+        return commits + self._sorted_places(chosen)
 
     def _sorted_places(self, objects: Iterable[tuple[bytes, int]]) -> _Places:
         places: dict[int, tuple[PackFile, array[int]]] = {}
@@ -185,7 +257,7 @@ class _PackWriter:
             base = entry.base_oid
             if entry.base_offset is not None:
                 base = pack.oid_at(entry.base_offset)
-            position = -1 if base is None else self._chosen.get(base, -1)
+            position = -1 if base is None else self._position_of(base)
             if base is None:
                 if not self._write_new_delta(oid, pack, offset, len(entry.compressed)):
                     self._write_copied(oid, entry, entry.type_num, b"")
@@ -261,7 +333,7 @@ class _PackWriter:
         for _ in range(_DELTA_DEPTH_MAX):
             if earlier is None:
                 return None
-            position = self._chosen.get(earlier, -1)
+            position = self._position_of(earlier)
             if position > 0 and self._depths.get(earlier, 0) < _DELTA_DEPTH_MAX:
                 return earlier, position
             if position < 0:
@@ -290,6 +362,7 @@ class _PackWriter:
         while view:
             # An unbuffered file may write less than it was given.
             view = view[self._file.write(view) :]
+        self._file_position += len(data)
         self._buffer.clear()
         self._buffered = 0
 

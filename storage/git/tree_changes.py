@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from quorepo.storage.git.commits import CommitReader
 from quorepo.storage.git.walk import CommitRange
+from quorepo.storage.packs import PackFile
 
 __all__ = ["Selection", "TreeChanges"]
 
@@ -36,13 +37,15 @@ class Selection:
     `chosen` maps each object to its offset in the answer, 0 until it is written there; commits come
     first, newest first, and `commit_count` says how many. `known` is not complete: it holds what
     the enumeration came across. `earlier` maps a chosen object to what stood at the same path in a
-    parent: a good base for a new delta.
+    parent: a good base for a new delta. `whole` is a stored pack that is sent with all that it
+    holds; nothing in it is chosen.
     """
 
     chosen: dict[bytes, int] = field(default_factory=dict)
     known: set[bytes] = field(default_factory=set)
     earlier: dict[bytes, bytes] = field(default_factory=dict)
     commit_count: int = 0
+    whole: PackFile | None = None
 
 
 class TreeChanges:

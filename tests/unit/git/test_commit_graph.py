@@ -114,4 +114,4 @@ def test_without_room_for_it_it_lives_in_memory(skewed: StoredRepository) -> Non
         path.unlink()
     info.rmdir() if info.exists() else None
     info.write_bytes(b"in the way")
-    assert sum(graph.count for graph in commit_graphs(fresh(skewed))) == 500
+    assert sum(graph.count for graph in commit_graphs(fresh(skewed))) == 300

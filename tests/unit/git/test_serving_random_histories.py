@@ -9,15 +9,17 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.git import ENVIRONMENT, git
 from support.git_http import StoredRepository
 
+from quorepo.storage.git import pack_writer, whole_pack
 from quorepo.storage.git.pktline import FLUSH, Marker, PktLineReader, encode
 from quorepo.storage.objectformat import ObjectFormat
 from quorepo.storage.packfile import OFS_DELTA, REF_DELTA, PackFile
@@ -90,12 +92,12 @@ def make(changes: list[Change], tagged: list[int], folder: Path) -> list[str]:
 
 @contextmanager
 def stored(
-    changes: list[Change], tagged: list[int]
+    changes: list[Change], tagged: list[int], hidden: tuple[bytes, ...] = ()
 ) -> Iterator[tuple[StoredRepository, list[str]]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         commits = make(changes, tagged, folder / "source")
-        yield StoredRepository(folder / "source", folder / "data"), commits
+        yield StoredRepository(folder / "source", folder / "data", hidden), commits
 
 
 def ask(lines: list[str], haves: list[str]) -> bytes:
@@ -182,6 +184,32 @@ def test_wants_and_haves(changes: list[Change], data: st.DataObject) -> None:
                 cwd=client, env=ENVIRONMENT, capture_output=True, check=True,
             )  # fmt: skip
         git("rev-list", "--objects", *wants, cwd=client)
+
+
+@given(changes=histories(), data=st.data())
+@HISTORY
+def test_packs_sent_whole_show_nothing_hidden(changes: list[Change], data: st.DataObject) -> None:
+    number = st.integers(0, len(changes) - 1)
+    tagged = data.draw(st.lists(number, unique=True, max_size=2), "tagged")
+    hidden = data.draw(st.lists(number, unique=True, max_size=len(changes) - 1), "hidden")
+    names = tuple(f"refs/heads/b{n}".encode() for n in hidden)
+    with ExitStack() as stack, stored(changes, tagged, names) as (repository, _commits):
+        for name, value in (("_OBJECTS_MIN", 1), ("_SHARE_MIN", 0), ("_WANTED_MIN", 0)):
+            stack.enter_context(mock.patch.object(whole_pack, name, value))
+        stack.enter_context(mock.patch.object(pack_writer, "_REFERENCE_BYTES_MIN", 0))
+        if data.draw(st.booleans(), "one pack"):
+            git("repack", "-adq", cwd=repository.source)
+            repository.refresh()
+        tips = [oid.hex() for oid in repository.view().tips()]
+        wants = data.draw(st.lists(st.sampled_from(tips), min_size=1, max_size=3), "wants")
+        lines = [f"want {oid}" for oid in wants]
+        lines[0] += " ofs-delta" + data.draw(st.sampled_from(["", " include-tag"]), "tags")
+        pack = split(repository.answer(0, ask(lines, [])))[1]
+        sent = oids_of(pack, repository.out_folder)
+        assert int.from_bytes(pack[8:12], "big") == len(sent)
+        assert closure(repository, wants) <= sent <= closure(repository, tips)
+        theirs = split(answer_of_git(repository, ask(lines, [])))[1]
+        assert oids_of(theirs, repository.out_folder) <= sent | closure(repository, wants)
 
 
 DEEPEN = st.one_of(
