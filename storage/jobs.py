@@ -3,6 +3,8 @@
     ingest        a pushed pack: {repository, upload, tips, fsck?} -> {result: IngestResult | null}
     negotiate     a fetch's common commits     (storage/git/jobs.py)
     build_pack    a fetch's pack               (storage/git/jobs.py)
+    object_info   sizes of objects             (storage/git/jobs.py)
+    consolidate, prune, check_replacement      (storage/upkeep_jobs.py)
 
 Owns the registry and the JSON of `ingest`; `ingest` below is the typed way to run it in a pool.
 Must not know how a worker is started or talked to.
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["abandoned_files", "ingest", "ingest_arguments", "preload", "run_job"]
 
 _FETCH_MODULE: Final = "quorepo.storage.git.jobs"
-_FETCH_JOBS: Final = frozenset({"negotiate", "build_pack"})
+_FETCH_JOBS: Final = frozenset({"negotiate", "build_pack", "object_info"})
+_UPKEEP_MODULE: Final = "quorepo.storage.upkeep_jobs"
+_UPKEEP_JOBS: Final = frozenset({"consolidate", "prune", "check_replacement"})
 
 
 async def ingest(
@@ -66,7 +70,7 @@ def ingest_arguments(
 
 def abandoned_files(job: str, arguments: Mapping[str, Any]) -> list[Path]:
     """The temporary files of a job whose worker was killed."""
-    if job == "ingest" and "upload" in arguments:
+    if "upload" in arguments:
         upload = Path(arguments["upload"])
         return [upload, index_in_progress(upload)]
     if job == "build_pack" and "out" in arguments:
@@ -94,6 +98,11 @@ def run_job(
             job, arguments, progress
         )
         return result
+    if job in _UPKEEP_JOBS:
+        done: dict[str, Any] = importlib.import_module(_UPKEEP_MODULE).run(
+            job, arguments, limits, progress
+        )
+        return done
     raise InvalidArgument(f"unknown job {job!r}")
 
 

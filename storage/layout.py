@@ -96,6 +96,10 @@ class GroupLayout:
         folder = self.retired_pack_folder
         return folder / f"{name}.pack", folder / f"{name}.idx"
 
+    def pack_paths_elsewhere(self, digest: bytes) -> list[tuple[Path, Path]]:
+        """Where a pack of a repository may be before it came there, and after it was removed."""
+        return [self.retired_pack_paths(digest), self.quarantine_paths(digest)]
+
     def new_upload(self) -> Path:
         """A fresh name for a pack that is about to come in; nothing is created."""
         return self.quarantine / f"upload-{uuid.uuid4().hex}.tmp"
@@ -224,8 +228,12 @@ def retire_pack(layout: GroupLayout, repository_id: str, digest: bytes) -> None:
         source.unlink(missing_ok=True)  # a rename between two links of one file does nothing
     failpoint("layout.retire_pack.before_dir_fsync")
     fsync_dir(layout.retired_pack_folder)
-    if sources[0].parent.is_dir():  # not when the repository was retired as well
-        fsync_dir(sources[0].parent)
+    folder = sources[0].parent
+    if folder.is_dir():  # not when the repository was retired as well
+        fsync_dir(folder)
+        # What was derived from it (storage/git/commit_graph.py) is not needed any more.
+        for derived in (folder.parent / "info").glob(f"quorepo-{digest.hex()}.*"):
+            derived.unlink(missing_ok=True)
 
 
 def retired_packs(layout: GroupLayout) -> set[bytes]:

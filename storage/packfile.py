@@ -19,7 +19,7 @@ import threading
 import zlib
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -196,12 +196,15 @@ class _Index:
 class PackFile:
     """A pack and its index, opened when first read. Safe to use from several threads.
 
-    Raises DamagedPack when the files are not there or not what they should be.
+    `elsewhere` gives other places (.pack, .idx) to look when the files are not where they belong:
+    a transaction may have moved them between the choice of a pack and its first read. Raises
+    DamagedPack when the files are nowhere or not what they should be.
     """
 
     __slots__ = (
         "__weakref__",
         "_contents",
+        "_elsewhere",
         "_index",
         "_index_path",
         "_lock",
@@ -213,8 +216,14 @@ class PackFile:
     )
 
     def __init__(
-        self, path: Path, index_path: Path, digest: bytes, object_format: ObjectFormat
+        self,
+        path: Path,
+        index_path: Path,
+        digest: bytes,
+        object_format: ObjectFormat,
+        elsewhere: Callable[[], Sequence[tuple[Path, Path]]] = tuple,
     ) -> None:
+        self._elsewhere = elsewhere
         self.path = path
         self.digest = digest
         self.object_format = object_format
@@ -258,6 +267,14 @@ class PackFile:
     def iter_offsets(self) -> Iterator[int]:
         """The offsets of all entries in ascending order."""
         return iter(self._loaded_reverse()[0])
+
+    def iter_entries(self) -> Iterator[tuple[int, int, bytes]]:
+        """(offset, end, object id) of all entries in the order of the file."""
+        index = self._loaded_index()
+        offsets, order = self._loaded_reverse()
+        end = len(self._loaded()) - self.object_format.hash_bytes
+        ends = itertools.chain(itertools.islice(offsets, 1, None), (end,))
+        return zip(offsets, ends, map(index.name_at, order), strict=True)
 
     def end_of(self, offset: int) -> int:
         """Where the entry that starts at `offset` ends: at the next one, or at the trailer."""
@@ -310,7 +327,7 @@ class PackFile:
             with self._lock:
                 contents = self._contents
                 if contents is None:
-                    contents = self._contents = self._open(self.path)
+                    contents = self._contents = self._open(self.path, 0)
         return contents
 
     def _loaded_index(self) -> _Index:
@@ -319,7 +336,7 @@ class PackFile:
             with self._lock:
                 index = self._index
                 if index is None:
-                    contents = self._open(self._index_path)
+                    contents = self._open(self._index_path, 1)
                     index = _Index(contents, self.object_format.hash_bytes, self._index_path)
                     self._index = index
         return index
@@ -331,16 +348,26 @@ class PackFile:
             reverse = self._reverse = self._loaded_index().reverse()
         return reverse
 
-    def _open(self, path: Path) -> Contents:
-        try:
-            with path.open("rb") as file:
-                head = file.read(_MAPPED_BYTES_MIN)
-                if len(head) < _MAPPED_BYTES_MIN:
-                    return head
-                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except FileNotFoundError as error:
-            raise DamagedPack(
-                f"pack file {path.name!r} is not on this node",
-                next_step="the repository may have been deleted; otherwise restore the file",
-                pack=self.digest.hex(),
-            ) from error
+    def _open(self, path: Path, part: int) -> Contents:
+        """The contents of the pack (part 0) or of the index (1), wherever the file is by now."""
+        candidates = [path, *(pair[part] for pair in self._elsewhere())]
+        # Twice: a file moves from quarantine to its repository to the retired ones, and may pass
+        # by while the places are looked at.
+        for candidate in (*candidates, *candidates):
+            try:
+                return _contents_of(candidate)
+            except FileNotFoundError:
+                continue
+        raise DamagedPack(
+            f"pack file {path.name!r} is not on this node",
+            next_step="the repository may have been deleted; otherwise restore the file",
+            pack=self.digest.hex(),
+        )
+
+
+def _contents_of(path: Path) -> Contents:
+    with path.open("rb") as file:
+        head = file.read(_MAPPED_BYTES_MIN)
+        if len(head) < _MAPPED_BYTES_MIN:
+            return head
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -7,6 +7,7 @@ by what lies in a folder (invariant 5 of the architecture).
 
 from __future__ import annotations
 
+import functools
 import threading
 import zlib
 from collections import OrderedDict
@@ -288,14 +289,16 @@ class PackCache:
         object_format: ObjectFormat,
     ) -> PackSet:
         """The set of exactly these packs. Files are opened when first read, and a missing one is
-        DamagedPack then."""
+        DamagedPack then. One that a transaction removed meanwhile is found where it was moved to.
+        """
         packs = []
         with self._lock:
             for digest in digests:
                 path, index_path = layout.pack_paths(repository_id, digest)
                 pack = self._living.get(path)
                 if pack is None:
-                    pack = PackFile(path, index_path, digest, object_format)
+                    elsewhere = functools.partial(layout.pack_paths_elsewhere, digest)
+                    pack = PackFile(path, index_path, digest, object_format, elsewhere)
                     self._living[path] = pack
                 elif pack.object_format is not object_format:
                     raise DamagedPack(f"pack {path.name!r} was opened as another object format")
