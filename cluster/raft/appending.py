@@ -51,6 +51,7 @@ class Appending(Engine):
 
     history: ConfigurationHistory
     applied_index: int
+    installing: bool
 
     def _begin_appending(self) -> None:
         self._answers: list[tuple[Node, Message]] = []  # wait for the sync
@@ -62,7 +63,10 @@ class Appending(Engine):
         if message["term"] < self.current_term:
             self.send(node, "term_notice")
             return
-        self._follow(node, message["term"])
+        self.follow(node, message["term"])
+        if self.installing:
+            self._answer(node, message, success=False, next_index=self.log.last_index + 1)
+            return
         prev, prev_term, entries = self._beyond_commit(message)
         last_index = self.log.last_index
         if prev > last_index:
@@ -74,7 +78,7 @@ class Appending(Engine):
             self._commit_up_to(min(message["commit_index"], match_index))
             self._answer(node, message, success=True, next_index=match_index + 1)
 
-    def _follow(self, node: Node, term: int) -> None:
+    def follow(self, node: Node, term: int) -> None:
         """`node` leads `term`, which is not below ours."""
         other = self.is_leader or (self.leader is not None and self.leader != node)
         if term == self.current_term and other:
@@ -132,6 +136,9 @@ class Appending(Engine):
                 self.log.truncate_from(index, self.commit_index)
                 changed |= self.history.truncate_from(index)
                 last_index = index - 1
+            if is_command(data) and self.space.full():
+                self._held_back = HeldBack(index, payload_of(data), node, self.now + _WANT_AGAIN_S)
+                break
             if is_command(data) and not self._holds_packs(node, index, payload_of(data)):
                 self._want_packs_behind(node, index, entries)
                 break
@@ -191,6 +198,9 @@ class Appending(Engine):
             # another log, even if it is the same replica again: nothing may be claimed of it.
             self._held_back = None
             return
+        if self.space.full():
+            held.look_again_at = self.now + _WANT_AGAIN_S
+            return
         needs = self.gate.missing(self.group, held.payload)
         if needs:
             held.look_again_at = self.now + _WANT_AGAIN_S
@@ -215,8 +225,15 @@ class Appending(Engine):
             "prev": prev,
             "applied_index": self.applied_index,
             "waits_for_packs": self._held_back is not None,
+            "disk_full": self.space.full(),
         }
         self._answers.append((node, answer))
+
+    def acknowledge_to(self, node: Node, index: int) -> None:
+        """Tells `node`, which leads, that the log up to `index` is the same as its own; whatever
+        was held back before is forgotten."""
+        self._held_back = None
+        self._queue_answer(node, True, index + 1, index)
 
     def release_answers(self) -> None:
         """The journal is synced: what the answers say is durable now (Raft 5.3, defect D1)."""

@@ -35,6 +35,7 @@ from quorepo.cluster.raft.entries import (
     encode_entry,
 )
 from quorepo.cluster.raft.interface import Outcome, Proposal
+from quorepo.cluster.raft.progress import Progress
 from quorepo.cluster.raft.wire import Message, Refusal
 from quorepo.storage.errors import FatalError
 
@@ -90,9 +91,11 @@ class Commands(Engine):
 
     history: ConfigurationHistory
     deadlines: Deadlines
+    progress: dict[Node, Progress]
 
     def _begin_commands(self, applied_index: int) -> None:
         self.applied_index = applied_index  # as the sink reports it: durable in the state
+        self.installing = False  # a snapshot takes the place of the state: nothing is handed over
         self.has_more_commands = False
         self.leaving = False  # the leadership is being transferred: nothing new is appended
         self._forwarded: dict[int, Attempt] = {}
@@ -140,6 +143,8 @@ class Commands(Engine):
         """Why a leader does not append the command; None when it does."""
         if self.leaving:
             return Refusal.LEADER_LEAVING
+        if kind == COMMAND and self._lacks_space():
+            return Refusal.DISK_FULL
         if self.log.last_index - self.commit_index >= self.config.proposal_queue_max:
             return Refusal.QUEUE_FULL
         if kind == CONFIGURATION:
@@ -162,6 +167,18 @@ class Commands(Engine):
             )
             return Refusal.DENIED
         return Refusal.PACKS_MISSING if missing else None
+
+    def _lacks_space(self) -> bool:
+        """Whether this disk is below its reserve, or so many others are full that no majority could
+        take an entry."""
+        if self.space.low():
+            return True
+        able = {
+            node
+            for node in self.other_voters
+            if not (p := self.progress.get(node)) or not p.disk_full
+        }
+        return not self.is_majority(able | {self.me})
 
     def _append(self, kind: int, payload: bytes, callback: Any) -> None:
         index, term = self.log.last_index + 1, self.current_term
@@ -241,6 +258,8 @@ class Commands(Engine):
 
         An entry is handed over once (S5): any exception here ends the process.
         """
+        if self.installing:
+            return
         end = min(self.commit_index, self.log.durable_index)
         bytes_left = _HANDED_OVER_BYTES_PER_TURN_MAX
         while (start := self.handed_over + 1) <= end and bytes_left > 0:
@@ -268,6 +287,7 @@ class Commands(Engine):
         """Whether `hand_over` stopped for the length of its turn only."""
         room = len(self._handed) < self.config.apply_backlog_max
         room = room and self._handed_bytes < self.config.apply_backlog_bytes_max
+        room = room and not self.installing
         return room and self.handed_over < min(self.commit_index, self.log.durable_index)
 
     def note_applied(self, up_to_index: int, results: Mapping[int, Any]) -> None:
@@ -294,6 +314,20 @@ class Commands(Engine):
         if self._term_of(up_to_index) != term_before:
             self._refuse_overtaken(self._term_of(up_to_index))
         self._forget_old_terms()
+
+    def note_installed(self, index: int, term: int) -> None:
+        """The state came from elsewhere and holds everything up to `index`; what the entries before
+        it gave to their proposers is not known here."""
+        self.applied_index = index
+        self.set_handed_over(index)
+        self._terms = [(index, term)]
+        self._handed.clear()
+        self._handed_bytes = 0
+        for passed in sorted(at for at in self._waiting if at <= index):
+            for attempt_term, attempt in self._waiting.pop(passed):
+                attempt.index = None
+                attempt.end(Outcome.UNKNOWN, "answer-late", passed, attempt_term)
+        self._refuse_overtaken(term)
 
     def _term_of(self, index: int) -> int:
         """The term of an entry that was handed over in this process."""

@@ -47,6 +47,10 @@ class ConfigurationHistory:
             del self._known[-1]
         return len(self._known) != before
 
+    def restart(self, index: int, configuration: log_pb2.Configuration) -> None:
+        """The log begins anew behind a snapshot of entry `index`."""
+        self._known = [(index, configuration)]
+
     def commit(self, index: int) -> None:
         """Entries up to `index` are committed: forgets what can no longer come back."""
         while len(self._known) > 1 and self._known[1][0] <= index:

@@ -19,7 +19,7 @@ import random
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from quorepo.cluster.raft.interface import ApplySink, PackGate, RaftConfig
+from quorepo.cluster.raft.interface import ApplySink, DiskSpace, PackGate, RaftConfig
 from quorepo.cluster.raft.pin import Node, SyncObj, SyncObjConf
 from quorepo.cluster.raft.replica_log import ReplicaLog
 from quorepo.cluster.raft.stand_ins import EngineTransport, NothingToPoll
@@ -51,6 +51,7 @@ class Engine(SyncObj):  # type: ignore[misc]
         config: RaftConfig,
         sink: ApplySink,
         gate: PackGate,
+        space: DiskSpace,
         carry: Callable[[str, int, Message], bool],
         clock_ms: Callable[[], int],
         rng: random.Random,
@@ -62,6 +63,7 @@ class Engine(SyncObj):  # type: ignore[misc]
         self.config = config
         self.sink = sink
         self.gate = gate
+        self.space = space
         self.clock_ms = clock_ms
         self.rng = rng
         self.now = monotonic()

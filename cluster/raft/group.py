@@ -6,7 +6,7 @@ Owns: the order of things within one turn of the Raft thread. The rules are in t
     elections.py    pre-vote, votes, stepping down, failover        membership.py   replicas from
     the log appending.py    the follower's log, answers after the sync      commands.py
     proposals and their verdicts replication.py  the leader's sending
-    read_index.py   linearizable reads
+    read_index.py   linearizable reads      snapshots.py   where the log begins
 
 A turn is: messages and requests (`receive`, `submit`, …), `turn`, the host's sync of the journal,
 `after_sync`.
@@ -30,17 +30,21 @@ from quorepo.cluster.raft.engine import CANDIDATE, LEADER, Node
 from quorepo.cluster.raft.entries import NO_OP, encode_entry
 from quorepo.cluster.raft.interface import (
     ApplySink,
+    DiskSpace,
     GroupStart,
     GroupStatus,
     PackGate,
     RaftConfig,
     ReplicaStatus,
     Role,
+    SnapshotClient,
 )
 from quorepo.cluster.raft.membership import Membership
+from quorepo.cluster.raft.progress import Flow
 from quorepo.cluster.raft.read_index import Read, ReadIndex
 from quorepo.cluster.raft.replica_log import ReplicaLog
 from quorepo.cluster.raft.replication import Replication
+from quorepo.cluster.raft.snapshots import Snapshots
 from quorepo.cluster.raft.wire import Message
 from quorepo.storage.errors import FatalError, Unavailable
 
@@ -88,7 +92,7 @@ class Transfer:
     stop = expire
 
 
-class RaftGroup(Elections, Appending, Replication, Membership, Commands, ReadIndex):
+class RaftGroup(Elections, Appending, Replication, Membership, Commands, ReadIndex, Snapshots):
     """One replica of one group. Only the Raft thread calls it."""
 
     def __init__(
@@ -101,6 +105,8 @@ class RaftGroup(Elections, Appending, Replication, Membership, Commands, ReadInd
         config: RaftConfig,
         sink: ApplySink,
         gate: PackGate,
+        space: DiskSpace,
+        snapshots: SnapshotClient | None,
         carry: Callable[[str, int, Message], bool],
         clock_ms: Callable[[], int],
         rng: random.Random,
@@ -114,6 +120,7 @@ class RaftGroup(Elections, Appending, Replication, Membership, Commands, ReadInd
             config=config,
             sink=sink,
             gate=gate,
+            space=space,
             carry=carry,
             clock_ms=clock_ms,
             rng=rng,
@@ -136,8 +143,10 @@ class RaftGroup(Elections, Appending, Replication, Membership, Commands, ReadInd
         self._begin_appending()
         self._begin_commands(start.applied_index)
         self._begin_read_index()
+        self._begin_snapshots(snapshots)
         self._handlers: Mapping[str, Callable[[Node, Message], None]] = {
             "append_entries": self._on_append_entries,
+            "snapshot_offer": self._on_snapshot_offer,
             "next_node_idx": self._on_append_reply,
             "pre_vote": self._on_pre_vote,
             "pre_vote_granted": self._on_pre_vote_granted,
@@ -294,6 +303,9 @@ class RaftGroup(Elections, Appending, Replication, Membership, Commands, ReadInd
             if replica.votes and replica.may_lead and replica.replica_id != self.me.id
         ]
         able = [node for node in able if node in self.connected and to in (None, node.id)]
+        if to is None:
+            full = {node for node, progress in self.progress.items() if progress.disk_full}
+            able = [node for node in able if node not in full]
         return max(able, key=lambda node: (self.match_index.get(node, 0), node.id), default=None)
 
     def _advance_transfer(self) -> None:
@@ -340,6 +352,10 @@ class RaftGroup(Elections, Appending, Replication, Membership, Commands, ReadInd
                     match_index=self.log.durable_index if own else match_index,
                     applied_index=self.applied_index if own else applied_index,
                     connected=own or node in self.connected,
+                    disk_full=self.space.full() if own else bool(progress and progress.disk_full),
+                    installs_snapshot=self.installing
+                    if own
+                    else progress is not None and progress.flow is Flow.SNAPSHOT,
                 )
             )
         return GroupStatus(
@@ -352,6 +368,7 @@ class RaftGroup(Elections, Appending, Replication, Membership, Commands, ReadInd
             applied_index=self.applied_index,
             configuration=self.history.current,
             replicas=tuple(replicas),
+            first_index=self.log.first_index,
         )
 
     def status_key(self) -> tuple[object, ...]:

@@ -171,6 +171,21 @@ class GroupLog(PysyncobjJournal):  # type: ignore[misc]
         self._first = None
         self._journal.drop_prefix(self._group, index)
 
+    def restart_at(self, index: int, term: int) -> None:
+        """Forgets all entries and begins with an entry that has an index and a term and says
+        nothing; durable on return."""
+        self._first = self._last = None
+        self._journal.restart_at(self._group, index, term, FOUNDING_ENTRY[0] + bytes(8))
+
+    @property
+    def record_bytes(self) -> int:
+        """What the entries take in the journal's segments."""
+        return self._journal.record_bytes(self._group)
+
+    def first_within(self, bytes_max: int) -> int:
+        """The first entry of the longest end of the log that takes at most `bytes_max`."""
+        return self._journal.first_within(self._group, bytes_max)
+
     def sync(self) -> None:
         """Makes everything added and truncated durable, in all groups of the node."""
         self._journal.sync()

@@ -12,6 +12,7 @@ invent data.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import logging
 import random
 import threading
@@ -19,22 +20,25 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from quorepo.cluster.raft.commands import Attempt
 from quorepo.cluster.raft.deadlines import Waiter
 from quorepo.cluster.raft.engine import Node
+from quorepo.cluster.raft.errands import AmpleSpace, Errand, refused
 from quorepo.cluster.raft.group import LeaderWait, RaftGroup, Transfer
 from quorepo.cluster.raft.group_log import GroupLog
 from quorepo.cluster.raft.interface import (
     ApplySink,
+    DiskSpace,
     GroupStart,
     GroupStatus,
-    Outcome,
+    LogExtent,
     PackGate,
     Proposal,
     RaftConfig,
     RaftTransport,
+    SnapshotClient,
 )
 from quorepo.cluster.raft.journal import Journal
 from quorepo.cluster.raft.read_index import Read
@@ -48,6 +52,8 @@ from quorepo.storage.failpoints import failpoint
 __all__ = ["RaftHost"]
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class StoppableWaiter(Waiter, Protocol):
@@ -75,6 +81,8 @@ class RaftHost:
         rng: random.Random,
         monotonic: Callable[[], float] = time.monotonic,
         open_log: Callable[[int], GroupLogLike] | None = None,
+        space: DiskSpace | None = None,
+        snapshots: SnapshotClient | None = None,
     ) -> None:
         """Opens the groups' logs; nothing is sent before `start` or the first `step`.
 
@@ -84,6 +92,8 @@ class RaftHost:
             clock_ms: Unix time in ms, stamped on entries by a leader.
             monotonic: seconds, for every timeout.
             open_log: in place of a GroupLog over `journal` and a vote file in `votes_dir`.
+            space: how much room the disk has; None: always enough.
+            snapshots: told when this node needs a snapshot.
 
         Raises:
             FatalError: a log, a vote file and a state that are not of one another.
@@ -117,6 +127,8 @@ class RaftHost:
                 config=config,
                 sink=sink,
                 gate=gate,
+                space=space or AmpleSpace(),
+                snapshots=snapshots,
                 carry=self._carry,
                 clock_ms=clock_ms,
                 rng=random.Random(rng.getrandbits(64)),  # noqa: S311 - timeouts and ids, no secrets
@@ -299,7 +311,7 @@ class RaftHost:
         leader-changed, timeout, answer-late, stopped.
         """
         if len(payload) > self._config.command_bytes_max:
-            return _refused("too-large")
+            return refused("too-large")
         return self._submit(group, payload, timeout_s, configuration=False)
 
     def change_configuration(
@@ -321,7 +333,7 @@ class RaftHost:
         with self._wake:
             count_full = pending[0] >= self._config.proposal_queue_max
             if count_full or pending[1] >= self._config.proposal_queue_bytes_max:
-                return _refused("queue-full")
+                return refused("queue-full")
             pending[0] += 1
             pending[1] += len(payload)
 
@@ -393,15 +405,36 @@ class RaftHost:
 
         self._post(run)
 
+    # ---- upkeep: what must happen on the Raft thread, between two turns
+
+    def run_on(self, group: int, action: Callable[[RaftGroup], T]) -> Future[T]:
+        """Runs `action` while nothing else happens to the group. Thread-safe.
+
+        It must be quick. The future raises Unavailable when the host stops before; an exception of
+        `action` ends the process.
+        """
+        errand: Errand[T] = Errand()
+
+        def run() -> None:
+            self._touched.add(group)
+            errand.future.set_result(action(self._groups[group]))
+
+        self._post(run, waiter=errand)
+        return errand.future
+
+    def extent(self, group: int) -> Future[LogExtent]:
+        """How long the group's log and the whole journal are. Thread-safe."""
+
+        def look(raft: RaftGroup) -> LogExtent:
+            size, segments = self._journal.extent()
+            extent = raft.extent()
+            return dataclasses.replace(extent, journal_bytes=size, journal_segments=segments)
+
+        return self.run_on(group, look)
+
     # ---- status
 
     def status(self, group: int) -> GroupStatus:
         """The newest published picture: indexes at most some 20 ms old, leadership current.
         Thread-safe."""
         return self._status.get(group)
-
-
-def _refused(reason: str) -> Future[Proposal]:
-    future: Future[Proposal] = Future()
-    future.set_result(Proposal(Outcome.NOT_APPLIED, reason=reason))
-    return future

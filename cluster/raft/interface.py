@@ -17,10 +17,12 @@ from quorepo.internal.v1 import log_pb2, peer_pb2
 
 __all__ = [
     "ApplySink",
+    "DiskSpace",
     "Entry",
     "EntryKind",
     "GroupStart",
     "GroupStatus",
+    "LogExtent",
     "Outcome",
     "PackGate",
     "PackNeed",
@@ -29,6 +31,7 @@ __all__ = [
     "RaftTransport",
     "ReplicaStatus",
     "Role",
+    "SnapshotClient",
 ]
 
 EntryKind = Literal["command", "noop", "configuration"]
@@ -86,6 +89,20 @@ class ReplicaStatus:
     match_index: int
     applied_index: int
     connected: bool
+    disk_full: bool = False  # it said that it has no room for commands
+    installs_snapshot: bool = False  # the log does not reach back to what it lacks
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LogExtent:
+    """How long one group's log is, and the journal of all groups."""
+
+    first_index: int
+    last_index: int
+    applied_index: int  # what the state holds, durably or not
+    record_bytes: int  # of this group in the journal
+    journal_bytes: int = 0
+    journal_segments: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -101,6 +118,7 @@ class GroupStatus:
     applied_index: int
     configuration: log_pb2.Configuration
     replicas: tuple[ReplicaStatus, ...]
+    first_index: int = 1  # where the local log begins
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -136,6 +154,25 @@ class PackGate(Protocol):
 
     def want(self, group: int, needs: Sequence[PackNeed], from_replica: str) -> None:
         """Starts fetching; calls `RaftHost.packs_arrived(group)` afterwards. Never blocks."""
+
+
+class DiskSpace(Protocol):
+    """How much room this node's disk has. Asked on the Raft thread; must be quick."""
+
+    def low(self) -> bool:
+        """Below the reserve: nothing new is begun here."""
+
+    def full(self) -> bool:
+        """Far below it: nothing is taken over from others either."""
+
+
+class SnapshotClient(Protocol):
+    """Brings a snapshot to this node when the leader's log does not reach back far enough."""
+
+    def offered(
+        self, group: int, index_min: int, configuration: log_pb2.Configuration, leader: str
+    ) -> None:
+        """The replica `leader` has a state at or behind `index_min`. Never blocks; called often."""
 
 
 class RaftTransport(Protocol):
@@ -186,6 +223,23 @@ class RaftConfig(BaseModel):
         gt=0,
         description="Bytes of commands waiting in one group before new ones are refused.",
     )
+    compaction_entries_min: int = Field(
+        50_000, gt=0, description="A group's log of this many entries is cut."
+    )
+    compaction_bytes_min: int = Field(
+        67_108_864, gt=0, description="A group's log of this many bytes is cut, to half at most."
+    )
+    trailing_entries: int = Field(
+        10_000,
+        ge=0,
+        description="Newest entries kept by a cut: a replica that lacks fewer needs no snapshot.",
+    )
+    snapshot_bytes_per_s: int = Field(
+        104_857_600, ge=0, description="Pace at which a replica pulls a snapshot; 0: no limit."
+    )
+    snapshot_fetches_max: int = Field(
+        4, gt=0, le=64, description="Packs that a replica pulls at once for a snapshot."
+    )
 
     @model_validator(mode="after")
     def _timeouts_are_ordered(self) -> RaftConfig:
@@ -195,4 +249,6 @@ class RaftConfig(BaseModel):
             raise ValueError("election_timeout_s_max must be above election_timeout_s_min")
         if self.leader_fallback_timeout_s < self.election_timeout_s_max:
             raise ValueError("leader_fallback_timeout_s must be at least election_timeout_s_max")
+        if self.trailing_entries >= self.compaction_entries_min:
+            raise ValueError("trailing_entries must be below compaction_entries_min")
         return self

@@ -272,6 +272,43 @@ class Journal:
         self.sync()
         self._free_segments()
 
+    def restart_at(self, group: int, index: int, term: int, data: bytes) -> None:
+        """Removes all entries of `group` and begins anew with one; durable on return.
+
+        A crash leaves the old log, an empty one, or the new one: whoever calls this has a record of
+        its own by which it calls it again.
+        """
+        self._check_usable()
+        log = self._log(group)
+        if log.last_index:
+            self.truncate_from(group, log.first_index)
+        self.append(group, index, term, data)
+        with self._ends_journal(), fatal_on_os_error("restart", self._directory):
+            failpoint("journal.restart.before_sync")
+        self.sync()
+        with self._ends_journal(), fatal_on_os_error("restart", self._directory):
+            failpoint("journal.restart.before_free")
+        self._free_segments()
+
+    def record_bytes(self, group: int) -> int:
+        """What the entries of `group` take in the segments."""
+        return self._logs.get(group, _EMPTY).record_bytes
+
+    def first_within(self, group: int, bytes_max: int) -> int:
+        """The first entry of the longest end of the log that takes at most `bytes_max`."""
+        return self._logs.get(group, _EMPTY).first_within(bytes_max)
+
+    def extent(self) -> tuple[int, int]:
+        """Bytes and number of the segments, as of the last sync."""
+        current = self._writer.segment.header.number
+        older = [segment.path for number, segment in self._segments.items() if number != current]
+        with self._ends_journal():
+            size = self._writer.written_bytes
+            for path in older:
+                with fatal_on_os_error("look at", path):
+                    size += path.stat().st_size
+        return size, len(self._segments)
+
     def sync(self) -> None:
         """Makes everything before it durable: one write and one fdatasync, or nothing to do.
 

@@ -88,6 +88,17 @@ class LogIndex:
         """What all entries take in segments, bytes. Takes time in the number of entries."""
         return sum(self._sizes) + RECORD_HEADER_BYTES * len(self._sizes)
 
+    def first_within(self, bytes_max: int) -> int:
+        """The first entry of the longest end of the log whose records take at most `bytes_max`;
+        `last_index + 1` when the last one alone takes more. Takes time in the number of entries."""
+        left, index = bytes_max, self.last_index + 1
+        for size in reversed(self._sizes):
+            left -= size + RECORD_HEADER_BYTES
+            if left < 0:
+                break
+            index -= 1
+        return index
+
     def __contains__(self, index: int) -> bool:
         return 0 < self.first_index <= index <= self.last_index
 

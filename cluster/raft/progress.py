@@ -15,6 +15,7 @@ class Flow(enum.Enum):
 
     PROBE = "probe"  # one append at a time, until one matches
     PIPELINE = "pipeline"  # the follower's log matches: many appends on their way
+    SNAPSHOT = "snapshot"  # the log does not reach back to what it lacks: heartbeats and an offer
     WAIT = "wait"  # the follower fetches packs: heartbeats only, until it says that it has them
 
 
@@ -28,6 +29,7 @@ class Progress:
     # last index of each append that was not answered yet (PIPELINE)
     sent_commit_index: int = 0
     applied_index: int = 0
+    disk_full: bool = False  # as the follower says
 
     def probe(self) -> None:
         """From here on it has to be found out again where the follower's log ends."""
@@ -35,6 +37,11 @@ class Progress:
         self.probe_due = True
         self.inflight.clear()
         self.sent_commit_index = 0
+
+    def await_snapshot(self) -> None:
+        """Nothing of the log is of use to it before it has a snapshot."""
+        self.probe()
+        self.flow = Flow.SNAPSHOT
 
     def answered(self, match_index: int) -> None:
         """Everything up to `match_index` has arrived."""

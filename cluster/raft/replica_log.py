@@ -30,7 +30,12 @@ class GroupLogLike(Protocol):
     def term_at(self, index: int) -> int | None: ...
     def entries(self, from_index: int, bytes_max: int, count_max: int) -> list[LogRecord]: ...
     def add(self, command: bytes, idx: int, term: int) -> None: ...
+    @property
+    def record_bytes(self) -> int: ...
+    def first_within(self, bytes_max: int) -> int: ...
     def truncate_from(self, index: int) -> None: ...
+    def drop_prefix(self, index: int) -> None: ...
+    def restart_at(self, index: int, term: int) -> None: ...
     def getCurrentTerm(self) -> int: ...
     def getVotedForNodeId(self) -> str | None: ...
 
@@ -63,6 +68,16 @@ class ReplicaLog:
         """The last entry that survives a power cut."""
         return self._log.durable_index
 
+    @property
+    def record_bytes(self) -> int:
+        """What the log takes in the journal."""
+        return self._log.record_bytes
+
+    def first_within(self, bytes_max: int) -> int:
+        """The first entry of the longest end of the log that takes at most `bytes_max`; behind the
+        last one when that is too large by itself."""
+        return self._log.first_within(bytes_max)
+
     def has(self, index: int) -> bool:
         return self._log.first_index <= index <= self._log.last_index
 
@@ -93,3 +108,22 @@ class ReplicaLog:
                 "lost what it had acknowledged"
             )
         self._log.truncate_from(index)
+
+    def drop_prefix(self, index: int, commit_index: int) -> None:
+        """Removes the entries before `index`, which is committed; durable on return."""
+        if index > commit_index:
+            raise FatalError(
+                f"group {self._group} was asked to cut its log before entry {index}, but only "
+                f"{commit_index} is committed"
+            )
+        self._log.drop_prefix(index)
+
+    def restart_at(self, index: int, term: int, commit_index: int) -> None:
+        """Forgets all entries: the log begins with (index, term), of which only the term is known.
+        Durable on return."""
+        if index <= commit_index:
+            raise FatalError(
+                f"group {self._group} was asked to begin its log anew at entry {index}, but "
+                f"{commit_index} is committed"
+            )
+        self._log.restart_at(index, term)

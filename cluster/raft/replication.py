@@ -34,6 +34,9 @@ class Replication(Engine):
         self.peers: list[Node] = []  # other voters and learners, in a fixed order
         self.has_more_to_send = False
 
+    def offer_snapshot(self, node: Node) -> None:
+        raise NotImplementedError
+
     def begin_leading(self) -> None:
         """A new term of office: nothing is known of the followers' logs (Raft, figure 2)."""
         self.progress.clear()
@@ -85,10 +88,14 @@ class Replication(Engine):
         progress = self.progress[node]
         next_index = self.next_index[node]
         if next_index <= self.log.first_index:
-            # Only a snapshot would help. It still hears that there is a leader.
-            if heartbeat:
+            # Only a snapshot helps. It still hears that there is a leader.
+            if heartbeat or progress.flow is not Flow.SNAPSHOT:
+                progress.await_snapshot()
                 self._send_append(node, self.log.last_index + 1, [])
+                self.offer_snapshot(node)
             return
+        if progress.flow is Flow.SNAPSHOT:
+            progress.probe()
         if progress.flow is Flow.PROBE:
             if progress.probe_due:
                 progress.probe_due = False
@@ -148,6 +155,7 @@ class Replication(Engine):
             return
         self.heard_at[node] = self.now
         progress.applied_index = message["applied_index"]
+        progress.disk_full = message["disk_full"]
         if message["success"]:
             self._on_success(node, progress, message)
         else:

@@ -13,6 +13,7 @@ The dict of a message has "type" and "term" and, in pysyncobj's own names where 
     term)] next_node_idx                  success, next_node_idx, prev, applied_index,
     waits_for_packs apply_command                  request_id, command apply_command_response
     request_id, log_idx, log_term, error (0: appended) read_index_request             read_id
+    snapshot_offer                 index, index_term, configuration
     read_index_reply               read_id, index (0: not known) leadership_ping, _pong
     round
 """
@@ -41,6 +42,7 @@ class Refusal(enum.IntEnum):
     DENIED = 6
     PACKS_MISSING = 100
     LEADER_LEAVING = 101  # the leadership is being transferred
+    DISK_FULL = 102  # of the leader, or of so many followers that nothing could be committed
 
     @property
     def reason(self) -> str:
@@ -59,12 +61,14 @@ _TO_FORWARD_ERROR = {
     Refusal.LEADER_LEAVING: peer_pb2.FORWARD_ERROR_NOT_LEADER,
     Refusal.DENIED: peer_pb2.FORWARD_ERROR_DENIED,
     Refusal.PACKS_MISSING: peer_pb2.FORWARD_ERROR_PACKS_MISSING,
+    Refusal.DISK_FULL: peer_pb2.FORWARD_ERROR_DISK_FULL,
 }
 _FROM_FORWARD_ERROR = {
     peer_pb2.FORWARD_ERROR_QUEUE_FULL: Refusal.QUEUE_FULL,
     peer_pb2.FORWARD_ERROR_NOT_LEADER: Refusal.NOT_LEADER,
     peer_pb2.FORWARD_ERROR_DENIED: Refusal.DENIED,
     peer_pb2.FORWARD_ERROR_PACKS_MISSING: Refusal.PACKS_MISSING,
+    peer_pb2.FORWARD_ERROR_DISK_FULL: Refusal.DISK_FULL,
 }
 
 
@@ -115,6 +119,7 @@ def _encode_append_reply(out: peer_pb2.GroupMessage, message: Message) -> None:
     reply.prev_log_index = message["prev"]
     reply.applied_index = message["applied_index"]
     reply.waits_for_packs = message["waits_for_packs"]
+    reply.disk_full = message["disk_full"]
     reply.SetInParent()
 
 
@@ -150,6 +155,13 @@ def _encode_pong(out: peer_pb2.GroupMessage, message: Message) -> None:
     out.leadership_pong.round = message["round"]
 
 
+def _encode_snapshot_offer(out: peer_pb2.GroupMessage, message: Message) -> None:
+    offer = out.snapshot_offer
+    offer.index = message["index"]
+    offer.term = message["index_term"]
+    offer.configuration.CopyFrom(message["configuration"])
+
+
 _ENCODERS: dict[str, Callable[[peer_pb2.GroupMessage, Message], None]] = {
     "pre_vote": _encode_pre_vote,
     "pre_vote_granted": lambda out, _: out.pre_vote_granted.SetInParent(),
@@ -165,6 +177,7 @@ _ENCODERS: dict[str, Callable[[peer_pb2.GroupMessage, Message], None]] = {
     "read_index_reply": _encode_read_index_reply,
     "leadership_ping": _encode_ping,
     "leadership_pong": _encode_pong,
+    "snapshot_offer": _encode_snapshot_offer,
 }
 
 
@@ -227,6 +240,7 @@ def _decode_append_reply(message: peer_pb2.GroupMessage) -> Message:
         "prev": reply.prev_log_index,
         "applied_index": reply.applied_index,
         "waits_for_packs": reply.waits_for_packs,
+        "disk_full": reply.disk_full,
     }
 
 
@@ -252,6 +266,20 @@ def _decode_forward_reply(message: peer_pb2.GroupMessage) -> Message:
     return decoded
 
 
+def _decode_snapshot_offer(message: peer_pb2.GroupMessage) -> Message:
+    offer = message.snapshot_offer
+    if offer.index < 1 or offer.term > message.term:
+        raise WireError(f"a snapshot of entry {offer.index} of term {offer.term} is offered")
+    if not any(replica.votes for replica in offer.configuration.replicas):
+        raise WireError("a snapshot is offered by a group without voters")
+    return {
+        "type": "snapshot_offer",
+        "index": offer.index,
+        "index_term": offer.term,
+        "configuration": offer.configuration,
+    }
+
+
 _DECODERS: dict[str, Callable[[peer_pb2.GroupMessage], Message]] = {
     "pre_vote": _decode_pre_vote,
     "pre_vote_granted": lambda _: {"type": "pre_vote_granted"},
@@ -272,6 +300,7 @@ _DECODERS: dict[str, Callable[[peer_pb2.GroupMessage], Message]] = {
         "read_id": message.read_index_reply.read_id,
         "index": message.read_index_reply.index,
     },
+    "snapshot_offer": _decode_snapshot_offer,
     "leadership_ping": lambda message: {
         "type": "leadership_ping",
         "round": message.leadership_ping.round,

@@ -31,6 +31,7 @@ class _ForwardErrorEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ForwardE
     FORWARD_ERROR_QUEUE_FULL: _ForwardError.ValueType  # 2
     FORWARD_ERROR_PACKS_MISSING: _ForwardError.ValueType  # 3
     FORWARD_ERROR_DENIED: _ForwardError.ValueType  # 4
+    FORWARD_ERROR_DISK_FULL: _ForwardError.ValueType  # 5
 
 class ForwardError(_ForwardError, metaclass=_ForwardErrorEnumTypeWrapper): ...
 
@@ -39,6 +40,7 @@ FORWARD_ERROR_NOT_LEADER: ForwardError.ValueType  # 1
 FORWARD_ERROR_QUEUE_FULL: ForwardError.ValueType  # 2
 FORWARD_ERROR_PACKS_MISSING: ForwardError.ValueType  # 3
 FORWARD_ERROR_DENIED: ForwardError.ValueType  # 4
+FORWARD_ERROR_DISK_FULL: ForwardError.ValueType  # 5
 Global___ForwardError: _TypeAlias = ForwardError  # noqa: Y015
 
 @_typing.final
@@ -118,6 +120,7 @@ class GroupMessage(_message.Message):
     READ_INDEX_REPLY_FIELD_NUMBER: _builtins.int
     LEADERSHIP_PING_FIELD_NUMBER: _builtins.int
     LEADERSHIP_PONG_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_OFFER_FIELD_NUMBER: _builtins.int
     group: _builtins.int
     term: _builtins.int
     @_builtins.property
@@ -150,6 +153,8 @@ class GroupMessage(_message.Message):
     def leadership_ping(self) -> Global___LeadershipPing: ...
     @_builtins.property
     def leadership_pong(self) -> Global___LeadershipPong: ...
+    @_builtins.property
+    def snapshot_offer(self) -> Global___SnapshotOffer: ...
     def __init__(
         self,
         *,
@@ -169,12 +174,13 @@ class GroupMessage(_message.Message):
         read_index_reply: Global___ReadIndexReply | None = ...,
         leadership_ping: Global___LeadershipPing | None = ...,
         leadership_pong: Global___LeadershipPong | None = ...,
+        snapshot_offer: Global___SnapshotOffer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "append_reply", b"append_reply", "forward", b"forward", "forward_reply", b"forward_reply", "kind", b"kind", "leadership_ping", b"leadership_ping", "leadership_pong", b"leadership_pong", "pre_vote", b"pre_vote", "pre_vote_granted", b"pre_vote_granted", "read_index_reply", b"read_index_reply", "read_index_request", b"read_index_request", "request_vote", b"request_vote", "term_notice", b"term_notice", "timeout_now", b"timeout_now", "vote_granted", b"vote_granted"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "append_reply", b"append_reply", "forward", b"forward", "forward_reply", b"forward_reply", "kind", b"kind", "leadership_ping", b"leadership_ping", "leadership_pong", b"leadership_pong", "pre_vote", b"pre_vote", "pre_vote_granted", b"pre_vote_granted", "read_index_reply", b"read_index_reply", "read_index_request", b"read_index_request", "request_vote", b"request_vote", "snapshot_offer", b"snapshot_offer", "term_notice", b"term_notice", "timeout_now", b"timeout_now", "vote_granted", b"vote_granted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "append_reply", b"append_reply", "forward", b"forward", "forward_reply", b"forward_reply", "group", b"group", "kind", b"kind", "leadership_ping", b"leadership_ping", "leadership_pong", b"leadership_pong", "pre_vote", b"pre_vote", "pre_vote_granted", b"pre_vote_granted", "read_index_reply", b"read_index_reply", "read_index_request", b"read_index_request", "request_vote", b"request_vote", "term", b"term", "term_notice", b"term_notice", "timeout_now", b"timeout_now", "vote_granted", b"vote_granted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "append_reply", b"append_reply", "forward", b"forward", "forward_reply", b"forward_reply", "group", b"group", "kind", b"kind", "leadership_ping", b"leadership_ping", "leadership_pong", b"leadership_pong", "pre_vote", b"pre_vote", "pre_vote_granted", b"pre_vote_granted", "read_index_reply", b"read_index_reply", "read_index_request", b"read_index_request", "request_vote", b"request_vote", "snapshot_offer", b"snapshot_offer", "term", b"term", "term_notice", b"term_notice", "timeout_now", b"timeout_now", "vote_granted", b"vote_granted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["pre_vote", "pre_vote_granted", "request_vote", "vote_granted", "append_entries", "append_reply", "term_notice", "timeout_now", "forward", "forward_reply", "read_index_request", "read_index_reply", "leadership_ping", "leadership_pong"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["pre_vote", "pre_vote_granted", "request_vote", "vote_granted", "append_entries", "append_reply", "term_notice", "timeout_now", "forward", "forward_reply", "read_index_request", "read_index_reply", "leadership_ping", "leadership_pong", "snapshot_offer"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -317,6 +323,7 @@ class AppendReply(_message.Message):
     PREV_LOG_INDEX_FIELD_NUMBER: _builtins.int
     APPLIED_INDEX_FIELD_NUMBER: _builtins.int
     WAITS_FOR_PACKS_FIELD_NUMBER: _builtins.int
+    DISK_FULL_FIELD_NUMBER: _builtins.int
     success: _builtins.bool
     next_index: _builtins.int
     prev_log_index: _builtins.int
@@ -327,6 +334,8 @@ class AppendReply(_message.Message):
     """Entries from next_index on were not taken because this replica misses packs that they add; it
     fetches them and sends another reply, without this, once it has them.
     """
+    disk_full: _builtins.bool
+    """The disk of this replica has no room: it takes no commands until that changes."""
     def __init__(
         self,
         *,
@@ -335,10 +344,11 @@ class AppendReply(_message.Message):
         prev_log_index: _builtins.int = ...,
         applied_index: _builtins.int = ...,
         waits_for_packs: _builtins.bool = ...,
+        disk_full: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "next_index", b"next_index", "prev_log_index", b"prev_log_index", "success", b"success", "waits_for_packs", b"waits_for_packs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "disk_full", b"disk_full", "next_index", b"next_index", "prev_log_index", b"prev_log_index", "success", b"success", "waits_for_packs", b"waits_for_packs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -507,6 +517,40 @@ class LeadershipPong(_message.Message):
 Global___LeadershipPong: _TypeAlias = LeadershipPong  # noqa: Y015
 
 @_typing.final
+class SnapshotOffer(_message.Message):
+    """The leader has no log any more for what the receiver lacks. Sent with heartbeats until the receiver
+    has a state at or behind `index`, which it gets over OpenSnapshot and FetchPack.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    CONFIGURATION_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """where the leader's log begins"""
+    term: _builtins.int
+    """of the entry there"""
+    @_builtins.property
+    def configuration(self) -> _log_pb2.Configuration:
+        """in force on the leader: whom to ask"""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        term: _builtins.int = ...,
+        configuration: _log_pb2.Configuration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["configuration", b"configuration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["configuration", b"configuration", "index", b"index", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotOffer: _TypeAlias = SnapshotOffer  # noqa: Y015
+
+@_typing.final
 class PackHeader(_message.Message):
     """---- packs"""
 
@@ -518,6 +562,7 @@ class PackHeader(_message.Message):
     PACK_BYTES_FIELD_NUMBER: _builtins.int
     INDEX_BYTES_FIELD_NUMBER: _builtins.int
     REPOSITORY_ID_FIELD_NUMBER: _builtins.int
+    REPLACEMENT_FIELD_NUMBER: _builtins.int
     group: _builtins.int
     digest: _builtins.bytes
     index_digest: _builtins.bytes
@@ -525,6 +570,10 @@ class PackHeader(_message.Message):
     index_bytes: _builtins.int
     repository_id: _builtins.str
     """where FetchPack may look beside quarantine"""
+    replacement: _builtins.bytes
+    """A Command with ReplacePacks or Prune, when the pack is to replace others: StagePack answers only
+    once the receiver has checked it against them.
+    """
     def __init__(
         self,
         *,
@@ -534,10 +583,11 @@ class PackHeader(_message.Message):
         pack_bytes: _builtins.int = ...,
         index_bytes: _builtins.int = ...,
         repository_id: _builtins.str = ...,
+        replacement: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "group", b"group", "index_bytes", b"index_bytes", "index_digest", b"index_digest", "pack_bytes", b"pack_bytes", "repository_id", b"repository_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "group", b"group", "index_bytes", b"index_bytes", "index_digest", b"index_digest", "pack_bytes", b"pack_bytes", "replacement", b"replacement", "repository_id", b"repository_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -632,6 +682,128 @@ class FetchPackResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FetchPackResponse: _TypeAlias = FetchPackResponse  # noqa: Y015
+
+@_typing.final
+class OpenSnapshotRequest(_message.Message):
+    """---- snapshots"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    INDEX_MIN_FIELD_NUMBER: _builtins.int
+    group: _builtins.int
+    index_min: _builtins.int
+    """an older state is of no use"""
+    def __init__(
+        self,
+        *,
+        group: _builtins.int = ...,
+        index_min: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "index_min", b"index_min"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenSnapshotRequest: _TypeAlias = OpenSnapshotRequest  # noqa: Y015
+
+@_typing.final
+class SnapshotManifest(_message.Message):
+    """The packs are those in the database's own table: nothing is listed twice."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORMAT_VERSION_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    LOG_TIME_MS_FIELD_NUMBER: _builtins.int
+    CONFIGURATION_FIELD_NUMBER: _builtins.int
+    DATABASE_DIGEST_FIELD_NUMBER: _builtins.int
+    DATABASE_BYTES_FIELD_NUMBER: _builtins.int
+    PACK_COUNT_FIELD_NUMBER: _builtins.int
+    PACK_BYTES_FIELD_NUMBER: _builtins.int
+    format_version: _builtins.int
+    group: _builtins.int
+    index: _builtins.int
+    term: _builtins.int
+    log_time_ms: _builtins.int
+    database_digest: _builtins.bytes
+    """SHA-256 of the state file"""
+    database_bytes: _builtins.int
+    pack_count: _builtins.int
+    pack_bytes: _builtins.int
+    """packs and indexes"""
+    @_builtins.property
+    def configuration(self) -> _log_pb2.Configuration:
+        """in force at `index`"""
+
+    def __init__(
+        self,
+        *,
+        format_version: _builtins.int = ...,
+        group: _builtins.int = ...,
+        index: _builtins.int = ...,
+        term: _builtins.int = ...,
+        log_time_ms: _builtins.int = ...,
+        configuration: _log_pb2.Configuration | None = ...,
+        database_digest: _builtins.bytes = ...,
+        database_bytes: _builtins.int = ...,
+        pack_count: _builtins.int = ...,
+        pack_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["configuration", b"configuration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["configuration", b"configuration", "database_bytes", b"database_bytes", "database_digest", b"database_digest", "format_version", b"format_version", "group", b"group", "index", b"index", "log_time_ms", b"log_time_ms", "pack_bytes", b"pack_bytes", "pack_count", b"pack_count", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotManifest: _TypeAlias = SnapshotManifest  # noqa: Y015
+
+@_typing.final
+class ReadSnapshotRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    DATABASE_DIGEST_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    group: _builtins.int
+    database_digest: _builtins.bytes
+    offset: _builtins.int
+    def __init__(
+        self,
+        *,
+        group: _builtins.int = ...,
+        database_digest: _builtins.bytes = ...,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["database_digest", b"database_digest", "group", b"group", "offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadSnapshotRequest: _TypeAlias = ReadSnapshotRequest  # noqa: Y015
+
+@_typing.final
+class ReadSnapshotResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadSnapshotResponse: _TypeAlias = ReadSnapshotResponse  # noqa: Y015
 
 @_typing.final
 class IdentifyRequest(_message.Message):

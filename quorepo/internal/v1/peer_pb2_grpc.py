@@ -50,6 +50,16 @@ class PeerStub:
                 request_serializer=quorepo_dot_internal_dot_v1_dot_peer__pb2.FetchPackRequest.SerializeToString,
                 response_deserializer=quorepo_dot_internal_dot_v1_dot_peer__pb2.FetchPackResponse.FromString,
                 _registered_method=True)
+        self.OpenSnapshot = channel.unary_unary(
+                '/quorepo.internal.v1.Peer/OpenSnapshot',
+                request_serializer=quorepo_dot_internal_dot_v1_dot_peer__pb2.OpenSnapshotRequest.SerializeToString,
+                response_deserializer=quorepo_dot_internal_dot_v1_dot_peer__pb2.SnapshotManifest.FromString,
+                _registered_method=True)
+        self.ReadSnapshot = channel.unary_stream(
+                '/quorepo.internal.v1.Peer/ReadSnapshot',
+                request_serializer=quorepo_dot_internal_dot_v1_dot_peer__pb2.ReadSnapshotRequest.SerializeToString,
+                response_deserializer=quorepo_dot_internal_dot_v1_dot_peer__pb2.ReadSnapshotResponse.FromString,
+                _registered_method=True)
         self.Identify = channel.unary_unary(
                 '/quorepo.internal.v1.Peer/Identify',
                 request_serializer=quorepo_dot_internal_dot_v1_dot_peer__pb2.IdentifyRequest.SerializeToString,
@@ -87,6 +97,20 @@ class PeerServicer:
 
     def FetchPack(self, request, context):
         """Reads a pack and its index by digest, from quarantine or from a repository.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def OpenSnapshot(self, request, context):
+        """Makes a copy of the receiver's state of one group, or finds one, and keeps it while it is read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadSnapshot(self, request, context):
+        """Reads the database of a copy that OpenSnapshot named.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -130,6 +154,16 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.FetchPack,
                     request_deserializer=quorepo_dot_internal_dot_v1_dot_peer__pb2.FetchPackRequest.FromString,
                     response_serializer=quorepo_dot_internal_dot_v1_dot_peer__pb2.FetchPackResponse.SerializeToString,
+            ),
+            'OpenSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenSnapshot,
+                    request_deserializer=quorepo_dot_internal_dot_v1_dot_peer__pb2.OpenSnapshotRequest.FromString,
+                    response_serializer=quorepo_dot_internal_dot_v1_dot_peer__pb2.SnapshotManifest.SerializeToString,
+            ),
+            'ReadSnapshot': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadSnapshot,
+                    request_deserializer=quorepo_dot_internal_dot_v1_dot_peer__pb2.ReadSnapshotRequest.FromString,
+                    response_serializer=quorepo_dot_internal_dot_v1_dot_peer__pb2.ReadSnapshotResponse.SerializeToString,
             ),
             'Identify': grpc.unary_unary_rpc_method_handler(
                     servicer.Identify,
@@ -228,6 +262,60 @@ class Peer:
             '/quorepo.internal.v1.Peer/FetchPack',
             quorepo_dot_internal_dot_v1_dot_peer__pb2.FetchPackRequest.SerializeToString,
             quorepo_dot_internal_dot_v1_dot_peer__pb2.FetchPackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.internal.v1.Peer/OpenSnapshot',
+            quorepo_dot_internal_dot_v1_dot_peer__pb2.OpenSnapshotRequest.SerializeToString,
+            quorepo_dot_internal_dot_v1_dot_peer__pb2.SnapshotManifest.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/quorepo.internal.v1.Peer/ReadSnapshot',
+            quorepo_dot_internal_dot_v1_dot_peer__pb2.ReadSnapshotRequest.SerializeToString,
+            quorepo_dot_internal_dot_v1_dot_peer__pb2.ReadSnapshotResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,6 +40,10 @@ class PeerStub:
     """Copies a pack and its index into the receiver's quarantine; answered once both are durable."""
     FetchPack: _grpc.UnaryStreamMultiCallable[_peer_pb2.FetchPackRequest, _peer_pb2.FetchPackResponse]
     """Reads a pack and its index by digest, from quarantine or from a repository."""
+    OpenSnapshot: _grpc.UnaryUnaryMultiCallable[_peer_pb2.OpenSnapshotRequest, _peer_pb2.SnapshotManifest]
+    """Makes a copy of the receiver's state of one group, or finds one, and keeps it while it is read."""
+    ReadSnapshot: _grpc.UnaryStreamMultiCallable[_peer_pb2.ReadSnapshotRequest, _peer_pb2.ReadSnapshotResponse]
+    """Reads the database of a copy that OpenSnapshot named."""
     Identify: _grpc.UnaryUnaryMultiCallable[_peer_pb2.IdentifyRequest, _peer_pb2.IdentifyResponse]
     """Who are you, and what cluster do you belong to. Used to form a cluster exactly once."""
     Rejoin: _grpc.UnaryUnaryMultiCallable[_peer_pb2.RejoinRequest, _peer_pb2.RejoinResponse]
@@ -58,6 +62,10 @@ class PeerAsyncStub(PeerStub):
     """Copies a pack and its index into the receiver's quarantine; answered once both are durable."""
     FetchPack: _aio.UnaryStreamMultiCallable[_peer_pb2.FetchPackRequest, _peer_pb2.FetchPackResponse]  # type: ignore[assignment]
     """Reads a pack and its index by digest, from quarantine or from a repository."""
+    OpenSnapshot: _aio.UnaryUnaryMultiCallable[_peer_pb2.OpenSnapshotRequest, _peer_pb2.SnapshotManifest]  # type: ignore[assignment]
+    """Makes a copy of the receiver's state of one group, or finds one, and keeps it while it is read."""
+    ReadSnapshot: _aio.UnaryStreamMultiCallable[_peer_pb2.ReadSnapshotRequest, _peer_pb2.ReadSnapshotResponse]  # type: ignore[assignment]
+    """Reads the database of a copy that OpenSnapshot named."""
     Identify: _aio.UnaryUnaryMultiCallable[_peer_pb2.IdentifyRequest, _peer_pb2.IdentifyResponse]  # type: ignore[assignment]
     """Who are you, and what cluster do you belong to. Used to form a cluster exactly once."""
     Rejoin: _aio.UnaryUnaryMultiCallable[_peer_pb2.RejoinRequest, _peer_pb2.RejoinResponse]  # type: ignore[assignment]
@@ -91,6 +99,22 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_peer_pb2.FetchPackResponse], _abc.AsyncIterator[_peer_pb2.FetchPackResponse]]:
         """Reads a pack and its index by digest, from quarantine or from a repository."""
+
+    @_abc_1.abstractmethod
+    def OpenSnapshot(
+        self,
+        request: _peer_pb2.OpenSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.SnapshotManifest, _abc.Awaitable[_peer_pb2.SnapshotManifest]]:
+        """Makes a copy of the receiver's state of one group, or finds one, and keeps it while it is read."""
+
+    @_abc_1.abstractmethod
+    def ReadSnapshot(
+        self,
+        request: _peer_pb2.ReadSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_peer_pb2.ReadSnapshotResponse], _abc.AsyncIterator[_peer_pb2.ReadSnapshotResponse]]:
+        """Reads the database of a copy that OpenSnapshot named."""
 
     @_abc_1.abstractmethod
     def Identify(

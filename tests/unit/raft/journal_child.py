@@ -32,6 +32,9 @@ def main() -> None:
             journal.append(1, index, term, b"%d" % index + bytes(60))
         journal.sync()
         print("acked", journal.durable_index(1), flush=True)
+        if step % 4 == 3:  # a group behind a snapshot
+            journal.append(2, journal.last_index(2) + 1, term, b"overtaken")
+            journal.restart_at(2, 10 * (step + 1), term, b"anew")
         if step % 7 == 6:
             journal.drop_prefix(1, journal.last_index(1) - 1)
     journal.close()

@@ -72,6 +72,8 @@ def check(directory: Path, acked: int, voted: int) -> None:
         first = max(1, journal.first_index(1))
         for data, index, _ in journal.read(1, first, journal.last_index(1) + 1, 1 << 30):
             assert data == b"%d" % index + bytes(60)
+        newest = journal.read(2, max(1, journal.first_index(2)), journal.last_index(2) + 1, 1 << 20)
+        assert [data for data, _, _ in newest[:1]] in ([], [b"anew"], [b"overtaken"])
         if acked:
             assert [data for data, _, _ in journal.read(0, 1, 2, 100)] == [b"quiet"]
 

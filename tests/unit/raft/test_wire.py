@@ -57,6 +57,7 @@ EVERY_MESSAGE: list[Message] = [
         "prev": 5,
         "applied_index": 3,
         "waits_for_packs": True,
+        "disk_full": False,
     },
     {
         "type": "next_node_idx",
@@ -65,6 +66,7 @@ EVERY_MESSAGE: list[Message] = [
         "prev": 5,
         "applied_index": 0,
         "waits_for_packs": False,
+        "disk_full": True,
     },
     {"type": "term_notice"},
     {"type": "timeout_now"},
@@ -74,10 +76,17 @@ EVERY_MESSAGE: list[Message] = [
     {"type": "apply_command_response", "request_id": 7, "error": Refusal.QUEUE_FULL},
     {"type": "apply_command_response", "request_id": 7, "error": Refusal.NOT_LEADER},
     {"type": "apply_command_response", "request_id": 7, "error": Refusal.DENIED},
+    {"type": "apply_command_response", "request_id": 7, "error": Refusal.DISK_FULL},
     {"type": "read_index_request", "read_id": 2**64 - 1},
     {"type": "read_index_reply", "read_id": 5, "index": 17},
     {"type": "leadership_ping", "round": 3},
     {"type": "leadership_pong", "round": 3},
+    {
+        "type": "snapshot_offer",
+        "index": 900,
+        "index_term": 2,
+        "configuration": log_pb2.Configuration.FromString(GROUP),
+    },
 ]
 
 
