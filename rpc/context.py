@@ -17,7 +17,7 @@ from typing import Any
 from quorepo.rpc.auth import Authenticator
 from quorepo.rpc.config import NodeConfig
 from quorepo.rpc.core_client import Core
-from quorepo.rpc.fetch_files import FetchFiles
+from quorepo.rpc.fetch_cache import FetchCache
 from quorepo.rpc.metrics import EdgeMetrics
 from quorepo.rpc.reads import Reads
 from quorepo.rpc.repositories import Origin, Repositories
@@ -78,7 +78,7 @@ class EdgeContext:
     workers: WorkerPool
     metrics: EdgeMetrics
     authenticator: Authenticator
-    fetch_files: FetchFiles
+    fetch_cache: FetchCache
     push_slots: Slots
     fetch_slots: Slots
     clock_ms: Callable[[], int] = _clock_ms  # Unix time, ms

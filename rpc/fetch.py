@@ -1,7 +1,8 @@
 """One request of a `git fetch` or `git clone`: the read path of architecture.md.
 
     parse -> ls-refs: read index, answer from the view
-          -> fetch:   local view -> worker: negotiate -> worker: build a pack file -> stream it
+          -> fetch:   local view -> negotiate -> finished answer -> send it
+                                    (worker)     (worker, or one that was finished before)
 
 Owns that order and how failures are told. Must not know HTTP: bytes come from an `Incoming` and go
 to a `Reply`.
@@ -21,26 +22,34 @@ from pathlib import Path
 from typing import Any
 
 from quorepo.rpc.context import EdgeContext
+from quorepo.rpc.fetch_cache import Answer
+from quorepo.rpc.fetch_keys import answer_key, negotiation_key, view_digest
+from quorepo.rpc.pack_stream import send_pack
 from quorepo.rpc.reads import RepositoryView
 from quorepo.rpc.reply import Liveness, Reply
+from quorepo.rpc.shared_calls import Tell
 from quorepo.rpc.uploads import Incoming
-from quorepo.storage.errors import NotFound, QuorepoError
-from quorepo.storage.git.advertise import RefsView
+from quorepo.storage.errors import NotFound, QuorepoError, Unavailable
 from quorepo.storage.git.fetch_answer import KEEPALIVE
 from quorepo.storage.git.upload_pack import (
     FetchRequest,
     LsRefsRequest,
     Negotiation,
+    ObjectInfoRequest,
+    V2Request,
     error_frames,
     error_packet,
     fetch_epilogue,
     fetch_preamble,
     job_arguments,
     ls_refs,
-    pack_frames,
+    object_info_answer,
+    object_info_arguments,
     parse_v0_request,
     parse_v2_request,
     progress_frames,
+    request_error,
+    resolve_wanted_refs,
     sends_pack,
 )
 from quorepo.storage.logs import fields
@@ -48,8 +57,6 @@ from quorepo.storage.logs import fields
 __all__ = ["upload_pack"]
 
 log = logging.getLogger(__name__)
-
-_STREAM_BYTES = 256 * 1024  # see processes.md
 
 
 async def upload_pack(
@@ -75,6 +82,13 @@ async def upload_pack(
             view = await edge.reads.open(path)
             await reply.write(await _ls_refs(edge, request, view))
             return
+        if isinstance(request, ObjectInfoRequest):
+            await reply.write(await _object_info(edge, request, view))
+            return
+        if request.want_refs:
+            # The client takes the answer for the refs' values: it must be as new as ls-refs.
+            view = await edge.reads.open(path)
+            request = resolve_wanted_refs(request, view.resolve)
     except QuorepoError as error:
         edge.metrics.errors.labels(error.reason).inc()
         if not await incoming.drain(edge.config.limits.fetch_request_bytes_max):
@@ -86,12 +100,12 @@ async def upload_pack(
 
 async def _parse(
     edge: EdgeContext, view: RepositoryView, version: int, incoming: Incoming
-) -> FetchRequest | LsRefsRequest:
+) -> V2Request:
     limits = edge.config.limits
     body = await incoming.read_all(limits.fetch_request_bytes_max, "limits.fetch_request_bytes_max")
     lines_max = limits.negotiation_lines_max
 
-    def parse() -> FetchRequest | LsRefsRequest:
+    def parse() -> V2Request:
         if version == 2:
             return parse_v2_request(body, view.object_format, lines_max=lines_max)
         return parse_v0_request(body, view.object_format, version=version, lines_max=lines_max)
@@ -107,6 +121,30 @@ async def _ls_refs(edge: EdgeContext, request: LsRefsRequest, view: RepositoryVi
     return await edge.reads.in_thread(
         lambda: view.encoded(key, lambda refs: ls_refs(request, refs))
     )
+
+
+async def _object_info(
+    edge: EdgeContext, request: ObjectInfoRequest, view: RepositoryView
+) -> bytes:
+    def prepare() -> dict[str, Any]:
+        arguments = object_info_arguments(request, view.refs_view())
+        return {**arguments, "repository": view.describe()}
+
+    with edge.fetch_slots.take():
+        arguments = await edge.reads.in_thread(prepare)
+        answer = await edge.workers.run(
+            "object_info", arguments, edge.config.limits.worker_timeout_s
+        )
+    return object_info_answer(request, answer["sizes"])
+
+
+def _arguments(request: FetchRequest, view: RepositoryView) -> dict[str, Any]:
+    """What both jobs of a fetch need. Reads packs: call it off the event loop."""
+    return {**job_arguments(request, view.refs_view()), "repository": view.describe()}
+
+
+def _silence(_text: str) -> None:
+    """Nobody is told how far a negotiation is."""
 
 
 class _Fetch:
@@ -164,70 +202,90 @@ class _Fetch:
         if not request.wants and not request.haves:
             await self._reply.write(fetch_preamble(request, Negotiation()))
             return 0
-        with self._edge.fetch_slots.take():
-            return await self._build()
-
-    async def _build(self) -> int:
-        request = self._request
-        arguments, negotiation = await self._negotiate()
+        seen, negotiation = await self._negotiate()
         preamble = fetch_preamble(request, negotiation)
         if not sends_pack(request, negotiation):
             await self._reply.write(preamble)
             return 0
-        with self._edge.fetch_files.new() as out:
-            self._answering = True
+        self._answering = True
+        key = answer_key(seen, request, negotiation)
+        answer = self._edge.fetch_cache.get(key)
+        if answer is None:
             await self._reply.write(preamble)
-            keepalive = KEEPALIVE if request.side_band else b""
-            async with Liveness(self._reply, keepalive) as alive:
-                await self._run(
-                    "build_pack",
-                    {**arguments, "negotiation": negotiation.to_json(), "out": str(out)},
-                    alive,
-                )
-            return await self._stream(out)
+            answer = await self._build(key, negotiation)
+            preamble = b""
+        with self._edge.fetch_cache.using(answer):
+            if preamble:
+                await self._reply.write(preamble)
+            return await self._send(key, answer)
 
-    async def _negotiate(self) -> tuple[dict[str, Any], Negotiation]:
-        """Refuses a want that this node does not know only after the read index."""
+    async def _negotiate(self) -> tuple[bytes, Negotiation]:
+        """Refuses a want that this node does not know only after the read index.
+
+        Returns what the client may see, as a digest, and the outcome.
+        """
         try:
             return await self._negotiate_with(self._view)
         except NotFound:
             self._view = await self._edge.reads.open(self._view.path)
             return await self._negotiate_with(self._view)
 
-    async def _negotiate_with(self, view: RepositoryView) -> tuple[dict[str, Any], Negotiation]:
-        def prepare() -> dict[str, Any]:
-            refs: RefsView = view.refs_view()
-            return {**job_arguments(self._request, refs), "repository": view.describe()}
+    async def _negotiate_with(self, view: RepositoryView) -> tuple[bytes, Negotiation]:
+        request = self._request
 
-        arguments = await self._edge.reads.in_thread(prepare)
-        answer = await self._run("negotiate", arguments, None)
-        return arguments, Negotiation.from_json(answer)
+        def keys() -> tuple[bytes, bytes]:
+            seen = view_digest(view)
+            return seen, negotiation_key(seen, request)
 
-    async def _run(
-        self, job: str, arguments: Mapping[str, Any], alive: Liveness | None
-    ) -> dict[str, Any]:
-        def progress(text: str) -> None:
-            if alive is not None:
-                alive.say(progress_frames(self._request, text))
+        async def ask() -> Negotiation:
+            arguments = await self._edge.reads.in_thread(lambda: _arguments(request, view))
+            return Negotiation.from_json(await self._run("negotiate", arguments, _silence))
 
-        return await self._edge.workers.run(
-            job, arguments, self._edge.config.limits.worker_timeout_s, progress
-        )
+        seen, key = await self._edge.reads.in_thread(keys)
+        return seen, await self._edge.fetch_cache.negotiation(key, ask)
 
-    async def _stream(self, path: Path) -> int:
-        # Plain reads: the file was just written, and a thread per chunk costs 2-3 times as much.
-        sent_bytes = 0
-        with path.open("rb", buffering=0) as file:
-            while data := file.read(_STREAM_BYTES):
-                await self._reply.write(pack_frames(self._request, data))
-                sent_bytes += len(data)
+    async def _build(self, key: bytes, negotiation: Negotiation) -> Answer:
+        """The finished answer, while the client is told of the work on it."""
+        request, view = self._request, self._view
+
+        async def build(out: Path, tell: Tell) -> Mapping[str, Any]:
+            arguments = await self._edge.reads.in_thread(lambda: _arguments(request, view))
+            arguments |= {
+                "negotiation": negotiation.to_json(),
+                "out": str(out),
+                "by_reference": True,
+            }
+            return await self._run("build_pack", arguments, tell)
+
+        keepalive = KEEPALIVE if request.side_band else b""
+        async with Liveness(self._reply, keepalive) as alive:
+            return await self._edge.fetch_cache.build(
+                key,
+                view.object_format,
+                build,
+                lambda text: alive.say(progress_frames(request, text)),
+            )
+
+    async def _run(self, job: str, arguments: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
+        # Only those who need a worker take a slot: a hundred clients may wait for one build.
+        with self._edge.fetch_slots.take():
+            return await self._edge.workers.run(
+                job, arguments, self._edge.config.limits.worker_timeout_s, tell
+            )
+
+    async def _send(self, key: bytes, answer: Answer) -> int:
+        try:
+            sent_bytes = await send_pack(self._reply, self._request, answer)
+        except Unavailable:
+            self._edge.fetch_cache.drop(key)
+            raise
         if epilogue := fetch_epilogue(self._request):
             await self._reply.write(epilogue)
         return sent_bytes
 
     async def _tell(self, message: str) -> None:
         if not self._answering:
-            await self._reply.write(error_packet(message))
+            await self._reply.write(request_error(self._request, message))
         elif frames := error_frames(self._request, message):
             await self._reply.write(frames)
         else:

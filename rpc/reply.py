@@ -9,7 +9,9 @@ import asyncio
 import logging
 from typing import Protocol
 
-__all__ = ["Liveness", "Reply"]
+__all__ = ["Bytes", "Liveness", "Reply"]
+
+Bytes = bytes | bytearray | memoryview
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +23,7 @@ _PENDING_MAX = 16  # progress texts waiting for a slow client; older ones are dr
 class Reply(Protocol):
     """Where the bytes of an answer go. The first `write` begins the answer."""
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: Bytes) -> None:
         """Sends bytes; waits while the client is slow. Raises ConnectionError when it is gone."""
 
     def close_after(self) -> None:

@@ -57,6 +57,12 @@ class StorageLimits(BaseModel):
     fetch_request_bytes_max: int = Field(
         32 * MIB, ge=4 * KIB, description="Largest body of a fetch request, inflated, in bytes."
     )
+    fetch_cache_bytes_max: int = Field(
+        1 * GIB,
+        ge=0,
+        description="Files of finished answers to fetches that are kept for the next client who "
+        "asks for the same, in bytes; they lie under data_dir/tmp.",
+    )
     worker_memory_bytes_max: int = Field(
         2 * GIB,
         ge=128 * MIB,

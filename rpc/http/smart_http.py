@@ -19,6 +19,7 @@ from quorepo.rpc.context import EdgeContext
 from quorepo.rpc.fetch import upload_pack
 from quorepo.rpc.push import receive_pack
 from quorepo.rpc.reads import empty_refs_view
+from quorepo.rpc.reply import Bytes
 from quorepo.rpc.uploads import Incoming
 from quorepo.storage.errors import InvalidArgument, NotFound, QuorepoError, Unavailable
 from quorepo.storage.git.advertise import (
@@ -199,7 +200,7 @@ class HttpReply:
         self._response = web.StreamResponse(headers=_NO_CACHE)
         self._response.content_type = f"application/x-{service}-result"
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: Bytes) -> None:
         """Sends bytes; waits while the client is slow. Raises ConnectionError when it is gone."""
         if not self._response.prepared:
             await self._response.prepare(self.request)

@@ -14,6 +14,7 @@ from quorepo.rpc.auth import Authenticator
 from quorepo.rpc.config import NodeConfig
 from quorepo.rpc.context import EdgeContext, Slots
 from quorepo.rpc.core_client import Core, CoreClient
+from quorepo.rpc.fetch_cache import FetchCache
 from quorepo.rpc.fetch_files import FetchFiles
 from quorepo.rpc.metrics import EdgeMetrics
 from quorepo.rpc.reads import GROUP_DIRECTORY, GROUP_STORAGE, Reads
@@ -64,7 +65,7 @@ async def open_edge(
         workers=workers,
         metrics=EdgeMetrics(),
         authenticator=authenticator,
-        fetch_files=fetch_files,
+        fetch_cache=FetchCache(fetch_files, limits.fetch_cache_bytes_max),
         push_slots=Slots("pushes", config.workers.queue_max),
         fetch_slots=Slots("fetches", config.workers.queue_max),
     )

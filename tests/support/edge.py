@@ -63,8 +63,10 @@ class EdgeUnderTest:
         return sorted(p.name for p in self.edge.reads.layout(1).quarantine.glob("upload-*"))
 
     def fetch_files(self) -> list[str]:
-        """What fetches have left behind."""
-        return sorted(p.name for p in (self.edge.config.node.data_dir / "tmp").iterdir())
+        """What fetches have left behind, finished answers that are kept not counted."""
+        kept = self.edge.fetch_cache.paths()
+        folder = self.edge.config.node.data_dir / "tmp"
+        return sorted(path.name for path in folder.iterdir() if path not in kept)
 
 
 def edge_config(data_dir: Path, **sections: dict[str, Any]) -> NodeConfig:
