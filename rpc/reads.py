@@ -124,6 +124,10 @@ class RepositoryView:
             self._encoded[key] = encode(self.refs_view())
         return self._encoded[key]
 
+    def resolve(self, name: bytes) -> bytes | None:
+        """The object id of a ref by its full name, or of HEAD; None where there is none."""
+        return self.refs.get(self.head if name == b"HEAD" else name)
+
     def _peel(self, oid: bytes) -> bytes | None:
         known, value = self._peeled.get(oid)
         if not known:

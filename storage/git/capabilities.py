@@ -75,7 +75,8 @@ def capabilities_v2(object_format: ObjectFormat) -> tuple[bytes, ...]:
     return (
         b"agent=" + AGENT,
         b"ls-refs=unborn",
-        b"fetch=shallow wait-for-done filter",
+        b"fetch=shallow wait-for-done filter ref-in-want sideband-all",
         b"server-option",
         object_format_capability(object_format),
+        b"object-info",
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from quorepo.storage.git.fetch_request import FetchRequest, MultiAck, Negotiation
-from quorepo.storage.git.pktline import DELIM, FLUSH, encode
+from quorepo.storage.git.pktline import DELIM, FLUSH, encode, error_packet
 
 __all__ = [
     "BAND_ERROR",
@@ -21,6 +21,7 @@ __all__ = [
     "fetch_preamble",
     "pack_frames",
     "progress_frames",
+    "request_error",
     "sends_pack",
     "sideband",
 ]
@@ -57,7 +58,8 @@ def fetch_preamble(request: FetchRequest, negotiation: Negotiation) -> bytes:
         return b""
     shallow = b""
     if request.deepens:
-        shallow = _shallow_lines(negotiation, line_end=b"") + FLUSH
+        lines = _shallow_lines(negotiation, line_end=b"")
+        shallow = b"".join(encode(line) for line in lines) + FLUSH
     if not request.negotiates:
         return shallow
     return shallow + _acknowledgments_v0(request, negotiation)
@@ -104,27 +106,55 @@ def error_frames(request: FetchRequest, message: str) -> bytes:
     return sideband(text + b"\n", BAND_ERROR, request.side_band) + FLUSH
 
 
+def request_error(request: FetchRequest, message: str) -> bytes:
+    """A refusal before anything was sent: an `ERR` packet, in band 3 where the client asked for
+    bands everywhere. git prints `remote error: <message>`.
+    """
+    if not request.sideband_all:
+        return error_packet(message)
+    text = " ".join(message.split()).encode("utf-8", "replace")
+    return sideband(text[: request.side_band - 5], BAND_ERROR, request.side_band)
+
+
 def _preamble_v2(request: FetchRequest, negotiation: Negotiation) -> bytes:
-    packets: list[bytes] = []
+    """With `sideband-all` every line goes into band 1; markers stay as they are
+    (pkt-line.c, packet_writer_write).
+    """
+    sections = _sections_v2(request, negotiation)
+    if not request.sideband_all:
+        return b"".join(s if s in (FLUSH, DELIM) else encode(s) for s in sections)
+    return b"".join(
+        s if s in (FLUSH, DELIM) else sideband(s, BAND_PACK, request.side_band) for s in sections
+    )
+
+
+def _sections_v2(request: FetchRequest, negotiation: Negotiation) -> list[bytes]:
+    """Lines and markers, not framed yet."""
+    lines: list[bytes] = []
     if not request.wants and not request.haves:
-        return b""
+        return lines
     if request.haves and not request.done:
-        packets.append(encode(b"acknowledgments\n"))
-        packets += _acks(negotiation.common, b"")
+        lines.append(b"acknowledgments\n")
+        lines += _ack_lines(negotiation.common, b"")
         if not negotiation.common:
-            packets.append(encode(b"NAK\n"))
+            lines.append(b"NAK\n")
         if not sends_pack(request, negotiation):
-            packets.append(FLUSH)
-            return b"".join(packets)
-        packets += [encode(b"ready\n"), DELIM]
+            return [*lines, FLUSH]
+        lines += [b"ready\n", DELIM]
     if not request.wants:
-        return b""
+        return lines
     if request.deepens or request.client_shallow:
-        packets.append(encode(b"shallow-info\n"))
-        packets.append(_shallow_lines(negotiation, line_end=b"\n"))
-        packets.append(DELIM)
-    packets.append(encode(b"packfile\n"))
-    return b"".join(packets)
+        lines.append(b"shallow-info\n")
+        lines += _shallow_lines(negotiation, line_end=b"\n")
+        lines.append(DELIM)
+    if request.wanted_refs:
+        lines.append(b"wanted-refs\n")
+        lines += [
+            oid.hex().encode("ascii") + b" " + name + b"\n" for oid, name in request.wanted_refs
+        ]
+        lines.append(DELIM)
+    lines.append(b"packfile\n")
+    return lines
 
 
 def _acknowledgments_v0(request: FetchRequest, negotiation: Negotiation) -> bytes:
@@ -161,10 +191,14 @@ def _continued(request: FetchRequest, negotiation: Negotiation) -> list[bytes]:
 
 
 def _acks(oids: Iterable[bytes], state: bytes) -> list[bytes]:
-    return [encode(b"ACK " + oid.hex().encode("ascii") + state + b"\n") for oid in oids]
+    return [encode(line) for line in _ack_lines(oids, state)]
 
 
-def _shallow_lines(negotiation: Negotiation, line_end: bytes) -> bytes:
+def _ack_lines(oids: Iterable[bytes], state: bytes) -> list[bytes]:
+    return [b"ACK " + oid.hex().encode("ascii") + state + b"\n" for oid in oids]
+
+
+def _shallow_lines(negotiation: Negotiation, line_end: bytes) -> list[bytes]:
     lines = [b"shallow " + oid.hex().encode("ascii") for oid in negotiation.shallow]
     lines += [b"unshallow " + oid.hex().encode("ascii") for oid in negotiation.unshallow]
-    return b"".join(encode(line + line_end) for line in lines)
+    return [line + line_end for line in lines]

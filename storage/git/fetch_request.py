@@ -13,7 +13,15 @@ from typing import Any
 
 from quorepo.storage.git.filters import ObjectFilter
 
-__all__ = ["INFINITE_DEPTH", "FetchRequest", "LsRefsRequest", "MultiAck", "Negotiation"]
+__all__ = [
+    "INFINITE_DEPTH",
+    "FetchRequest",
+    "LsRefsRequest",
+    "MultiAck",
+    "Negotiation",
+    "ObjectInfoRequest",
+    "V2Request",
+]
 
 # git's INFINITE_DEPTH: `git fetch --unshallow` asks for this depth.
 INFINITE_DEPTH = 0x7FFFFFFF
@@ -38,13 +46,26 @@ class LsRefsRequest:
 
 
 @dataclass(frozen=True)
+class ObjectInfoRequest:
+    """The v2 command `object-info`: what is known of these objects. `size` is the one question."""
+
+    oids: tuple[bytes, ...] = ()
+    size: bool = False
+
+
+@dataclass(frozen=True)
 class FetchRequest:
     """One fetch request of any protocol version. Object ids are raw; `wants` and `haves` keep
     their order.
 
     `negotiates` is False for a v0 request that ends after its wants: it is answered with the
     shallow lines alone. `side_band` is the size of a whole packet in bytes, 0 for a client
-    without side-band.
+    without side-band, and `sideband_all` says that every line of a v2 answer is framed, not the
+    pack alone.
+
+    `want_refs` are full names of refs that the client wants, whatever they point to by now;
+    `upload_pack.resolve_wanted_refs` turns them into `wants` and into `wanted_refs`, which the
+    answer names. These three are the edge's matter and do not travel to workers.
     """
 
     version: int
@@ -67,6 +88,10 @@ class FetchRequest:
     no_progress: bool = False
     side_band: int = 0
     agent: str = ""
+    session_id: str = ""
+    sideband_all: bool = False
+    want_refs: tuple[bytes, ...] = ()
+    wanted_refs: tuple[tuple[bytes, bytes], ...] = ()
 
     @property
     def deepens(self) -> bool:
@@ -110,6 +135,9 @@ class FetchRequest:
         fields["filter"] = ObjectFilter.from_json(fields["filter"]) if fields["filter"] else None
         fields["multi_ack"] = MultiAck(fields["multi_ack"])
         return cls(**fields)
+
+
+V2Request = LsRefsRequest | FetchRequest | ObjectInfoRequest
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The two worker jobs of a fetch: `negotiate` and `build_pack`.
+"""The worker jobs of upload-pack: `negotiate`, `build_pack` and `object_info`.
 
 Called in a worker process with JSON values and answering with JSON values;
 `upload_pack.job_arguments` makes what both need. Order: negotiate (it refuses wants that no
@@ -18,6 +18,7 @@ from quorepo.storage.git import negotiation as negotiation_module
 from quorepo.storage.git import pack_builder
 from quorepo.storage.git.commits import CommitCache, CommitReader
 from quorepo.storage.git.fetch_request import FetchRequest, Negotiation
+from quorepo.storage.git.object_info import visible_sizes
 from quorepo.storage.git.reachability import VisibleObjects
 from quorepo.storage.packs import PackSet
 
@@ -45,6 +46,7 @@ def run(
     negotiate: {repository, request, tips, tags, deepen_not} -> the JSON of `Negotiation`.
     build_pack: the same plus {negotiation, out, by_reference?} -> {pack_bytes, objects, reused,
     parts: [[path, start, end]], is_sealed}; see `PackResult`.
+    object_info: {repository, tips, oids} -> {sizes}.
     Raises QuorepoErrors; OSErrors when the disk fails.
     """
     return JOBS[job](arguments, progress)
@@ -95,6 +97,19 @@ def build_pack(arguments: Mapping[str, Any], progress: Progress | None) -> dict[
     }
 
 
+def object_info(arguments: Mapping[str, Any], progress: Progress | None) -> dict[str, Any]:
+    """The sizes of the objects that a visible tip reaches, null for all others."""
+    reader = _reader(arguments["repository"])
+    tips = [bytes.fromhex(oid) for oid in arguments["tips"]]
+    visible = _visible_objects(arguments["repository"], reader, tips)
+    oids = [bytes.fromhex(oid) for oid in arguments["oids"]]
+    try:
+        return {"sizes": visible_sizes(reader.objects, oids, visible)}
+    except QuorepoError:
+        _visible.clear()
+        raise
+
+
 def _visible_objects(
     repository: Mapping[str, Any], reader: CommitReader, tips: list[bytes]
 ) -> VisibleObjects:
@@ -119,4 +134,5 @@ def _reader(repository: Mapping[str, Any]) -> CommitReader:
 JOBS: dict[str, Callable[[Mapping[str, Any], Progress | None], dict[str, Any]]] = {
     "negotiate": negotiate,
     "build_pack": build_pack,
+    "object_info": object_info,
 }

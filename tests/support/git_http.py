@@ -105,13 +105,16 @@ class StoredRepository:
     def fetch(self, request: upload_pack.FetchRequest) -> bytes:
         """The whole answer to a fetch request."""
         try:
+            view = self.view()
+            refs = {b"HEAD": view.head_oid(), **{name: oid for name, oid, _ in view.refs}}
+            request = upload_pack.resolve_wanted_refs(request, refs.get)
             arguments = {
-                **upload_pack.job_arguments(request, self.view()),
+                **upload_pack.job_arguments(request, view),
                 "repository": self.description(),
             }
             answer = self.run_job("negotiate", arguments)
         except QuorepoError as error:
-            return error_packet(str(error))
+            return upload_pack.request_error(request, str(error))
         negotiation = upload_pack.Negotiation.from_json(answer)
         preamble = upload_pack.fetch_preamble(request, negotiation)
         if not upload_pack.sends_pack(request, negotiation):
@@ -133,7 +136,7 @@ class StoredRepository:
     def answer(self, version: int, body: bytes) -> bytes:
         """The answer to a POST of git-upload-pack."""
         try:
-            request: upload_pack.FetchRequest | upload_pack.LsRefsRequest
+            request: upload_pack.V2Request
             if version == 2:
                 request = upload_pack.parse_v2_request(body, self.object_format)
             else:
@@ -142,7 +145,12 @@ class StoredRepository:
             return error_packet(str(error))
         if isinstance(request, upload_pack.LsRefsRequest):
             return upload_pack.ls_refs(request, self.view())
-        if not request.wants and not request.haves:
+        if isinstance(request, upload_pack.ObjectInfoRequest):
+            arguments = upload_pack.object_info_arguments(request, self.view())
+            arguments["repository"] = self.description()
+            sizes = self.run_job("object_info", arguments)["sizes"]
+            return upload_pack.object_info_answer(request, sizes)
+        if not request.wants and not request.haves and not request.want_refs:
             return upload_pack.fetch_preamble(request, upload_pack.Negotiation())
         return self.fetch(request)
 

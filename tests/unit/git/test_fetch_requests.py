@@ -16,7 +16,13 @@ from quorepo.storage.git.advertise import (
     advertise_receive_pack,
     advertise_upload_pack_v0,
 )
-from quorepo.storage.git.fetch_request import INFINITE_DEPTH, FetchRequest, MultiAck, Negotiation
+from quorepo.storage.git.fetch_request import (
+    INFINITE_DEPTH,
+    FetchRequest,
+    MultiAck,
+    Negotiation,
+    ObjectInfoRequest,
+)
 from quorepo.storage.git.filters import ObjectFilter, parse_filter
 from quorepo.storage.git.pktline import DELIM, FLUSH, Marker, Packet, encode, read_all
 from quorepo.storage.objectformat import ObjectFormat
@@ -213,8 +219,9 @@ def test_v2_sections(
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        (v2(b"fetch", b"want-ref refs/heads/main"), "unexpected line: 'want-ref refs/heads/main'"),
-        (v2(b"fetch", b"sideband-all"), "unexpected line"),
+        (v2(b"fetch", b"want-ref main"), "unknown ref main"),
+        (v2(b"fetch", b"want-ref refs/heads/a..b"), "unknown ref refs/heads/a..b"),
+        (v2(b"fetch", b"want-ref HEAD", b"want-ref HEAD"), "duplicate want-ref HEAD"),
         (v2(b"fetch", b"packfile-uris https"), "unexpected line"),
         (v2(b"fetch", b"want main"), "expected an object id"),
         (v2(b"fetch", b"want " + AX[:38] + b"  "), "expected an object id"),
@@ -225,9 +232,11 @@ def test_v2_sections(
         (v2(b"fetch", b"filter blob:nothing"), "invalid filter-spec"),
         (v2(b"fetch", b"filter tree:0", b"filter tree:1"), "cannot be combined"),
         (v2(b"ls-refs", b"sparkle"), "unexpected line: 'sparkle'"),
-        (v2(b"object-info", b"size"), "invalid command 'object-info'"),
+        (v2(b"bundle-uri"), "invalid command 'bundle-uri'"),
+        (v2(b"object-info", b"type"), "object-info: unexpected line: 'type'"),
+        (v2(b"object-info", b"size", b"oid main"), "expected an object id"),
         (v2(b"fetch", head=(b"command=fetch",)), "already requesting"),
-        (v2(b"fetch", head=(b"session-id=1",)), "unknown capability 'session-id=1'"),
+        (v2(b"fetch", head=(b"sparkle=1",)), "unknown capability 'sparkle=1'"),
         (v2(b"fetch", head=(b"object-format=sha256",)), "mismatched object format"),
         (lines(b"agent=x") + FLUSH, "no command requested"),
         (DELIM + FLUSH, "no command requested"),
@@ -398,3 +407,63 @@ def test_infinite_depth_is_gits() -> None:
     assert request.depth == INFINITE_DEPTH
     with pytest.raises(InvalidArgument):
         upload_pack.parse_v2_request(v2(b"fetch", b"deepen 2147483648"))
+
+
+def test_v2_wanted_refs_are_resolved_and_named_before_the_pack() -> None:
+    body = v2(b"fetch", b"want-ref HEAD", b"want-ref refs/heads/z", b"want " + CX, b"done")
+    request = upload_pack.parse_v2_request(body)
+    assert isinstance(request, FetchRequest)
+    assert request.want_refs == (b"HEAD", b"refs/heads/z")
+    refs = {b"HEAD": A, b"refs/heads/z": B}
+    resolved = upload_pack.resolve_wanted_refs(request, refs.get)
+    assert resolved.wants == (C, A, B)
+    answer = upload_pack.fetch_preamble(resolved, Negotiation())
+    assert list(read_all(answer)) == [
+        b"wanted-refs\n",
+        AX + b" HEAD\n",
+        BX + b" refs/heads/z\n",
+        Marker.DELIM,
+        b"packfile\n",
+    ]
+    with pytest.raises(NotFound, match="unknown ref refs/heads/z"):
+        upload_pack.resolve_wanted_refs(request, {b"HEAD": A}.get)
+
+
+def test_v2_sideband_all_frames_every_line_and_no_marker() -> None:
+    body = v2(b"fetch", b"sideband-all", b"want " + AX, b"have " + BX)
+    request = upload_pack.parse_v2_request(body)
+    assert isinstance(request, FetchRequest)
+    answer = upload_pack.fetch_preamble(request, Negotiation((B,), ready=True))
+    assert list(read_all(answer)) == [
+        b"\x01acknowledgments\n",
+        b"\x01ACK " + BX + b"\n",
+        b"\x01ready\n",
+        Marker.DELIM,
+        b"\x01packfile\n",
+    ]
+    assert upload_pack.request_error(request, "no") == encode(b"\x03no")
+    plain = upload_pack.parse_v2_request(v2(b"fetch", b"want " + AX))
+    assert isinstance(plain, FetchRequest)
+    assert upload_pack.request_error(plain, "no") == encode(b"ERR no")
+
+
+def test_v2_object_info_request_and_answer() -> None:
+    body = v2(b"object-info", b"size", b"oid " + AX, b"oid " + BX)
+    request = upload_pack.parse_v2_request(body)
+    assert request == ObjectInfoRequest((A, B), size=True)
+    answer = upload_pack.object_info_answer(request, [17, None])
+    assert list(read_all(answer)) == [b"size", AX + b" 17", BX + b" ", Marker.FLUSH]
+    assert upload_pack.object_info_answer(ObjectInfoRequest(), []) == FLUSH
+
+
+def test_what_a_client_says_of_itself_is_kept_for_the_log() -> None:
+    head = (b"agent=git/9", b"session-id=abc", b"server-option=a=b", b"server-option=")
+    request = upload_pack.parse_v2_request(v2(b"fetch", b"want " + AX, head=head))
+    assert isinstance(request, FetchRequest)
+    assert (request.agent, request.session_id) == ("git/9", "abc")
+
+
+def test_a_v2_client_that_names_no_object_format_means_sha1() -> None:
+    """git's serve.c: otherwise an old client would be given ids that it can't read."""
+    with pytest.raises(InvalidArgument, match="server sha256; client sha1"):
+        upload_pack.parse_v2_request(v2(b"ls-refs"), ObjectFormat.SHA256)
