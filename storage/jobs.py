@@ -4,7 +4,6 @@
     negotiate     a fetch's common commits     (storage/git/jobs.py)
     build_pack    a fetch's pack               (storage/git/jobs.py)
     object_info   sizes of objects             (storage/git/jobs.py)
-    object_info   sizes of objects             (storage/git/jobs.py)
     consolidate, prune, check_replacement      (storage/upkeep_jobs.py)
 
 Owns the registry and the JSON of `ingest`; `ingest` below is the typed way to run it in a pool.
