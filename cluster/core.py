@@ -43,12 +43,14 @@ from quorepo.cluster.raft.durable import DirectoryLock
 from quorepo.cluster.raft.host import RaftHost
 from quorepo.cluster.raft.interface import GroupStart, Outcome, RaftConfig
 from quorepo.cluster.raft.journal import Journal
+from quorepo.cluster.replacements import ReplacementChecks
 from quorepo.cluster.state.commands import COMMAND_VERSION
 from quorepo.cluster.state.store import StateStore
 from quorepo.cluster.sweep import sweep_uploads
 from quorepo.internal.v1 import core_pb2, core_pb2_grpc, log_pb2, peer_pb2
 from quorepo.storage.errors import FatalError, Unavailable
 from quorepo.storage.layout import GroupLayout, fsync_dir
+from quorepo.storage.limits import StorageLimits
 from quorepo.storage.logs import fields
 
 __all__ = ["GROUPS", "GROUP_DIRECTORY", "GROUP_STORAGE", "CoreSettings", "run"]
@@ -85,6 +87,7 @@ class CoreSettings:
     metrics_url: str
     version: str
     raft: RaftConfig
+    limits: StorageLimits
 
 
 def run(settings: CoreSettings) -> int:
@@ -207,15 +210,18 @@ class _Core:
             roster=roster,
             metrics=self._metrics,
         )
+        checks = ReplacementChecks(layouts, held, settings.limits, self._metrics)
+        stack.push_async_callback(checks.close)
         packs = PackExchange(
             clients=self._clients,
             layouts=layouts,
             held=held,
             metrics=self._metrics,
             on_fatal=_end_process,
+            check_replacement=checks.check_staged,
         )
         apply = ApplyThread(stores, layouts, _end_process, self._metrics)
-        gate = StagedPackGate(held, packs, loop, self._pack_sources)
+        gate = StagedPackGate(held, packs, loop, self._pack_sources, checks)
         host = RaftHost(
             replica_id=identity.replica_id,
             groups={group: _group_start(identity, store) for group, store in stores.items()},
@@ -238,7 +244,7 @@ class _Core:
         apply.start(host.applied)
         host.start()
         peers.serve(transport, packs, roster)
-        self._service.serve(host, driver, packs, stores)
+        self._service.serve(host, driver, packs, stores, checks)
         # Taken apart in the reverse order: first what asks, then what answers.
         stack.callback(apply.stop)
         stack.callback(host.stop)

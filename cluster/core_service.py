@@ -15,16 +15,18 @@ from quorepo.cluster.peer.packs import PackExchange
 from quorepo.cluster.proposals import ProposalDriver
 from quorepo.cluster.raft.host import RaftHost
 from quorepo.cluster.raft.interface import GroupStatus, Outcome, PackNeed
+from quorepo.cluster.replacements import ReplacementChecks, replacement_of
 from quorepo.cluster.state.commands import check_command
 from quorepo.cluster.state.store import StateStore
 from quorepo.internal.v1 import core_pb2, core_pb2_grpc
-from quorepo.storage.errors import InvalidArgument, QuorepoError, Unavailable
+from quorepo.storage.errors import InvalidArgument, QuorepoError, Rejected, Unavailable
 
 __all__ = ["CoreService", "group_status_message"]
 
 log = logging.getLogger(__name__)
 
 _RETRY_INTERVAL_S = 0.05
+_REPLACEMENT_DEADLINE_S_MAX = 7200.0  # every replica reads the whole pack
 _OUTCOMES = {
     Outcome.APPLIED: core_pb2.OUTCOME_APPLIED,
     Outcome.NOT_APPLIED: core_pb2.OUTCOME_NOT_APPLIED,
@@ -55,6 +57,7 @@ class CoreService(core_pb2_grpc.CoreServicer):
         self._host: RaftHost | None = None
         self._driver: ProposalDriver | None = None
         self._packs: PackExchange | None = None
+        self._checks: ReplacementChecks | None = None
         self._stores: Mapping[int, StateStore] = {}
 
     def serve(
@@ -63,9 +66,11 @@ class CoreService(core_pb2_grpc.CoreServicer):
         driver: ProposalDriver,
         packs: PackExchange,
         stores: Mapping[int, StateStore],
+        checks: ReplacementChecks,
     ) -> None:
         """From now on this node belongs to a cluster."""
         self._host, self._driver, self._packs, self._stores = host, driver, packs, stores
+        self._checks = checks
 
     async def Propose(
         self, request: core_pb2.ProposeRequest, context: Context
@@ -133,10 +138,32 @@ class CoreService(core_pb2_grpc.CoreServicer):
         timeout_s = min(request.timeout_ms / 1000, self._deadline_s_max * 10)
         try:
             await self._packs.adopt(pack_header(request.group, need))
-            replicas = await self._driver.replicate_pack(request.group, need, timeout_s)
+            if request.HasField("replacement"):
+                replicas = await self._replicate_replacement(request, need)
+            else:
+                replicas = await self._driver.replicate_pack(request.group, need, timeout_s)
+        except Rejected as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         except QuorepoError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         return core_pb2.ReplicatePackResponse(replicas=replicas)
+
+    async def _replicate_replacement(
+        self, request: core_pb2.ReplicatePackRequest, need: PackNeed
+    ) -> Sequence[str]:
+        """This node's own verdict first, then the others'. Raises Rejected, Unavailable."""
+        assert self._driver is not None
+        assert self._checks is not None
+        command = request.replacement
+        check_command(command.SerializeToString(deterministic=True), request.group)
+        body = replacement_of(command)
+        if body is None:
+            raise InvalidArgument("the command does not replace packs")
+        started = time.monotonic()
+        timeout_s = min(request.timeout_ms / 1000, _REPLACEMENT_DEADLINE_S_MAX)
+        await self._checks.check(request.group, body)
+        left_s = max(1.0, timeout_s - (time.monotonic() - started))
+        return await self._driver.replicate_replacement(request.group, need, command, left_s)
 
     async def GetStatus(
         self, request: core_pb2.CoreStatusRequest, context: Context

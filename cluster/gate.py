@@ -11,9 +11,10 @@ from typing import Protocol
 from quorepo.cluster.peer.clients import PeerAddress
 from quorepo.cluster.peer.held import HeldPacks
 from quorepo.cluster.raft.interface import PackNeed
+from quorepo.cluster.replacements import Replacement, ReplacementChecks, replacement_of
 from quorepo.cluster.state.commands import decode_command
 from quorepo.internal.v1 import log_pb2, peer_pb2
-from quorepo.storage.errors import QuorepoError
+from quorepo.storage.errors import CorruptPack, QuorepoError
 from quorepo.storage.logs import fields
 
 __all__ = ["PackFetcher", "StagedPackGate", "pack_header", "pack_needs"]
@@ -21,6 +22,12 @@ __all__ = ["PackFetcher", "StagedPackGate", "pack_header", "pack_needs"]
 log = logging.getLogger(__name__)
 
 _RETRY_INTERVAL_S = 0.2
+# A wrong replacement stays wrong: the log waits for an operator, or for a leader that drops it.
+_REFUSED_INTERVAL_S = 30.0
+
+
+class UncheckedReplacement(PackNeed):
+    """The pack of a replacement that is held and has yet to pass its check."""
 
 
 def pack_needs(command: log_pb2.Command) -> list[PackNeed]:
@@ -76,8 +83,11 @@ class StagedPackGate:
         fetcher: PackFetcher,
         loop: asyncio.AbstractEventLoop,
         sources: Callable[[int, str], Sequence[PeerAddress]],
+        checks: ReplacementChecks | None = None,
     ) -> None:
         """`sources(group, from_replica)` gives peers to ask, the best one first.
+
+        Without `checks`, no entry that replaces packs passes.
 
         `packs_arrived` is set by whoever makes the engine, which needs the gate to be made.
         """
@@ -86,18 +96,28 @@ class StagedPackGate:
         self._loop = loop
         self._sources = sources
         self.packs_arrived: Callable[[int], None] = lambda group: None
+        self._checks = checks
         self._running: dict[bytes, asyncio.Task[None]] = {}
 
     def missing(self, group: int, data: bytes) -> Sequence[PackNeed]:
         # A command without packs is the common case in the directory; parsing costs about 5 us.
-        needs = pack_needs(decode_command(data))
-        return [need for need in needs if not self._held.has(group, need.digest)]
+        command = decode_command(data)
+        needs = [n for n in pack_needs(command) if not self._held.has(group, n.digest)]
+        replacement = replacement_of(command)
+        if needs or replacement is None:
+            return needs
+        if self._checks is not None and self._checks.passed(group, replacement):
+            return ()
+        self._loop.call_soon_threadsafe(self._start_check, group, replacement)
+        return [UncheckedReplacement(replacement.repository_id, b"", b"", 0, 0)]
 
     def want(self, group: int, needs: Sequence[PackNeed], from_replica: str) -> None:
         self._loop.call_soon_threadsafe(self._start, group, list(needs), from_replica)
 
     def _start(self, group: int, needs: list[PackNeed], from_replica: str) -> None:
         for need in needs:
+            if isinstance(need, UncheckedReplacement):
+                continue  # its check began when it was found missing
             if need.digest in self._running or self._held.has(group, need.digest):
                 continue
             task = self._loop.create_task(self._fetch(group, need, from_replica))
@@ -117,8 +137,31 @@ class StagedPackGate:
             return
         self.packs_arrived(group)
 
+    def _start_check(self, group: int, replacement: Replacement) -> None:
+        name = replacement.SerializeToString(deterministic=True)
+        if self._checks is not None and name not in self._running:
+            task = self._loop.create_task(self._check(self._checks, group, replacement))
+            self._running[name] = task
+            task.add_done_callback(functools.partial(self._ended, name))
+
+    async def _check(self, checks: ReplacementChecks, group: int, replacement: Replacement) -> None:
+        try:
+            await checks.check(group, replacement)
+        except CorruptPack as error:
+            log.error(
+                "a replacement is wrong, and the log waits behind it",
+                extra=fields(group=group, repository=replacement.repository_id, error=str(error)),
+            )
+            await asyncio.sleep(_REFUSED_INTERVAL_S)
+            return
+        except QuorepoError as error:
+            log.warning("replacement not checked", extra=fields(group=group, error=str(error)))
+            await asyncio.sleep(_RETRY_INTERVAL_S)
+            return
+        self.packs_arrived(group)
+
     async def close(self) -> None:
-        """Cancels the fetches under way; what they staged in part is swept."""
+        """Cancels the fetches and checks under way; what they staged in part is swept."""
         tasks = list(self._running.values())
         for task in tasks:
             task.cancel()

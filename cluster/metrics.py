@@ -103,6 +103,15 @@ class ClusterMetrics:
         )  # fmt: skip
 
     def _declare_packs(self, registry: CollectorRegistry) -> None:
+        self.replacement_checks = Counter(
+            "quorepo_replacement_checks_total",
+            "Checks of packs that are to replace others, by outcome.",
+            ["outcome"], registry=registry,
+        )  # fmt: skip
+        self.replacement_check_seconds = Counter(
+            "quorepo_replacement_check_seconds_total", "Time that those checks took.",
+            registry=registry,
+        )  # fmt: skip
         labels = ["action"]  # stage_out, stage_in, fetch_out, fetch_in
         self.packs = Counter(
             "quorepo_packs_total", "Packs copied between nodes, by outcome.",
@@ -137,6 +146,11 @@ class ClusterMetrics:
         """One batch of `entries` was applied."""
         self.applied_entries.labels(group).inc(entries)
         self.apply_seconds.labels(group).observe(seconds)
+
+    def replacement_checked(self, outcome: str, seconds: float) -> None:
+        """A replacement pack was checked: passed, refused, stale, too-early or failed."""
+        self.replacement_checks.labels(outcome).inc()
+        self.replacement_check_seconds.inc(seconds)
 
     def journal_synced(self, seconds: float) -> None:
         """The journal synced once."""

@@ -21,7 +21,7 @@ from quorepo.cluster.peer.clients import PeerAddress
 from quorepo.cluster.raft.host import RaftHost
 from quorepo.cluster.raft.interface import GroupStatus, Outcome, PackNeed
 from quorepo.internal.v1 import log_pb2, peer_pb2
-from quorepo.storage.errors import QuorepoError, Unavailable
+from quorepo.storage.errors import InvalidArgument, QuorepoError, Rejected, Unavailable
 from quorepo.storage.logs import fields
 
 __all__ = ["Answer", "PackStager", "ProposalDriver", "ProposalObserver"]
@@ -138,6 +138,47 @@ class ProposalDriver:
                     else:
                         failures[replica] = str(error)
                         await asyncio.sleep(_RETRY_INTERVAL_S)
+
+    async def replicate_replacement(
+        self, group: int, need: PackNeed, command: log_pb2.Command, timeout_s: float
+    ) -> Sequence[str]:
+        """Copies a pack that is to replace others to every replica that can be reached; each
+        answers once it has checked it, so that `command` holds up nobody's log afterwards.
+
+        Returns the names of the nodes that hold it. Raises Rejected when a replica finds it wrong,
+        Unavailable when no majority with the leader has it in `timeout_s` seconds. Either way
+        nothing was changed.
+        """
+        header = pack_header(group, need)
+        header.replacement = command.SerializeToString(deterministic=True)
+        replicas = {r.replica_id: r for r in self._host.status(group).configuration.replicas}
+        tasks = {
+            replica_id: asyncio.create_task(
+                self._stage(PeerAddress(replica.node, replica.peer_address), header)
+            )
+            for replica_id, replica in replicas.items()
+            if replica.stores_packs and replica_id != self._replica_id
+        }
+        try:
+            if tasks:
+                await asyncio.wait(tasks.values(), timeout=timeout_s)
+        finally:
+            for task in tasks.values():
+                task.cancel()
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
+        holders, failures = {self._replica_id}, {}
+        for replica_id, task in tasks.items():
+            error = None if task.cancelled() else task.exception()
+            if isinstance(error, InvalidArgument):
+                raise Rejected(f"replica {replica_id} refuses the new pack: {error}")
+            if task.cancelled() or error is not None:
+                failures[replica_id] = str(error or "no answer in time")
+            else:
+                holders.add(replica_id)
+        status = self._host.status(group)
+        if not _enough(status, holders):
+            raise Unavailable(_why_not_enough(status, holders, failures))
+        return sorted(replicas[holder].node for holder in holders if holder in replicas)
 
     def _start_copies(
         self,

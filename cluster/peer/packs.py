@@ -71,8 +71,12 @@ class PackExchange:
         limits: PackLimits | None = None,
         pace: Pace | None = None,
         rng: random.Random | None = None,
+        check_replacement: Callable[[peer_pb2.PackHeader], Awaitable[None]] | None = None,
     ) -> None:
         """`pace(bytes)` is awaited before bytes are sent, to slow background copies down.
+
+        `check_replacement(header)` returns once a staged pack that is to replace others was found
+        right, and raises a QuorepoError otherwise; without it such packs are refused.
 
         `on_fatal` is told of disk errors after which this process must not go on.
         """
@@ -84,6 +88,7 @@ class PackExchange:
         self._limits = limits or PackLimits()
         self._pace = pace
         self._rng = rng or random.Random()  # noqa: S311 - jitter, not a secret
+        self._check_replacement = check_replacement
         self._arrivals: dict[tuple[int, bytes], asyncio.Future[None]] = {}
 
     async def close(self) -> None:
@@ -212,15 +217,27 @@ class PackExchange:
             raise InvalidArgument("the first message has to be the header")
         header = first.header
         check_header(header, self._limits.pack_bytes_max)
+        already_held = await self._take_in(header, requests)
+        if header.replacement:
+            # It is stored but not yet acknowledged (architecture, invariant 7).
+            if self._check_replacement is None:
+                raise InvalidArgument("this node takes no packs that replace others")
+            await self._check_replacement(header)
+        return peer_pb2.StagePackResponse(already_held=already_held)
+
+    async def _take_in(
+        self, header: peer_pb2.PackHeader, requests: AsyncIterator[peer_pb2.StagePackRequest]
+    ) -> bool:
+        """Stores a staged pack durably; true when it was here before."""
         layout = self._layout(header.group)
         async with self._arriving(header):
             if self._held.has(header.group, header.digest):
-                return peer_pb2.StagePackResponse(already_held=True)
+                return True
             async with self._arrival(layout, header, "stage_in") as arrival:
                 async for request in requests:
                     await arrival.feed(request.chunk)
                 await arrival.finish()
-        return peer_pb2.StagePackResponse()
+        return False
 
     async def _drain(
         self,

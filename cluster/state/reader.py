@@ -21,7 +21,9 @@ from quorepo.cluster.state.generations import current_generation, state_path
 from quorepo.cluster.state.rows import (
     NodeRow,
     PackRow,
+    PackUse,
     PathRow,
+    PruneRoots,
     RefChangeRow,
     RefRow,
     RepositoryRow,
@@ -32,7 +34,7 @@ from quorepo.internal.v1 import log_pb2
 from quorepo.storage.errors import NotFound, Unavailable
 from quorepo.storage.layout import GroupLayout
 
-__all__ = ["StateReader"]
+__all__ = ["PruneRoots", "StateReader"]
 
 _IDLE_CONNECTIONS_MAX = 8
 
@@ -125,6 +127,41 @@ class StateReader:
                     applied_index=_applied_index(connection),
                 )
         raise NotFound(f"repository {repository_id!r} not found")
+
+    def pack_use(self, after: str = "", limit: int = 1000, packs_min: int = 2) -> list[PackUse]:
+        """By repository id, from behind `after`: living repositories of at least so many packs."""
+        with self._reading() as (_, connection):
+            rows = connection.execute(
+                "SELECT repository_id, count(*), sum(pack_bytes),"
+                " sum(max(0, pack_bytes - thin_bytes - 32)) FROM packs"
+                " JOIN repositories USING (repository_id)"
+                " WHERE repository_id > ? AND deleted_ms IS NULL"
+                " GROUP BY repository_id HAVING count(*) >= ? ORDER BY repository_id LIMIT ?",
+                (after, packs_min, limit),
+            ).fetchall()
+        return [PackUse._make(row) for row in rows]
+
+    def prune_roots(self, repository_id: str, since_ms: int) -> PruneRoots | None:
+        """What refs point to, and pointed to at log time `since_ms` or later. None: unknown id."""
+        with self._reading() as (_, connection):
+            row = _repository(connection, repository_id)
+            if row is None:
+                return None
+            recent = connection.execute(
+                "SELECT DISTINCT c.old_oid FROM transactions AS t"
+                " JOIN ref_changes AS c USING (repository_id, counter)"
+                " WHERE t.repository_id = ? AND t.time_ms >= ? AND c.old_oid IS NOT NULL"
+                " ORDER BY c.old_oid",
+                (repository_id, since_ms),
+            ).fetchall()
+            refs = _refs(connection, repository_id, b"", b"", None)
+            return PruneRoots(
+                counter=row.counter,
+                deleted=row.deleted,
+                tips=tuple(sorted({ref.oid for ref in refs})),
+                recent=tuple(oid for (oid,) in recent),
+                packs=tuple(pack.digest for pack in _packs(connection, repository_id)),
+            )
 
     def ref_changes(
         self, repository_id: str, after_counter: int = 0, limit: int = 1000

@@ -11,7 +11,9 @@ from quorepo.storage.objectformat import ObjectFormat
 __all__ = [
     "NodeRow",
     "PackRow",
+    "PackUse",
     "PathRow",
+    "PruneRoots",
     "RefChangeRow",
     "RefRow",
     "RepositoryRow",
@@ -39,6 +41,26 @@ class PackRow(NamedTuple):
     thin_object_count: int
     added_counter: int  # revision counter of the transaction that added it
     arrived_ms: int = 0  # log time at which its youngest object was pushed
+
+
+class PackUse(NamedTuple):
+    """How much of what a repository stores its packs are."""
+
+    repository_id: str
+    pack_count: int
+    pack_bytes: int
+    repeated_bytes: int  # of objects that are in another pack too: bases of completed thin packs
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PruneRoots:
+    """What decides which objects of a repository are needed, at one revision."""
+
+    counter: int
+    deleted: bool
+    tips: tuple[bytes, ...]  # what refs point to
+    recent: tuple[bytes, ...]  # what refs pointed to after the time that was asked for
+    packs: tuple[bytes, ...]  # digests, the oldest first
 
 
 class RefChangeRow(NamedTuple):

@@ -44,6 +44,7 @@ def _run() -> int:
             metrics_url=config.advertise.metrics_url,
             version=__version__,
             raft=config.raft,
+            limits=config.limits,
         )
     )
 
