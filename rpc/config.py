@@ -39,6 +39,7 @@ __all__ = [
     "NodeConfig",
     "NodeSection",
     "PushSection",
+    "StorageSection",
     "TlsSection",
     "WorkersSection",
     "load_config",
@@ -256,6 +257,39 @@ class WorkersSection(_Section):
     )
 
 
+class StorageSection(_Section):
+    """Upkeep of what is stored. The node that leads a group consolidates its repositories."""
+
+    consolidate: bool = Field(
+        True, description="Are the packs of pushes merged automatically while this node leads?"
+    )
+    consolidation_interval_s: float = Field(
+        30.0, gt=0, description="Seconds between two looks for repositories to consolidate."
+    )
+    packs_max: int = Field(
+        50, ge=2, description="A repository with more packs than this is consolidated."
+    )
+    repeated_fraction_max: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="So is one whose packs repeat each other's objects in more than this part "
+        "of their bytes (pushes are stored with the objects that their deltas need).",
+    )
+    consolidation_bytes_max: int = Field(
+        4 * 1024**3,
+        ge=1,
+        description="Most bytes of packs that one automatic consolidation merges; larger packs "
+        "stay as they are.",
+    )
+    prune_grace_s: float = Field(
+        14 * 86_400.0,
+        ge=0,
+        description="`quorepo repo prune` keeps objects that came, or that a ref led to, in this "
+        "time.",
+    )
+
+
 class NodeConfig(_Section):
     """Everything a node reads from its configuration file.
 
@@ -271,6 +305,7 @@ class NodeConfig(_Section):
     limits: StorageLimits = Field(default_factory=lambda: StorageLimits())
     raft: RaftConfig = Field(default_factory=lambda: RaftConfig())
     workers: WorkersSection = Field(default_factory=lambda: WorkersSection())
+    storage: StorageSection = Field(default_factory=lambda: StorageSection())
 
     @model_validator(mode="after")
     def _parts_fit(self) -> NodeConfig:
