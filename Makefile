@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTOS := $(shell find protos -name '*.proto' | sort)
 
-.PHONY: demo test check protos clean
+.PHONY: demo test clients test-clients check protos clean
 
 $(VENV)/.runtime: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -23,6 +23,14 @@ demo: $(VENV)/.runtime
 # Installs what the tests need and passes them. TEST_ARGS="--slow" adds the long runs.
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(TEST_ARGS)
+
+# The git clients that the tests drive beside git: go-git and JGit, where `go` or `mvn` can get them.
+clients:
+	tests/clients/install.sh
+
+# Their tests, none of them skipped. `make test` runs them too, as far as the clients are there.
+test-clients: $(VENV)/.dev clients
+	QUOREPO_CLIENTS=required $(BIN)/python -m pytest tests/clients $(TEST_ARGS)
 
 # Exactly what CI runs before the tests: lint, types, generated code.
 check: $(VENV)/.dev
