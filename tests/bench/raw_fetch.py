@@ -1,0 +1,204 @@
+"""A fetching client that only drains: the same request bytes for all servers, no git between."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_READ_BYTES = 1 << 20
+
+
+def packet(line: str) -> bytes:
+    """One pkt-line."""
+    return b"%04x" % (len(line) + 5) + line.encode() + b"\n"
+
+
+def v2_request(command: str, arguments: Sequence[str]) -> bytes:
+    """A protocol v2 request as git writes it."""
+    head = packet(f"command={command}") + packet("agent=git/bench") + packet("object-format=sha1")
+    return head + b"0001" + b"".join(packet(line) for line in arguments) + b"0000"
+
+
+def fetch_request(
+    wants: Sequence[str], haves: Sequence[str] = (), *options: str, thin: bool = True
+) -> bytes:
+    """What `git fetch` sends last: all wants, the haves, done."""
+    lines = ["thin-pack"] if thin else []
+    lines += ["no-progress", "include-tag", "ofs-delta", *options]
+    lines += [f"want {oid}" for oid in wants] + [f"have {oid}" for oid in haves] + ["done"]
+    return v2_request("fetch", lines)
+
+
+@dataclass
+class Target:
+    """One repository on one server. `cpu_s` tells what the server has used up so far."""
+
+    name: str
+    url: str
+    cpu_s: Callable[[], float]
+    memory_bytes: Callable[[], int] = field(default=lambda: 0)
+
+    def post(self, body: bytes, keep: Path | None = None) -> int:
+        """Sends one fetch or ls-refs request and drains the answer; returns its bytes."""
+        connection, path, headers = self._connect()
+        headers["Content-Type"] = "application/x-git-upload-pack-request"
+        connection.request("POST", f"{path}/git-upload-pack", body, headers)
+        return _drain(connection, keep)
+
+    def advertisement(self) -> int:
+        """GET info/refs of protocol v0, all refs in it."""
+        connection, path, headers = self._connect()
+        del headers["Git-Protocol"]
+        connection.request("GET", f"{path}/info/refs?service=git-upload-pack", headers=headers)
+        return _drain(connection, None)
+
+    def _connect(self) -> tuple[http.client.HTTPConnection, str, dict[str, str]]:
+        parts = urlsplit(self.url)
+        headers = {"Git-Protocol": "version=2"}
+        if parts.username:
+            token = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            headers["Authorization"] = "Basic " + base64.b64encode(token.encode()).decode()
+        assert parts.hostname
+        return http.client.HTTPConnection(parts.hostname, parts.port, 300), parts.path, headers
+
+
+def _drain(connection: http.client.HTTPConnection, keep: Path | None) -> int:
+    response = connection.getresponse()
+    assert response.status == 200, (response.status, response.read(500))
+    buffer = bytearray(_READ_BYTES)
+    total = 0
+    with open(keep or os.devnull, "wb") as out:
+        while size := response.readinto(buffer):
+            total += size
+            if keep:
+                out.write(buffer[:size])
+    connection.close()
+    assert total > 100, "an empty answer"
+    return total
+
+
+def pack_of(answer: Path) -> bytes:
+    """The pack in the side-bands of a kept answer."""
+    data = answer.read_bytes()
+    pack, position = bytearray(), data.index(b"packfile\n") + len(b"packfile\n")
+    while position < len(data):
+        size = int(data[position : position + 4], 16)
+        if size < 4:
+            break
+        band = data[position + 4]
+        assert band != 3, data[position : position + size]
+        if band == 1:
+            pack += data[position + 5 : position + size]
+        position += size
+    return bytes(pack)
+
+
+def verify(pack: bytes, folder: Path, had_from: Path, had: str = "", *, strict: bool = True) -> int:
+    """`git index-pack --strict` where `had` is known already; returns the pack's objects."""
+    git = ["git", "-C", str(folder)]
+    subprocess.run(["git", "init", "-q", "--bare", str(folder)], check=True)
+    if had:
+        fetch = ["fetch", "-q", str(had_from), f"{had}:refs/heads/had"]
+        subprocess.run([*git, *fetch], check=True)
+    command = [*git, "index-pack", *(["--strict"] if strict else []), "--stdin", "--fix-thin"]
+    subprocess.run(command, input=pack, check=True, capture_output=True)
+    return int.from_bytes(pack[8:12], "big")
+
+
+@dataclass
+class Sample:
+    """One measured exchange, or several at once."""
+
+    wall_s: float
+    cpu_s: float
+    bytes: int
+
+
+def measure(target: Target, work: Callable[[], int]) -> Sample:
+    """Runs `work`, which returns bytes."""
+    cpu = target.cpu_s()
+    started = time.perf_counter()
+    size = work()
+    wall = time.perf_counter() - started
+    return Sample(wall, target.cpu_s() - cpu, size)
+
+
+def at_once(count: int, work: Callable[[], int]) -> int:
+    """`work` in so many threads; the bytes of all."""
+    sizes: list[int] = []
+    threads = [threading.Thread(target=lambda: sizes.append(work())) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(sizes) == count
+    return sum(sizes)
+
+
+def family(pid: int) -> list[int]:
+    """A process and all its descendants."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    found = [pid]
+    for member in found:
+        found += children.get(member, [])
+    return found
+
+
+def cpu_seconds(pids: Sequence[int], *, own: bool = True) -> float:
+    """Of living processes and of the children that they have waited for."""
+    ticks = 0
+    for pid in pids:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        ticks += sum(int(value) for value in fields[11 if own else 13 : 15])
+    return ticks / _TICKS_PER_S
+
+
+def anonymous_bytes(pids: Sequence[int]) -> int:
+    """Anonymous memory, summed."""
+    total = 0
+    for pid in pids:
+        try:
+            for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+                if line.startswith("RssAnon:"):
+                    total += int(line.split()[1]) * 1024
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return total
+
+
+def peak_memory(target: Target, work: Callable[[], object]) -> int:
+    """Bytes above idle while `work` runs, looked at every 5 ms."""
+    idle = peak = target.memory_bytes()
+    done = threading.Event()
+
+    def look() -> None:
+        nonlocal peak
+        while not done.wait(0.005):
+            peak = max(peak, target.memory_bytes())
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        work()
+    finally:
+        done.set()
+        watcher.join()
+    return peak - idle
