@@ -14,6 +14,7 @@ leaves nothing behind; from then on the work goes on without the client.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import os
@@ -60,6 +61,7 @@ __all__ = ["receive_pack"]
 log = logging.getLogger(__name__)
 
 _UNPACKER_ERROR = "unpacker error"  # git's words for refs whose pack was refused
+_SHALLOW = "shallow update not allowed"  # git's words, receive-pack.c update()
 # For a majority to take a pack: as long as for a leader, and a second per MiB.
 _REPLICATE_TIMEOUT_S = 10.0
 _REPLICATE_BYTES_PER_S = 1024 * 1024
@@ -117,6 +119,7 @@ class _Push:
         self._changes: list[Change] = []
         self._capabilities = PushCapabilities()
         self._push_options: list[str] = []
+        self._is_shallow = False  # the client's repository ends somewhere
         self._expects_pack = False
         self._started = time.monotonic()
         self._proposed = False
@@ -134,6 +137,11 @@ class _Push:
             try:
                 await self._parse(target.object_format)
             except (InvalidArgument, LimitExceeded) as error:
+                if view is None and "client_format" in error.metadata:
+                    error.next_step = (
+                        "a push creates SHA-1 repositories; create this one with: "
+                        f"quorepo repo create {self._path} --object-format sha256"
+                    )
                 self._edge.metrics.errors.labels(error.reason).inc()
                 await self._finish(push_error(str(error), self._capabilities))
                 result = "rejected"
@@ -186,6 +194,7 @@ class _Push:
             )
         self._changes = [Change(c.name, c.new, c.old) for c in parser.commands]
         self._push_options = list(parser.push_options)
+        self._is_shallow = bool(parser.shallow)
         self._expects_pack = parser.expects_pack
 
     async def _handle(self, target: Target, problem: Unavailable | None) -> None:
@@ -202,7 +211,11 @@ class _Push:
             self._unknown(str(error))
         except _PACK_REFUSALS as error:
             self._edge.metrics.errors.labels(error.reason).inc()
-            self._refuse_pack(str(error))
+            if self._is_shallow and "missing" in error.metadata:
+                # Not the pack is to blame: the history that it continues is not here.
+                self._settle(Ng(_SHALLOW))
+            else:
+                self._refuse_pack(str(error))
         except QuorepoError as error:
             self._edge.metrics.errors.labels(error.reason).inc()
             self._settle(Ng(str(error)))
@@ -231,7 +244,8 @@ class _Push:
         changes = [self._changes[i] for i in self._open()]
         # No keepalives before the request was read to its end: HTTP/1.1 has no answer before that.
         alive = Liveness(self._reply, KEEPALIVE if self._capabilities.side_band_64k else b"")
-        verifier = Verifier(self._edge, changes, self._progress(alive))
+        say = self._progress(alive)
+        verifier = Verifier(self._edge, changes, say)
         if self._expects_pack and any(change.new for change in changes):
             async with Upload(self._edge.reads.layout(_group(target))) as upload:
                 with self._edge.metrics.phase("receive"):
@@ -239,22 +253,29 @@ class _Push:
                 async with alive:
                     with self._edge.metrics.phase("verify"):
                         verified = await verifier.verify_upload(target, upload.path)
-                    await self._commit(verified, changes, verifier)
+                    await self._commit(verified, changes, verifier, say)
         else:
-            await self._commit(await verifier.verify(target), changes, verifier)
+            async with contextlib.nullcontext() if self._expects_pack else alive:
+                await self._commit(await verifier.verify(target), changes, verifier, say)
 
     async def _commit(
-        self, verified: Verified, changes: Sequence[Change], verifier: Verifier
+        self,
+        verified: Verified,
+        changes: Sequence[Change],
+        verifier: Verifier,
+        say: Callable[[str], None],
     ) -> None:
         for warning in verifier.warnings[:_WARNINGS_MAX]:
             self._outcome.explanation += f"warning: {warning}\n"
         place = await self._transactions.place(verified.target, self._origin)
         with self._edge.metrics.phase("replicate"):
             for pack in verified.packs:
+                say(f"Copying the pack to a majority of nodes ({_size(pack.pack_bytes)})\n")
                 timeout_s = _REPLICATE_TIMEOUT_S + pack.pack_bytes / _REPLICATE_BYTES_PER_S
                 await self._edge.core.replicate_pack(
                     place.group, place.repository_id, pack, timeout_s
                 )
+        say("Waiting for a majority to agree\n")
         self._proposed = True
         commit = self._transactions.commit(
             verified,
@@ -361,6 +382,10 @@ class _Push:
 
 def _group(target: Target) -> int:
     return GROUP_STORAGE if target.view is None else target.view.group
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 1024 / 1024:.1f} MiB"
 
 
 def _text(name: bytes) -> str:

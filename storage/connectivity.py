@@ -48,13 +48,17 @@ class Connectivity:
             raise _mismatch(oid, type_num, expected)
 
     def settle(self) -> None:
-        """All objects arrived: what is still open must exist. Raises CorruptPack."""
+        """All objects arrived: what is still open must exist. Raises CorruptPack; its metadata
+        `missing` names an object that is nowhere.
+        """
         for oid, type_num in self._open.items():
             located = self._existing.locate(oid)
             if located is None:
                 name = TYPE_NAMES[type_num].decode()
                 raise CorruptPack(
-                    f"did not receive expected object {oid.hex()}, a {name}", object=oid.hex()
+                    f"did not receive expected object {oid.hex()}, a {name}",
+                    object=oid.hex(),
+                    missing=oid.hex(),
                 )
             actual = self._existing.type_at(*located)
             if actual != type_num:

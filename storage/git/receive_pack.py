@@ -286,6 +286,7 @@ def _parse_capabilities(features: bytes, object_format: ObjectFormat) -> PushCap
         raise InvalidArgument(
             f"mismatched object format: server {_shown(object_format.name_bytes)}; "
             f"client {_shown(client_format)}",
+            client_format=_shown(client_format),
         )
     return PushCapabilities(
         report_status=b"report-status" in words,
