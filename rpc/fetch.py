@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from quorepo.rpc.context import EdgeContext
 from quorepo.rpc.fetch_cache import Answer
@@ -31,6 +32,7 @@ from quorepo.rpc.shared_calls import Tell
 from quorepo.rpc.uploads import Incoming
 from quorepo.storage.errors import NotFound, QuorepoError, Unavailable
 from quorepo.storage.git.fetch_answer import KEEPALIVE
+from quorepo.storage.git.ref_lines import RefLines
 from quorepo.storage.git.upload_pack import (
     FetchRequest,
     LsRefsRequest,
@@ -42,7 +44,6 @@ from quorepo.storage.git.upload_pack import (
     fetch_epilogue,
     fetch_preamble,
     job_arguments,
-    ls_refs,
     object_info_answer,
     object_info_arguments,
     parse_v0_request,
@@ -57,6 +58,9 @@ from quorepo.storage.logs import fields
 __all__ = ["upload_pack"]
 
 log = logging.getLogger(__name__)
+
+# As long as the pictures are kept (reads.py).
+_ref_lines: WeakKeyDictionary[RepositoryView, RefLines] = WeakKeyDictionary()
 
 
 async def upload_pack(
@@ -115,12 +119,14 @@ async def _parse(
 
 async def _ls_refs(edge: EdgeContext, request: LsRefsRequest, view: RepositoryView) -> bytes:
     edge.metrics.advertisements.labels("ls-refs").inc()
-    if request.prefixes:
-        return await edge.reads.in_thread(lambda: ls_refs(request, view.refs_view()))
-    key = f"ls-refs {request.symrefs:d}{request.peel:d}{request.unborn:d}"
-    return await edge.reads.in_thread(
-        lambda: view.encoded(key, lambda refs: ls_refs(request, refs))
-    )
+
+    def answer() -> bytes:
+        lines = _ref_lines.get(view)
+        if lines is None:
+            lines = _ref_lines[view] = RefLines(view.refs_view())
+        return lines.answer(request)
+
+    return await edge.reads.in_thread(answer)
 
 
 async def _object_info(
