@@ -21,7 +21,13 @@ from quorepo.rpc.push import receive_pack
 from quorepo.rpc.reads import empty_refs_view
 from quorepo.rpc.reply import Bytes
 from quorepo.rpc.uploads import Incoming
-from quorepo.storage.errors import InvalidArgument, NotFound, QuorepoError, Unavailable
+from quorepo.storage.errors import (
+    InvalidArgument,
+    LimitExceeded,
+    NotFound,
+    QuorepoError,
+    Unavailable,
+)
 from quorepo.storage.git.advertise import (
     RefsView,
     advertise_capabilities_v2,
@@ -45,6 +51,8 @@ _NO_CACHE = {
     "Cache-Control": "no-cache, max-age=0, must-revalidate",
 }
 _PATH = "{path:(?s:.+)}"  # of any depth, and with any character: normalize_path() judges it
+_ENCODINGS = ("identity", "gzip", "deflate")  # what aiohttp inflates
+_COMMANDS_BYTES_MAX = 16 * 1024 * 1024  # what may stand before a pack: 10,000 refs of 1 KiB
 _REALM = 'Basic realm="quorepo"'
 
 
@@ -130,6 +138,10 @@ class SmartHttp:
         expected = f"application/x-{service}-request"
         if request.content_type != expected:
             return _text(415, f"expected content type {expected!r}, got {request.content_type!r}")
+        encoding = request.headers.get("Content-Encoding", "identity").lower()
+        if encoding not in _ENCODINGS:
+            return _text(415, f"content encoding {encoding[:64]!r} is not known; use gzip or none")
+        self._refuse_large(request, service)
         metrics = self._edge.metrics
         incoming = Incoming(_chunks(request), metrics.bytes_received.labels(service).inc)
         reply = HttpReply(request, service, metrics.bytes_sent.labels(service).inc)
@@ -148,12 +160,29 @@ class SmartHttp:
         authenticator.authorize(identity, _ACTIONS[service], path)
         return path, identity
 
+    def _refuse_large(self, request: web.Request, service: str) -> None:
+        """A body that says itself that it is too large is not read at all.
+
+        One without a length is refused when the limit is reached, which a report can tell: git
+        shows it, and shows no more of this answer than its status.
+
+        Raises: LimitExceeded.
+        """
+        limits = self._edge.config.limits
+        length = request.content_length or 0
+        if service == RECEIVE_PACK and length > limits.push_bytes_max + _COMMANDS_BYTES_MAX:
+            raise LimitExceeded(
+                f"the push has {length} bytes, limits.push_bytes_max is {limits.push_bytes_max}",
+                limit="limits.push_bytes_max",
+            )
+
     async def _expect(self, request: web.Request) -> web.StreamResponse | None:
         """`Expect: 100-continue` is answered only to those whose body is wanted."""
         try:
             service = request.path.rpartition("/")[2]
             if service in _ACTIONS:
                 self._admit(request, service)
+                self._refuse_large(request, service)
         except QuorepoError as error:
             return error_response(error)
         if request.headers.get("Expect", "").lower() != "100-continue":
