@@ -84,6 +84,7 @@ class EdgeContext:
     clock_ms: Callable[[], int] = _clock_ms  # Unix time, ms
     stopping: bool = False  # new requests are refused, see `stop_taking`
     on_fatal: Callable[[FatalError], None] = _exit_at_once
+    upkeep_lock: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
     _running: set[asyncio.Task[Any]] = dataclasses.field(default_factory=set)
 
     def stop_taking(self) -> None:

@@ -35,6 +35,7 @@ from quorepo.storage.errors import (
 __all__ = [
     "Core",
     "CoreClient",
+    "PacksChanged",
     "Position",
     "RepositoryDeleted",
     "Reverify",
@@ -43,6 +44,7 @@ __all__ = [
 
 _MESSAGE_BYTES_MAX = 16 * 1024 * 1024
 _RETRY_PAUSE_S = 0.05
+_REPLACEMENT_PAUSE_S = 2.0
 _ANSWER_MARGIN_S = 0.5  # the core is given its deadline, and this much more to say how it ended
 
 _Response = TypeVar("_Response")
@@ -52,6 +54,12 @@ class Reverify(Rejected):
     """Objects were pruned since they were checked: check again, propose under a new request id."""
 
     reason = "REVERIFY"
+
+
+class PacksChanged(Rejected):
+    """The packs are not those that a replacement was computed from: look again, build again."""
+
+    reason = "PACKS_CHANGED"
 
 
 class RepositoryDeleted(NotFound):
@@ -81,7 +89,12 @@ class Core(Protocol):
         """Waits until this node's state is linearizable; see `CoreClient.read_index`."""
 
     async def replicate_pack(
-        self, group: int, repository_id: str, pack: log_pb2.PackAddition, timeout_s: float
+        self,
+        group: int,
+        repository_id: str,
+        pack: log_pb2.PackAddition,
+        timeout_s: float,
+        replacement: log_pb2.Command | None = None,
     ) -> Sequence[str]:
         """Copies a pack to a majority; see `CoreClient.replicate_pack`."""
 
@@ -117,6 +130,7 @@ _REJECTIONS: dict[int, type[QuorepoError]] = {
     log_pb2.REJECTION_REASON_REQUEST_EXPIRED: OutcomeUnknown,
     log_pb2.REJECTION_REASON_PATH_NOT_FOUND: NotFound,
     log_pb2.REJECTION_REASON_OBJECT_FORMAT: InvalidArgument,
+    log_pb2.REJECTION_REASON_PACKS_CHANGED: PacksChanged,
 }
 
 
@@ -212,15 +226,24 @@ class CoreClient:
         }
 
     async def replicate_pack(
-        self, group: int, repository_id: str, pack: log_pb2.PackAddition, timeout_s: float
+        self,
+        group: int,
+        repository_id: str,
+        pack: log_pb2.PackAddition,
+        timeout_s: float,
+        replacement: log_pb2.Command | None = None,
     ) -> Sequence[str]:
         """Copies a pack from this node's quarantine to a majority, the leader included.
+
+        With `replacement`, the command by which it will replace others: to all replicas that can
+        be reached, and each of them checks it against those others first.
 
         Returns:
             The names of the nodes that hold it durably.
 
         Raises:
             Unavailable: no majority has it within `timeout_s`. Harmless: nothing refers to it yet.
+            Rejected: a replica found the replacement wrong.
         """
 
         async def call(deadline: _Deadline) -> core_pb2.ReplicatePackResponse:
@@ -230,12 +253,15 @@ class CoreClient:
                     repository_id=repository_id,
                     pack=pack,
                     timeout_ms=deadline.left_ms(),
+                    replacement=replacement,
                 ),
                 timeout=deadline.left_s() + _ANSWER_MARGIN_S,
             )
             return answer
 
-        response = await self._until_answered(call, timeout_s)
+        # Every replica reads the whole pack: that is not asked for again and again.
+        pause_s = _RETRY_PAUSE_S if replacement is None else _REPLACEMENT_PAUSE_S
+        response = await self._until_answered(call, timeout_s, pause_s)
         return tuple(response.replicas)
 
     async def status(
@@ -283,7 +309,10 @@ class CoreClient:
         return True
 
     async def _until_answered(
-        self, call: Callable[[_Deadline], Awaitable[_Response]], timeout_s: float
+        self,
+        call: Callable[[_Deadline], Awaitable[_Response]],
+        timeout_s: float,
+        pause_s: float = _RETRY_PAUSE_S,
     ) -> _Response:
         """Repeats a harmless call until it is answered or the deadline is over."""
         deadline = _Deadline(timeout_s)
@@ -296,10 +325,10 @@ class CoreClient:
                 refused = _refusal(error)
                 if refused is not None:
                     raise refused from error
-                if deadline.left_s() <= _RETRY_PAUSE_S:
+                if deadline.left_s() <= pause_s:
                     message = error.details() or error.code().name.lower()
                     raise Unavailable(message, next_step="try again") from error
-            await asyncio.sleep(_RETRY_PAUSE_S)
+            await asyncio.sleep(pause_s)
 
 
 class _Deadline:

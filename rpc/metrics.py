@@ -82,10 +82,36 @@ class EdgeMetrics:
             ["status"],
             registry=self.registry,
         )
+        self._declare_upkeep()
         self.errors = Counter(
             "quorepo_edge_errors",
             "Errors told to clients, by the reason in the error tree (storage/errors.py).",
             ["reason"],
+            registry=self.registry,
+        )
+
+    def _declare_upkeep(self) -> None:
+        self.upkeep_runs = Counter(
+            "quorepo_upkeep_runs",
+            "Consolidations and prunes by result: done, nothing (to do), failed.",
+            ["kind", "result"],
+            registry=self.registry,
+        )
+        self.upkeep_retries = Counter(
+            "quorepo_upkeep_retries",
+            "Consolidations and prunes that another change of the packs overtook.",
+            ["kind"],
+            registry=self.registry,
+        )
+        self.upkeep_seconds = Counter(
+            "quorepo_upkeep_seconds",
+            "Time that consolidations and prunes took, retries and waiting included.",
+            ["kind"],
+            registry=self.registry,
+        )
+        self.upkeep_packs_removed = Counter(
+            "quorepo_upkeep_packs_removed",
+            "Packs that consolidations and prunes replaced.",
             registry=self.registry,
         )
 

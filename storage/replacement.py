@@ -55,11 +55,13 @@ def check_replacement(
     *,
     complete: bool = True,
     retained: Container[bytes] | None = None,
+    kept: Container[bytes] = (),
 ) -> int:
     """Checks the packs `added` against those `removed`; returns the number of their objects.
 
     Without `complete`, `removed` names only some of the replaced packs, and `added` may hold more
-    than they do. With `retained`, objects that it does not contain must be missing.
+    than they do. With `retained`, objects that it does not contain must be missing, and those that
+    the packs `kept` hold may be.
 
     Raises CorruptPack: the replacement is wrong. NotFound: a pack is not on this node. DamagedPack:
     a stored pack cannot be read.
@@ -74,7 +76,7 @@ def check_replacement(
         for oid in pack_file.iter_oids():
             number = objects.get(oid)
             wanted = retained is None or oid in retained
-            if number is None and wanted:
+            if number is None and wanted and oid not in kept:
                 raise CorruptPack(f"the replacement lacks object {oid.hex()}")
             if number is not None:
                 if not wanted:

@@ -48,6 +48,8 @@ def run(
     if job == "prune":
         kept = _subset(packs, lambda digest: digest not in merge)
         keep = retained_objects(packs, _raw(arguments["tips"]), _raw(arguments["recent"]), kept)
+        if all(oid in keep for pack in merged.packs for oid in pack.iter_oids()):
+            return {"result": None, "dropped": 0}
     result = merge_packs(merged, Path(arguments["upload"]), layout, progress, keep)
     answer: dict[str, Any] = {"result": None if result is None else result.to_json()}
     if keep is not None:
@@ -64,7 +66,8 @@ def _check(
     limits: StorageLimits,
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
-    retained = None
+    retained: set[bytes] | None = None
+    kept = PackSet((), packs.object_format)
     if (retain := arguments.get("retain")) is not None:
         kept = _subset(packs, lambda digest: digest not in merge)
         retained = retained_objects(packs, _raw(retain["tips"]), _raw(retain["recent"]), kept)
@@ -78,6 +81,7 @@ def _check(
         progress,
         complete=bool(arguments["complete"]),
         retained=retained,
+        kept=kept,
     )
     return {"objects": objects}
 

@@ -9,9 +9,10 @@ transaction was applied since the revision that it was computed from.
 Apply never looks into a pack: that the added ones hold what they have to was checked by every
 replica before the entry got into its journal (cluster/replacements.py; architecture, invariant 7).
 
-A removed pack leaves a row in `removed_packs`, which is what retention goes by. A pack keeps the
-log time at which its objects came (`arrived_ms`) through consolidations, so that the grace time of
-a prune counts from the push.
+A pack that is both removed and added stays as it is: the merge of packs may be, byte for byte, one
+of them. A removed pack leaves a row in `removed_packs`, which is what retention goes by. A pack
+keeps the log time at which its objects came (`arrived_ms`) through consolidations, so that the
+grace time of a prune counts from the push.
 
 Pure, see machine.py.
 """
@@ -175,15 +176,20 @@ def _problem(command: _Replacement) -> str | None:
         return "packs are replaced by none"
     if problem := pack_problem(command.added):
         return problem
-    added = {pack.digest: None for pack in command.added}
     seen: dict[bytes, None] = {}
     for digest in command.removed:
         if len(digest) != _DIGEST_BYTES:
             return f"removed pack {digest.hex()} is named by no SHA-256"
-        if digest in seen or digest in added:
+        if digest in seen:
             return f"removed pack {digest.hex()} is named twice"
         seen[digest] = None
-    return None
+    return None if _going(command) else "every pack removed is added"
+
+
+def _going(command: _Replacement) -> list[bytes]:
+    """The packs that leave the set."""
+    added = {pack.digest: None for pack in command.added}
+    return [digest for digest in command.removed if digest not in added]
 
 
 def _changed(message: str) -> log_pb2.Result:
@@ -205,10 +211,10 @@ def _arrived_ms(context: Context, repository_id: str, digest: bytes) -> int | No
 def _replace(context: Context, repository: Repository, kind: str, command: _Replacement) -> Applied:
     repository_id = repository.repository_id
     counter = repository.counter + 1
-    arrived_ms = 0
-    for digest in command.removed:
-        # The youngest of them counts: an object must not look older than it is.
-        arrived_ms = max(arrived_ms, _arrived_ms(context, repository_id, digest) or 0)
+    # The youngest of them counts: an object must not look older than it is.
+    arrived_ms = max(_arrived_ms(context, repository_id, d) or 0 for d in command.removed)
+    going = _going(command)
+    for digest in going:
         context.connection.execute(
             "INSERT INTO removed_packs (repository_id, digest, removed_counter, index_digest,"
             " pack_bytes, index_bytes, object_count, thin_bytes, thin_object_count, added_counter,"
@@ -233,5 +239,5 @@ def _replace(context: Context, repository: Repository, kind: str, command: _Repl
     return Applied(
         log_pb2.Result(repository=result),
         promote=tuple((repository_id, pack.digest, object_format) for pack in command.added),
-        retire_packs=tuple((repository_id, digest) for digest in command.removed),
+        retire_packs=tuple((repository_id, digest) for digest in going),
     )

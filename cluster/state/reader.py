@@ -239,6 +239,12 @@ class StateReader:
             ).fetchone()
         return None if row is None else log_pb2.Result.FromString(row[0])
 
+    def log_time_ms(self) -> int:
+        """Log time of the last entry in the state, Unix ms."""
+        with self._reading() as (_, connection):
+            time_ms: int = connection.execute("SELECT log_time_ms FROM position").fetchone()[0]
+            return time_ms
+
     def applied_index(self) -> int:
         """Index of the last entry in the state."""
         return self.applied()[1]

@@ -271,3 +271,152 @@ class DeleteRepositoryResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteRepositoryResponse: _TypeAlias = DeleteRepositoryResponse  # noqa: Y015
+
+@_typing.final
+class OptimizeRepositoryRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    INCREMENTAL_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """a UUID, the same when the request is repeated; empty: made by the server"""
+    path: _builtins.str
+    incremental: _builtins.bool
+    """merge only as many small packs as keep the sizes geometric; false: all"""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        path: _builtins.str = ...,
+        incremental: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incremental", b"incremental", "path", b"path", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OptimizeRepositoryRequest: _TypeAlias = OptimizeRepositoryRequest  # noqa: Y015
+
+@_typing.final
+class OptimizeRepositoryResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def revision(self) -> _common_pb2.Revision:
+        """that the repository is at now"""
+
+    @_builtins.property
+    def change(self) -> Global___PackChange: ...
+    def __init__(
+        self,
+        *,
+        revision: _common_pb2.Revision | None = ...,
+        change: Global___PackChange | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OptimizeRepositoryResponse: _TypeAlias = OptimizeRepositoryResponse  # noqa: Y015
+
+@_typing.final
+class PruneRepositoryRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    GRACE_S_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """a UUID, the same when the request is repeated; empty: made by the server"""
+    path: _builtins.str
+    grace_s: _builtins.float
+    """default: storage.prune_grace_s of the node that is asked"""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        path: _builtins.str = ...,
+        grace_s: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_grace_s", b"_grace_s", "grace_s", b"grace_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_grace_s", b"_grace_s", "grace_s", b"grace_s", "path", b"path", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__grace_s: _TypeAlias = _typing.Literal["grace_s"]  # noqa: Y015
+    _WhichOneofArgType__grace_s: _TypeAlias = _typing.Literal["_grace_s", b"_grace_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__grace_s) -> _WhichOneofReturnType__grace_s | None: ...
+
+Global___PruneRepositoryRequest: _TypeAlias = PruneRepositoryRequest  # noqa: Y015
+
+@_typing.final
+class PruneRepositoryResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def revision(self) -> _common_pb2.Revision:
+        """that the repository is at now"""
+
+    @_builtins.property
+    def change(self) -> Global___PackChange: ...
+    def __init__(
+        self,
+        *,
+        revision: _common_pb2.Revision | None = ...,
+        change: Global___PackChange | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PruneRepositoryResponse: _TypeAlias = PruneRepositoryResponse  # noqa: Y015
+
+@_typing.final
+class PackChange(_message.Message):
+    """What became of the packs; packs_removed is 0 when there was nothing to do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PACKS_BEFORE_FIELD_NUMBER: _builtins.int
+    PACKS_AFTER_FIELD_NUMBER: _builtins.int
+    PACKS_REMOVED_FIELD_NUMBER: _builtins.int
+    BYTES_REMOVED_FIELD_NUMBER: _builtins.int
+    BYTES_ADDED_FIELD_NUMBER: _builtins.int
+    OBJECTS_FIELD_NUMBER: _builtins.int
+    OBJECTS_DROPPED_FIELD_NUMBER: _builtins.int
+    packs_before: _builtins.int
+    packs_after: _builtins.int
+    packs_removed: _builtins.int
+    bytes_removed: _builtins.int
+    bytes_added: _builtins.int
+    objects: _builtins.int
+    """in the new pack"""
+    objects_dropped: _builtins.int
+    """pruned, or repeated ones that were left out"""
+    def __init__(
+        self,
+        *,
+        packs_before: _builtins.int = ...,
+        packs_after: _builtins.int = ...,
+        packs_removed: _builtins.int = ...,
+        bytes_removed: _builtins.int = ...,
+        bytes_added: _builtins.int = ...,
+        objects: _builtins.int = ...,
+        objects_dropped: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_added", b"bytes_added", "bytes_removed", b"bytes_removed", "objects", b"objects", "objects_dropped", b"objects_dropped", "packs_after", b"packs_after", "packs_before", b"packs_before", "packs_removed", b"packs_removed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PackChange: _TypeAlias = PackChange  # noqa: Y015

@@ -54,6 +54,16 @@ class RepositoryServiceStub:
                 request_serializer=quorepo_dot_v1_dot_repository__pb2.DeleteRepositoryRequest.SerializeToString,
                 response_deserializer=quorepo_dot_v1_dot_repository__pb2.DeleteRepositoryResponse.FromString,
                 _registered_method=True)
+        self.OptimizeRepository = channel.unary_unary(
+                '/quorepo.v1.RepositoryService/OptimizeRepository',
+                request_serializer=quorepo_dot_v1_dot_repository__pb2.OptimizeRepositoryRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_repository__pb2.OptimizeRepositoryResponse.FromString,
+                _registered_method=True)
+        self.PruneRepository = channel.unary_unary(
+                '/quorepo.v1.RepositoryService/PruneRepository',
+                request_serializer=quorepo_dot_v1_dot_repository__pb2.PruneRepositoryRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_repository__pb2.PruneRepositoryResponse.FromString,
+                _registered_method=True)
 
 
 class RepositoryServiceServicer:
@@ -87,6 +97,22 @@ class RepositoryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def OptimizeRepository(self, request, context):
+        """Merges the packs of a repository, on the node that is asked; all replicas check the result and
+        switch at the same revision. Answers when that is done, which takes minutes for large ones.
+        Nothing a client sees changes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PruneRepository(self, request, context):
+        """Removes objects that nothing has led to during the grace time. Answers when that is done.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RepositoryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -109,6 +135,16 @@ def add_RepositoryServiceServicer_to_server(servicer, server):
                     servicer.DeleteRepository,
                     request_deserializer=quorepo_dot_v1_dot_repository__pb2.DeleteRepositoryRequest.FromString,
                     response_serializer=quorepo_dot_v1_dot_repository__pb2.DeleteRepositoryResponse.SerializeToString,
+            ),
+            'OptimizeRepository': grpc.unary_unary_rpc_method_handler(
+                    servicer.OptimizeRepository,
+                    request_deserializer=quorepo_dot_v1_dot_repository__pb2.OptimizeRepositoryRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_repository__pb2.OptimizeRepositoryResponse.SerializeToString,
+            ),
+            'PruneRepository': grpc.unary_unary_rpc_method_handler(
+                    servicer.PruneRepository,
+                    request_deserializer=quorepo_dot_v1_dot_repository__pb2.PruneRepositoryRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_repository__pb2.PruneRepositoryResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -219,6 +255,60 @@ class RepositoryService:
             '/quorepo.v1.RepositoryService/DeleteRepository',
             quorepo_dot_v1_dot_repository__pb2.DeleteRepositoryRequest.SerializeToString,
             quorepo_dot_v1_dot_repository__pb2.DeleteRepositoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OptimizeRepository(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.RepositoryService/OptimizeRepository',
+            quorepo_dot_v1_dot_repository__pb2.OptimizeRepositoryRequest.SerializeToString,
+            quorepo_dot_v1_dot_repository__pb2.OptimizeRepositoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PruneRepository(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.RepositoryService/PruneRepository',
+            quorepo_dot_v1_dot_repository__pb2.PruneRepositoryRequest.SerializeToString,
+            quorepo_dot_v1_dot_repository__pb2.PruneRepositoryResponse.FromString,
             options,
             channel_credentials,
             insecure,

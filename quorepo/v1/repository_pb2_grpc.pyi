@@ -40,6 +40,13 @@ class RepositoryServiceStub:
     """Lists repositories in order of their paths."""
     DeleteRepository: _grpc.UnaryUnaryMultiCallable[_repository_pb2.DeleteRepositoryRequest, _repository_pb2.DeleteRepositoryResponse]
     """Deletes a repository with everything in it, for good. Its id is never used again."""
+    OptimizeRepository: _grpc.UnaryUnaryMultiCallable[_repository_pb2.OptimizeRepositoryRequest, _repository_pb2.OptimizeRepositoryResponse]
+    """Merges the packs of a repository, on the node that is asked; all replicas check the result and
+    switch at the same revision. Answers when that is done, which takes minutes for large ones.
+    Nothing a client sees changes.
+    """
+    PruneRepository: _grpc.UnaryUnaryMultiCallable[_repository_pb2.PruneRepositoryRequest, _repository_pb2.PruneRepositoryResponse]
+    """Removes objects that nothing has led to during the grace time. Answers when that is done."""
 
 @_typing.type_check_only
 class RepositoryServiceAsyncStub(RepositoryServiceStub):
@@ -53,6 +60,13 @@ class RepositoryServiceAsyncStub(RepositoryServiceStub):
     """Lists repositories in order of their paths."""
     DeleteRepository: _aio.UnaryUnaryMultiCallable[_repository_pb2.DeleteRepositoryRequest, _repository_pb2.DeleteRepositoryResponse]  # type: ignore[assignment]
     """Deletes a repository with everything in it, for good. Its id is never used again."""
+    OptimizeRepository: _aio.UnaryUnaryMultiCallable[_repository_pb2.OptimizeRepositoryRequest, _repository_pb2.OptimizeRepositoryResponse]  # type: ignore[assignment]
+    """Merges the packs of a repository, on the node that is asked; all replicas check the result and
+    switch at the same revision. Answers when that is done, which takes minutes for large ones.
+    Nothing a client sees changes.
+    """
+    PruneRepository: _aio.UnaryUnaryMultiCallable[_repository_pb2.PruneRepositoryRequest, _repository_pb2.PruneRepositoryResponse]  # type: ignore[assignment]
+    """Removes objects that nothing has led to during the grace time. Answers when that is done."""
 
 class RepositoryServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -87,5 +101,24 @@ class RepositoryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_repository_pb2.DeleteRepositoryResponse, _abc.Awaitable[_repository_pb2.DeleteRepositoryResponse]]:
         """Deletes a repository with everything in it, for good. Its id is never used again."""
+
+    @_abc_1.abstractmethod
+    def OptimizeRepository(
+        self,
+        request: _repository_pb2.OptimizeRepositoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_repository_pb2.OptimizeRepositoryResponse, _abc.Awaitable[_repository_pb2.OptimizeRepositoryResponse]]:
+        """Merges the packs of a repository, on the node that is asked; all replicas check the result and
+        switch at the same revision. Answers when that is done, which takes minutes for large ones.
+        Nothing a client sees changes.
+        """
+
+    @_abc_1.abstractmethod
+    def PruneRepository(
+        self,
+        request: _repository_pb2.PruneRepositoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_repository_pb2.PruneRepositoryResponse, _abc.Awaitable[_repository_pb2.PruneRepositoryResponse]]:
+        """Removes objects that nothing has led to during the grace time. Answers when that is done."""
 
 def add_RepositoryServiceServicer_to_server(servicer: RepositoryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -10,6 +10,7 @@ import click
 
 from quorepo.rpc.cli.failures import EXIT_USAGE, Failure
 from quorepo.rpc.cli.options import Settings, common_options
+from quorepo.rpc.cli.repo_upkeep import optimize, prune
 
 __all__ = ["command"]
 
@@ -19,13 +20,17 @@ _REQUEST_ID_HELP = "Repeat an earlier request whose outcome is not known (a UUID
 
 @click.group("repo")
 def command() -> None:
-    """Create, list, inspect and delete repositories.
+    """Create, list, inspect, optimize and delete repositories.
 
     \b
     Examples:
       quorepo repo create team/app
       quorepo repo list
     """
+
+
+command.add_command(optimize)
+command.add_command(prune)
 
 
 @command.command("create")

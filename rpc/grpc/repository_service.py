@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from quorepo.cluster.state.reader import StateReader
 from quorepo.rpc.context import EdgeContext
 from quorepo.rpc.grpc.conversions import (
@@ -21,12 +23,15 @@ from quorepo.rpc.grpc.errors import Context
 from quorepo.rpc.grpc.interceptor import caller
 from quorepo.rpc.reads import GROUP_STORAGE, READ_INDEX_TIMEOUT_S, RepositoryView
 from quorepo.rpc.repositories import PROPOSE_TIMEOUT_S, Origin
+from quorepo.rpc.upkeep import Outcome, Upkeep
+from quorepo.storage.errors import InvalidArgument
 from quorepo.storage.names import normalize_path
 from quorepo.v1 import common_pb2, repository_pb2, repository_pb2_grpc
 
 __all__ = ["RepositoryService"]
 
 _PAGE_SIZE, _PAGE_SIZE_MAX = 100, 1000
+_GRACE_S_MAX = 10 * 366 * 86_400.0
 
 
 class RepositoryService(repository_pb2_grpc.RepositoryServiceServicer):
@@ -35,10 +40,12 @@ class RepositoryService(repository_pb2_grpc.RepositoryServiceServicer):
     def __init__(self, edge: EdgeContext) -> None:
         self._edge = edge
         self._storage = StateReader(edge.reads.layout(GROUP_STORAGE))
+        self._upkeep = Upkeep(edge)
 
     def close(self) -> None:
         """Closes the connections to the state."""
         self._storage.close()
+        self._upkeep.close()
 
     async def CreateRepository(
         self, request: repository_pb2.CreateRepositoryRequest, context: Context
@@ -110,6 +117,55 @@ class RepositoryService(repository_pb2_grpc.RepositoryServiceServicer):
                 done = done or revision_message(view)
         return repository_pb2.DeleteRepositoryResponse(revision=done)
 
+    async def OptimizeRepository(
+        self, request: repository_pb2.OptimizeRepositoryRequest, context: Context
+    ) -> repository_pb2.OptimizeRepositoryResponse:
+        """Merges packs; goes on when the client goes away, since the work is half done then."""
+        identity = caller()
+        self._edge.authenticator.authorize(identity, "admin", request.path)
+        request_id = request_uuid(request.request_id)
+        with telling_request_id(request_id):
+            outcome = await asyncio.shield(
+                self._edge.spawn(
+                    self._upkeep.optimize(
+                        normalize_path(request.path),
+                        self._edge.origin(identity.user, request_id.bytes),
+                        incremental=request.incremental,
+                    ),
+                    "optimize",
+                )
+            )
+        return repository_pb2.OptimizeRepositoryResponse(
+            revision=_revision(outcome), change=_pack_change(outcome)
+        )
+
+    async def PruneRepository(
+        self, request: repository_pb2.PruneRepositoryRequest, context: Context
+    ) -> repository_pb2.PruneRepositoryResponse:
+        """Removes unreachable objects; goes on when the client goes away."""
+        identity = caller()
+        self._edge.authenticator.authorize(identity, "admin", request.path)
+        request_id = request_uuid(request.request_id)
+        grace_s = self._edge.config.storage.prune_grace_s
+        if request.HasField("grace_s"):
+            grace_s = request.grace_s
+        if not 0 <= grace_s <= _GRACE_S_MAX:
+            raise InvalidArgument(f"grace_s must be 0 to {_GRACE_S_MAX:g}, got {grace_s:g}")
+        with telling_request_id(request_id):
+            outcome = await asyncio.shield(
+                self._edge.spawn(
+                    self._upkeep.prune(
+                        normalize_path(request.path),
+                        self._edge.origin(identity.user, request_id.bytes),
+                        grace_s=grace_s,
+                    ),
+                    "prune",
+                )
+            )
+        return repository_pb2.PruneRepositoryResponse(
+            revision=_revision(outcome), change=_pack_change(outcome)
+        )
+
     def _deleted_by(self, origin: Origin) -> common_pb2.Revision | None:
         """The revision that this same request's deletion led to; None when it deleted nothing."""
         result = self._storage.result_of(origin.step("delete").request_id)
@@ -117,6 +173,23 @@ class RepositoryService(repository_pb2_grpc.RepositoryServiceServicer):
             return None
         revision = result.repository.revision
         return common_pb2.Revision(incarnation=revision.incarnation, counter=revision.counter)
+
+
+def _revision(outcome: Outcome) -> common_pb2.Revision:
+    incarnation, counter = outcome.revision
+    return common_pb2.Revision(incarnation=incarnation, counter=counter)
+
+
+def _pack_change(outcome: Outcome) -> repository_pb2.PackChange:
+    return repository_pb2.PackChange(
+        packs_before=outcome.packs_before,
+        packs_after=outcome.packs_after,
+        packs_removed=outcome.packs_removed,
+        bytes_removed=outcome.bytes_removed,
+        bytes_added=outcome.bytes_added,
+        objects=outcome.objects,
+        objects_dropped=outcome.objects_dropped,
+    )
 
 
 def repository_message(view: RepositoryView) -> repository_pb2.Repository:

@@ -33,6 +33,7 @@ async def _serve(config_path: Path, runtime_dir: Path) -> int:
     from quorepo.rpc.grpc.server import GrpcServer
     from quorepo.rpc.http.server import git_application, metrics_application, start_server
     from quorepo.rpc.node.edge import open_edge
+    from quorepo.rpc.upkeep import Upkeep
     from quorepo.storage.logs import configure_logging, fields
 
     config = load_config(config_path)
@@ -57,6 +58,10 @@ async def _serve(config_path: Path, runtime_dir: Path) -> int:
         stack.push_async_callback(http.cleanup)
         grpc_server = GrpcServer(edge, config.listen.grpc)
         await grpc_server.start()
+        upkeep = Upkeep(edge)
+        stack.callback(upkeep.close)
+        upkeeping = asyncio.create_task(upkeep.run(), name="upkeep")
+        stack.push_async_callback(_cancel, upkeeping)
         log.info(
             "edge is serving",
             extra=fields(
@@ -66,6 +71,7 @@ async def _serve(config_path: Path, runtime_dir: Path) -> int:
         await stop.wait()
         log.info("edge is stopping")
         edge.stop_taking()
+        upkeeping.cancel()
         async with asyncio.TaskGroup() as group:
             group.create_task(_stop_http(http))
             group.create_task(grpc_server.stop(_GRPC_GRACE_S))
@@ -73,6 +79,13 @@ async def _serve(config_path: Path, runtime_dir: Path) -> int:
     if failures:
         raise failures[0]
     return 0
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    """Ends work in the background; a failure of its own would have been a bug."""
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
 async def _stop_http(runner: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from quorepo.cluster.raft.interface import Entry
@@ -12,7 +12,13 @@ from quorepo.cluster.state.store import StateStore
 from quorepo.internal.v1 import core_pb2, log_pb2
 from quorepo.rpc.core_client import Position, check_result
 from quorepo.storage.errors import OutcomeUnknown, Unavailable
-from quorepo.storage.layout import GroupLayout, ensure_repository, promote_pack, retire_repository
+from quorepo.storage.layout import (
+    GroupLayout,
+    ensure_repository,
+    promote_pack,
+    retire_pack,
+    retire_repository,
+)
 from quorepo.storage.objectformat import ObjectFormat
 
 __all__ = ["FakeCore"]
@@ -29,6 +35,9 @@ class _Files:
     def retire(self, repository_id: str) -> None:
         retire_repository(self._layout, repository_id)
 
+    def retire_pack(self, repository_id: str, digest: bytes) -> None:
+        retire_pack(self._layout, repository_id, digest)
+
 
 class FakeCore:
     """Implements `quorepo.rpc.core_client.Core`; every command is applied at once, in order.
@@ -38,6 +47,8 @@ class FakeCore:
     `transactions_lost`: so many of the next ones are not applied, and their outcome is not told.
     `results`: given instead of applying the next transactions.
     `hold`: while set, transactions wait before they are applied.
+    `before_replacement`: awaited before a pack that is to replace others is copied.
+    `ahead_ms`: how far the leader's clock, and so log time, is ahead of this machine's.
     """
 
     def __init__(self, data_dir: Path) -> None:
@@ -47,6 +58,8 @@ class FakeCore:
         self.results: list[log_pb2.Result] = []
         self.hold: asyncio.Event | None = None
         self.holding = asyncio.Event()
+        self.before_replacement: Callable[[], Awaitable[None]] | None = None
+        self.ahead_ms = 0
         self.read_indexes = 0
         self.commands: list[log_pb2.Command] = []
         self.replicated: list[log_pb2.PackAddition] = []
@@ -86,7 +99,7 @@ class FakeCore:
             group=group,
             index=store.applied_index + 1,
             term=1,
-            time_ms=time.time_ns() // 1_000_000,
+            time_ms=time.time_ns() // 1_000_000 + self.ahead_ms,
             kind="command",
             data=command.SerializeToString(deterministic=True),
         )
@@ -101,17 +114,26 @@ class FakeCore:
         return {g: Position(g, s.generation, s.applied_index) for g, s in self._stores.items()}
 
     async def replicate_pack(
-        self, group: int, repository_id: str, pack: log_pb2.PackAddition, timeout_s: float
+        self,
+        group: int,
+        repository_id: str,
+        pack: log_pb2.PackAddition,
+        timeout_s: float,
+        replacement: log_pb2.Command | None = None,
     ) -> Sequence[str]:
         if not self.has_leader:
             raise Unavailable("the pack is on 1 of 3 replicas and no leader is known")
+        if replacement is not None and self.before_replacement is not None:
+            await self.before_replacement()
         self.replicated.append(pack)
         return ("n1",)
 
     async def status(
         self, timeout_s: float = 5.0, *, this_node_only: bool = False
     ) -> core_pb2.CoreStatus:
-        return core_pb2.CoreStatus(node="n1", ready=self.has_leader, phase="serving")
+        role = "leader" if self.has_leader else "follower"
+        groups = [core_pb2.CoreGroupStatus(group=group, role=role) for group in self._stores]
+        return core_pb2.CoreStatus(node="n1", ready=self.has_leader, phase="serving", groups=groups)
 
     async def metrics(self, timeout_s: float = 2.0) -> bytes:
         if not self.has_leader:

@@ -374,7 +374,8 @@ Global___PackAddition: _TypeAlias = PackAddition  # noqa: Y015
 @_typing.final
 class ReplacePacks(_message.Message):
     """Consolidation: the packs added hold exactly the objects of the packs removed. Every replica checks
-    that before it takes the entry into its journal; apply only moves names.
+    that before it takes the entry into its journal; apply only moves names. A pack that is removed and
+    added stays.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -264,7 +264,7 @@ class AgainstModel(RuleBasedStateMachine):
             assert reason == log_pb2.REJECTION_REASON_REPOSITORY_NOT_FOUND
         elif model.deleted:
             assert reason == log_pb2.REJECTION_REASON_REPOSITORY_DELETED
-        elif not removed or (needs_added and not added) or set(removed) & set(added):
+        elif not set(removed) - set(added) or (needs_added and not added):
             assert reason == log_pb2.REJECTION_REASON_INVALID
         elif (needs_added and epoch != model.prune_epoch) or any(
             digest not in model.packs for digest in gone
@@ -273,9 +273,10 @@ class AgainstModel(RuleBasedStateMachine):
         else:
             arrived_ms = max(model.packs[digest] for digest in gone)
             model.counter += 1
-            for digest in gone:
-                del model.packs[digest]
-                model.removed.append((digest, model.counter))
+            for number in removed:
+                if number not in added:
+                    del model.packs[pack(number).digest]
+                    model.removed.append((pack(number).digest, model.counter))
             for number in added:
                 model.packs.setdefault(pack(number).digest, arrived_ms)
             assert result.repository.revision.counter == model.counter

@@ -65,6 +65,14 @@ def test_stale_replacement_is_refused_as_a_whole() -> None:
         assert machine.export().split(b'["requests"')[0].split(b"\n", 1)[1] == before
 
 
+def test_pack_that_is_removed_and_added_stays() -> None:
+    with Machine() as machine:
+        pushed(machine, 3)
+        applied = machine.apply(replacement([1, 2, 3], [2]))
+        assert digests(machine) == [pack(2).digest]
+        assert applied.retire_packs == tuple((REPOSITORY, pack(n).digest) for n in (1, 3))
+
+
 def test_push_beside_a_replacement_keeps_its_pack() -> None:
     with Machine() as machine:
         pushed(machine, 2)

@@ -1,0 +1,109 @@
+"""`quorepo repo optimize` and `quorepo repo prune`: what stores a repository, not what is in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from typing import Any
+
+import click
+
+from quorepo.rpc.cli.options import Settings, common_options
+
+__all__ = ["optimize", "prune"]
+
+# Every replica reads and checks the whole new pack; a shorter --timeout would only stop waiting.
+_TIMEOUT_S_MIN = 7200.0
+_REQUEST_ID_HELP = "Repeat an earlier request whose outcome is not known (a UUID)."
+
+
+@click.command("optimize")
+@click.argument("path")
+@click.option(
+    "--incremental", is_flag=True, help="Merge only the small packs, as automatic runs do."
+)
+@click.option("--request-id", type=click.UUID, help=_REQUEST_ID_HELP)
+@common_options
+def optimize(
+    path: str, incremental: bool, request_id: uuid.UUID | None, settings: Settings
+) -> None:
+    """Merges the packs of a repository into one; clones get faster, nothing else changes.
+
+    Pushes and clones go on meanwhile. Waits until all replicas have switched.
+
+    \b
+    Examples:
+      quorepo repo optimize team/app
+      quorepo repo optimize team/app --incremental
+    """
+    from quorepo.rpc.cli.client import connected
+    from quorepo.v1 import repository_pb2
+
+    request = repository_pb2.OptimizeRepositoryRequest(
+        request_id=str(request_id or uuid.uuid4()), path=path, incremental=incremental
+    )
+    with connected(_patient(settings)) as client:
+        answer = client.call(
+            client.repositories.OptimizeRepository, request, request_id=request.request_id
+        )
+    _print(answer, settings, path, "merged", "nothing to merge")
+
+
+@click.command("prune")
+@click.argument("path")
+@click.option(
+    "--grace",
+    "grace_s",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Keep what came, or what a ref led to, in this time; default: the node's configuration.",
+)
+@click.option("--request-id", type=click.UUID, help=_REQUEST_ID_HELP)
+@common_options
+def prune(
+    path: str, grace_s: float | None, request_id: uuid.UUID | None, settings: Settings
+) -> None:
+    """Removes objects that no ref leads to, and none has for the grace time.
+
+    \b
+    Examples:
+      quorepo repo prune team/app
+      quorepo repo prune team/app --grace 86400
+    """
+    from quorepo.rpc.cli.client import connected
+    from quorepo.v1 import repository_pb2
+
+    request = repository_pb2.PruneRepositoryRequest(
+        request_id=str(request_id or uuid.uuid4()), path=path, grace_s=grace_s
+    )
+    with connected(_patient(settings)) as client:
+        answer = client.call(
+            client.repositories.PruneRepository, request, request_id=request.request_id
+        )
+    _print(answer, settings, path, "pruned", "nothing to prune")
+
+
+def _patient(settings: Settings) -> Settings:
+    return dataclasses.replace(settings, timeout_s=max(settings.timeout_s, _TIMEOUT_S_MIN))
+
+
+def _print(answer: Any, settings: Settings, path: str, done: str, nothing: str) -> None:
+    from quorepo.rpc.cli.output import print_json
+
+    change = answer.change
+    if settings.output == "json":
+        print_json(
+            {
+                "path": path,
+                "revision": f"{answer.revision.incarnation}.{answer.revision.counter}",
+                **{field.name: getattr(change, field.name) for field in change.DESCRIPTOR.fields},
+            }
+        )
+    elif not change.packs_removed:
+        click.echo(f"{path}: {nothing} ({change.packs_before} packs)")
+    else:
+        click.echo(
+            f"{done} {path}: {change.packs_before} packs became {change.packs_after},"
+            f" {change.bytes_removed} bytes became {change.bytes_added},"
+            f" {change.objects_dropped} objects dropped"
+        )

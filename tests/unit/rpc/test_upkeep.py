@@ -1,0 +1,254 @@
+"""Consolidation and prune over a core without Raft: what is merged when, retries, the API."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from support.edge import edge_config, running_edge
+from support.git import WorkTree, clone, git
+from support.grpc_api import Api
+from support.waiting import eventually
+
+from quorepo.rpc.upkeep import Outcome, Upkeep
+from quorepo.storage.errors import Unavailable
+from quorepo.storage.layout import retired_packs
+from quorepo.v1 import repository_pb2
+
+
+def push_many(api: Api, work: WorkTree, path: str, count: int) -> list[str]:
+    """One push per commit."""
+    heads = []
+    for number in range(count):
+        heads.append(work.commit(f"{number}", {"file.txt": "x\n" * 200 + f"{number}\n"}))
+        work.git("push", "--quiet", api.under_test.url(path), "HEAD:refs/heads/main")
+    return heads
+
+
+def run(api: Api, path: str, kind: str, **arguments: object) -> Outcome:
+    edge = api.under_test.edge
+
+    async def work() -> Outcome:
+        upkeep = Upkeep(edge)
+        try:
+            method = upkeep.optimize if kind == "optimize" else upkeep.prune
+            return await method(path, edge.origin("admin"), **arguments)  # type: ignore[operator]
+        finally:
+            upkeep.close()
+
+    return api.under_test.do(work())
+
+
+def fsck(api: Api, path: str, tips: dict[str, str]) -> None:
+    """git's own verdict on the repository's folder, with its refs written beside."""
+    view = api.under_test.do(api.under_test.edge.reads.open(path))
+    folder = view.layout.repository(view.repository_id)
+    lines = [f"{oid} {name}\n" for name, oid in sorted(tips.items())]
+    (folder / "packed-refs").write_text("# pack-refs with: sorted\n" + "".join(lines))
+    git("--git-dir", str(folder), "fsck", "--full", "--strict")
+
+
+def test_all_packs_become_one_and_clones_are_the_same(
+    api: Api, work: WorkTree, path: str, tmp_path: Path
+) -> None:
+    heads = push_many(api, work, path, 7)
+    before = api.under_test.do(api.under_test.edge.reads.open(path))
+    outcome = run(api, path, "optimize")
+    assert (outcome.packs_before, outcome.packs_after, outcome.packs_removed) == (7, 1, 7)
+    assert outcome.objects == 21
+    assert outcome.objects_dropped > 0  # bases of completed thin packs
+    after = api.under_test.do(api.under_test.edge.reads.open(path))
+    assert after.row.counter == before.row.counter + 1
+    assert outcome.revision == after.row.revision
+    assert after.refs == before.refs
+    assert len(after.pack_digests) == 1
+    clone(api.under_test.url(path), tmp_path / "clone")
+    fsck(api, path, {"refs/heads/main": heads[-1]})
+    assert retired_packs(after.layout) >= set(before.pack_digests)
+    # The view of the old revision still reads all its packs.
+    ids = {oid for pack in before.packs.packs for oid in pack.iter_oids()}
+    assert len(ids) == 21
+    assert all(before.packs.get(oid) == after.packs.get(oid) for oid in ids)
+    again = run(api, path, "optimize")
+    assert (again.packs_before, again.packs_removed) == (1, 0)
+
+
+def test_push_in_between_is_kept_as_a_new_tail(api: Api, work: WorkTree, path: str) -> None:
+    push_many(api, work, path, 4)
+    core = api.under_test.core
+
+    async def push() -> None:
+        core.before_replacement = None
+        await asyncio.to_thread(push_many, api, work, path, 1)
+
+    core.before_replacement = push
+    outcome = run(api, path, "optimize")
+    assert outcome.packs_removed == 4
+    view = api.under_test.do(api.under_test.edge.reads.open(path))
+    assert len(view.pack_digests) == 2
+    assert view.refs[b"refs/heads/main"].hex() == work.head()
+
+
+def test_stale_removal_is_tried_again_with_what_is_there_now(
+    api: Api, work: WorkTree, path: str
+) -> None:
+    push_many(api, work, path, 4)
+    core = api.under_test.core
+
+    async def overtake() -> None:
+        core.before_replacement = None
+        edge = api.under_test.edge
+        other = Upkeep(edge)
+        try:
+            lock, edge.upkeep_lock = edge.upkeep_lock, asyncio.Lock()  # as on another node
+            await other.optimize(path, edge.origin("other"), incremental=True)
+            edge.upkeep_lock = lock
+        finally:
+            other.close()
+        await asyncio.to_thread(push_many, api, work, path, 1)
+
+    core.before_replacement = overtake
+    outcome = run(api, path, "optimize")
+    assert (outcome.packs_after, outcome.packs_removed) == (1, 2)
+
+
+def test_without_a_leader_nothing_is_changed(api: Api, work: WorkTree, path: str) -> None:
+    push_many(api, work, path, 3)
+    view = api.under_test.do(api.under_test.edge.reads.open(path))
+    core = api.under_test.core
+
+    async def lose() -> None:
+        core.before_replacement = None
+        core.has_leader = False
+
+    core.before_replacement = lose
+    try:
+        with pytest.raises(Unavailable):
+            run(api, path, "optimize")
+    finally:
+        core.has_leader = True
+    after = api.under_test.do(api.under_test.edge.reads.open(path))
+    assert after.row == view.row
+    assert api.under_test.uploads() == []
+
+
+def test_prune_removes_what_a_forced_push_left_after_the_grace_time(
+    api: Api, work: WorkTree, path: str, tmp_path: Path
+) -> None:
+    push_many(api, work, path, 2)
+    work.git("checkout", "--quiet", "--orphan", "other")
+    head = work.commit("other", {"other.txt": "other\n"})
+    work.git("push", "--quiet", "--force", api.under_test.url(path), "HEAD:refs/heads/main")
+    kept = run(api, path, "prune", grace_s=3600.0)
+    assert kept.packs_removed == 0
+    # One more push, so that log time is behind the pushes before.
+    work.git("push", "--quiet", api.under_test.url(path), "HEAD:refs/heads/b")
+    view = api.under_test.do(api.under_test.edge.reads.open(path))
+    outcome = run(api, path, "prune", grace_s=0.0)
+    assert outcome.packs_removed == 3
+    # commit, tree, blob of each of the first two; the other commit has its own file and the old.
+    assert outcome.objects_dropped == 5
+    after = api.under_test.do(api.under_test.edge.reads.open(path))
+    assert after.row.prune_epoch == view.row.prune_epoch + 1
+    clone(api.under_test.url(path), tmp_path / "clone")
+    fsck(api, path, {"refs/heads/main": head, "refs/heads/b": head})
+    # What was pruned can be pushed again, from a client that verified nothing of the new epoch.
+    work.git("push", "--quiet", api.under_test.url(path), "main:refs/heads/back")
+    clone(api.under_test.url(path), tmp_path / "back", "--branch=back")
+    assert run(api, path, "prune", grace_s=0.0).objects_dropped == 0
+
+
+def test_push_verified_before_a_prune_is_verified_again(
+    api: Api, work: WorkTree, path: str
+) -> None:
+    """A ref-only push to an object that is being pruned must not succeed."""
+    heads = push_many(api, work, path, 1)
+    work.git("checkout", "--quiet", "--orphan", "other")
+    work.commit("other", {"file.txt": "other\n"})
+    work.git("push", "--quiet", "--force", api.under_test.url(path), "HEAD:refs/heads/main")
+    work.git("push", "--quiet", api.under_test.url(path), "HEAD:refs/heads/b")
+    core = api.under_test.core
+    core.hold = asyncio.Event()
+    core.holding.clear()
+
+    async def push() -> int:
+        process = await asyncio.create_subprocess_exec(
+            "git", "push", api.under_test.url(path), f"{heads[0]}:refs/heads/back",
+            cwd=work.path, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        await process.communicate()
+        assert process.returncode is not None
+        return process.returncode
+
+    future = asyncio.run_coroutine_threadsafe(push(), api.under_test.loop)
+    eventually(core.holding.is_set, what="the push is about to be ordered")
+    hold, core.hold = core.hold, None
+    assert run(api, path, "prune", grace_s=0.0).objects_dropped == 3
+    api.under_test.loop.call_soon_threadsafe(hold.set)
+    # The client sent its pack, which holds the objects: they are verified again and come back.
+    assert future.result(30) == 0
+    view = api.under_test.do(api.under_test.edge.reads.open(path))
+    assert view.refs[b"refs/heads/back"].hex() == heads[0]
+    assert bytes.fromhex(heads[0]) in view.packs
+
+
+def test_api_and_its_limits(api: Api, work: WorkTree, path: str) -> None:
+    push_many(api, work, path, 3)
+    answer = api.call(
+        api.repositories.OptimizeRepository, repository_pb2.OptimizeRepositoryRequest(path=path)
+    )
+    assert (answer.change.packs_before, answer.change.packs_after) == (3, 1)
+    found = api.call(api.repositories.GetRepository, repository_pb2.GetRepositoryRequest(path=path))
+    assert found.repository.revision == answer.revision
+    answer = api.call(
+        api.repositories.PruneRepository, repository_pb2.PruneRepositoryRequest(path=path)
+    )
+    assert answer.change.packs_removed == 0
+    for request in (
+        repository_pb2.PruneRepositoryRequest(path=path, grace_s=-1),
+        repository_pb2.PruneRepositoryRequest(path=path, grace_s=float("nan")),
+    ):
+        refused = api.refused(api.repositories.PruneRepository, request)
+        assert refused.code == "INVALID_ARGUMENT"
+    missing = repository_pb2.OptimizeRepositoryRequest(path="not/there")
+    assert api.refused(api.repositories.OptimizeRepository, missing).code == "NOT_FOUND"
+
+
+def test_leader_consolidates_by_itself_and_nobody_else(tmp_path: Path) -> None:
+    config = edge_config(
+        tmp_path / "data", storage={"packs_max": 5, "consolidation_interval_s": 0.05}
+    )
+    with running_edge(config) as server:
+        work = WorkTree(tmp_path / "work")
+        server.core.has_leader = True
+
+        async def start() -> tuple[Upkeep, asyncio.Task[None]]:
+            upkeep = Upkeep(server.edge)
+            return upkeep, asyncio.create_task(upkeep.run())
+
+        upkeep, task = server.do(start())
+        try:
+            for number in range(9):
+                work.commit(f"{number}")
+                work.git("push", "--quiet", server.url("r"), "HEAD:refs/heads/main")
+
+            def few() -> bool:
+                view = server.do(server.edge.reads.open("r"))
+                return len(view.pack_digests) <= 5
+
+            eventually(few, what="consolidated")
+            kinds = [c.WhichOneof("kind") for c in server.core.commands]
+            assert "replace_packs" in kinds
+            replaced = [c for c in server.core.commands if c.WhichOneof("kind") == "replace_packs"]
+            assert {c.actor for c in replaced} == {"node:n1"}
+            text = server.edge.metrics.text().decode()
+            assert 'quorepo_upkeep_runs_total{kind="consolidate",result="done"}' in text
+        finally:
+
+            async def stop() -> None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                upkeep.close()
+
+            server.do(stop())
