@@ -209,6 +209,8 @@ def _open_part(layout: GroupLayout, header: peer_pb2.PackHeader, part: int) -> i
     candidates = [layout.quarantine_paths(header.digest)[part]]
     if header.repository_id:
         candidates.append(layout.pack_paths(header.repository_id, header.digest)[part])
+    # Removed since, but whoever catches up by the log needs it first.
+    candidates.append(layout.retired_pack_paths(header.digest)[part])
     copy = None
     for path in candidates:
         with contextlib.suppress(FileNotFoundError):

@@ -13,7 +13,7 @@ from quorepo.cluster.peer.clients import PeerAddress
 from quorepo.cluster.proposals import ProposalDriver
 from quorepo.cluster.raft.interface import GroupStatus, Outcome, PackNeed, Proposal
 from quorepo.internal.v1 import log_pb2, peer_pb2
-from quorepo.storage.errors import Unavailable
+from quorepo.storage.errors import InvalidArgument, Rejected, Unavailable
 
 ME, OTHER, THIRD = "n1@a", "n2@b", "n3@c"
 NEED = PackNeed("repository", b"d" * 32, b"i" * 32, 10, 10)
@@ -126,3 +126,45 @@ async def test_pack_without_a_majority_or_the_leader_is_refused(
     host = FakeHost(APPLIED, leader=leader)
     with pytest.raises(Unavailable, match="nothing was changed"):
         await driver(host, FakeStager(lambda a: a == accepting)).replicate_pack(1, NEED, 0.2)
+
+
+def replacing() -> log_pb2.Command:
+    addition = log_pb2.PackAddition(digest=NEED.digest, index_digest=NEED.index_digest)
+    body = log_pb2.ReplacePacks(repository_id="repository", removed=[b"o" * 32], added=[addition])
+    return log_pb2.Command(version=1, request_id=b"r" * 16, replace_packs=body)
+
+
+class RefusingStager(FakeStager):
+    """One peer says that the replacement is wrong."""
+
+    async def stage(self, peer: PeerAddress, header: peer_pb2.PackHeader) -> None:
+        await super().stage(peer, header)
+        assert log_pb2.Command.FromString(header.replacement) == replacing()
+        if peer.address == THIRD:
+            raise InvalidArgument("the replacement is refused")
+
+
+async def test_replacement_goes_to_every_replica_that_answers() -> None:
+    stager = FakeStager()
+    names = await driver(FakeHost(NO_LEADER), stager).replicate_replacement(
+        1, NEED, replacing(), 5.0
+    )
+    assert (names, sorted(stager.staged)) == (["n1", "n2", "n3"], [OTHER, THIRD])
+    stager = FakeStager(lambda address: address != THIRD)
+    names = await driver(FakeHost(NO_LEADER), stager).replicate_replacement(
+        1, NEED, replacing(), 5.0
+    )
+    assert names == ["n1", "n2"]
+
+
+async def test_replacement_needs_the_leader() -> None:
+    stager = FakeStager(lambda address: address != OTHER)
+    with pytest.raises(Unavailable, match="leader may lack it"):
+        await driver(FakeHost(NO_LEADER), stager).replicate_replacement(1, NEED, replacing(), 5.0)
+
+
+async def test_replacement_that_one_replica_refuses_is_not_proposed() -> None:
+    with pytest.raises(Rejected, match="refuses the new pack"):
+        await driver(FakeHost(NO_LEADER), RefusingStager()).replicate_replacement(
+            1, NEED, replacing(), 5.0
+        )

@@ -146,3 +146,22 @@ def test_held_packs_know_quarantine_and_repositories(layout: GroupLayout) -> Non
     held.add(0, b"x")
     assert held.digests(1) == {hashlib.sha256(b"\0").digest()}
     assert held.digests(0) == {b"x"}
+
+
+def test_removed_pack_is_still_given_to_whoever_catches_up(layout: GroupLayout) -> None:
+    from quorepo.storage.layout import retire_pack
+
+    header = header_of(b"PACK", b"index")
+    for path, content in zip(
+        layout.quarantine_paths(header.digest), (b"PACK", b"index"), strict=True
+    ):
+        path.write_bytes(content)
+    ensure_repository(layout, "r", ObjectFormat.SHA1)
+    promote_pack(layout, "r", header.digest)
+    retire_pack(layout, "r", header.digest)
+    header.repository_id = "r"
+    reader = PackReader(layout, header)
+    reader.open()
+    assert reader.read(100) == b"PACKindex"
+    reader.close()
+    assert HeldPacks.scan({1: layout}).has(1, header.digest)
