@@ -28,6 +28,7 @@ from pydantic import (
 
 from quorepo.cluster.peer.certificates import Credentials, load_credentials
 from quorepo.cluster.raft.interface import RaftConfig
+from quorepo.rpc.git_settings import GitSection
 from quorepo.storage.errors import ConfigError
 from quorepo.storage.limits import StorageLimits
 
@@ -301,6 +302,7 @@ class NodeConfig(_Section):
     listen: ListenSection
     advertise: AdvertiseSection = Field(default_factory=lambda: AdvertiseSection())
     auth: AuthSection
+    git: GitSection = Field(default_factory=lambda: GitSection())
     push: PushSection = Field(default_factory=lambda: PushSection())
     limits: StorageLimits = Field(default_factory=lambda: StorageLimits())
     raft: RaftConfig = Field(default_factory=lambda: RaftConfig())

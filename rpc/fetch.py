@@ -123,7 +123,7 @@ async def _ls_refs(edge: EdgeContext, request: LsRefsRequest, view: RepositoryVi
     def answer() -> bytes:
         lines = _ref_lines.get(view)
         if lines is None:
-            lines = _ref_lines[view] = RefLines(view.refs_view())
+            lines = _ref_lines[view] = RefLines(view.git_view())
         return lines.answer(request)
 
     return await edge.reads.in_thread(answer)
@@ -133,7 +133,7 @@ async def _object_info(
     edge: EdgeContext, request: ObjectInfoRequest, view: RepositoryView
 ) -> bytes:
     def prepare() -> dict[str, Any]:
-        arguments = object_info_arguments(request, view.refs_view())
+        arguments = object_info_arguments(request, view.git_view())
         return {**arguments, "repository": view.describe()}
 
     with edge.fetch_slots.take():
@@ -146,7 +146,7 @@ async def _object_info(
 
 def _arguments(request: FetchRequest, view: RepositoryView) -> dict[str, Any]:
     """What both jobs of a fetch need. Reads packs: call it off the event loop."""
-    return {**job_arguments(request, view.refs_view()), "repository": view.describe()}
+    return {**job_arguments(request, view.git_view()), "repository": view.describe()}
 
 
 def _silence(_text: str) -> None:

@@ -232,6 +232,7 @@ class _Push:
             None if view is None else view.head,
             target.object_format,
             self._edge.config.limits,
+            hidden_prefixes=self._edge.config.git.hidden_prefixes,
         )
         for position, reason in refused.items():
             self._outcome.statuses[position] = Ng(reason)

@@ -11,6 +11,7 @@ import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from quorepo.rpc.git_settings import is_hidden
 from quorepo.storage.git.refnames import check_ref_name
 from quorepo.storage.limits import StorageLimits
 from quorepo.storage.objectformat import ObjectFormat
@@ -24,6 +25,7 @@ __all__ = [
 ]
 
 ATOMIC_FAILURE = "atomic push failure"  # git's words, receive-pack.c execute_commands_atomic()
+_HIDDEN = "deny updating a hidden ref"  # git's words, reject_updates_to_hidden()
 _DELETE_CURRENT = "deletion of the current branch prohibited"  # git's words, update()
 
 
@@ -45,6 +47,7 @@ def early_refusals(
     limits: StorageLimits,
     *,
     deny_delete_current: bool = True,
+    hidden_prefixes: tuple[bytes, ...] = (),
 ) -> dict[int, str]:
     """The changes that cannot be applied to `refs`, by position, with the reason for the client.
 
@@ -56,6 +59,8 @@ def early_refusals(
     repeated = {name for name, count in collections.Counter(names).items() if count > 1}
     for position, change in enumerate(changes):
         reason = _name_reason(change, repeated, limits)
+        if reason is None and is_hidden(change.name, hidden_prefixes):
+            reason = _HIDDEN
         if reason is None and change.new is None and deny_delete_current and change.name == head:
             reason = _DELETE_CURRENT if change.name in refs else None
         if reason is None:

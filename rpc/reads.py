@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import dataclasses
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from typing import Any, Literal, TypeVar
 from quorepo.cluster.state.reader import StateReader
 from quorepo.cluster.state.rows import PackRow, PathRow, RepositoryRow, RepositorySnapshot
 from quorepo.rpc.core_client import Core
+from quorepo.rpc.git_settings import is_hidden
 from quorepo.storage.errors import NotFound, Unavailable
 from quorepo.storage.git.advertise import RefsView
 from quorepo.storage.layout import GroupLayout
@@ -60,6 +62,7 @@ class RepositoryView:
         layout: GroupLayout,
         pack_cache: PackCache,
         peeled: _PeeledCache,
+        hidden_prefixes: tuple[bytes, ...] = (),
     ) -> None:
         self.path = path
         self.group = group
@@ -70,9 +73,11 @@ class RepositoryView:
         self.layout = layout
         self._pack_cache = pack_cache
         self._peeled = peeled
+        self._hidden = hidden_prefixes
         self._lock = threading.Lock()
         self._packs: PackSet | None = None
         self._refs_view: RefsView | None = None
+        self._git_view: RefsView | None = None
         self._encoded: dict[str, bytes] = {}
 
     @property
@@ -110,7 +115,7 @@ class RepositoryView:
         return describe(self.layout, self.repository_id, self.pack_digests, self.object_format)
 
     def refs_view(self) -> RefsView:
-        """The refs as they are advertised, tags peeled. Reads packs: call it off the event loop."""
+        """All refs, tags peeled. Reads packs: call it off the event loop."""
         if self._refs_view is None:
             rows = [(name, oid, self._peel(oid)) for name, oid in self.refs.items()]
             self._refs_view = RefsView(
@@ -118,15 +123,31 @@ class RepositoryView:
             )
         return self._refs_view
 
+    def git_view(self) -> RefsView:
+        """The refs that git clients may see; fetches are answered from nothing else. Reads packs:
+        call it off the event loop.
+        """
+        if self._git_view is None:
+            view = self.refs_view()
+            if self._hidden:
+                refs = [ref for ref in view.refs if not is_hidden(ref[0], self._hidden)]
+                head = None if is_hidden(self.head, self._hidden) else view.head
+                view = dataclasses.replace(view, head=head, refs=refs)
+            self._git_view = view
+        return self._git_view
+
     def encoded(self, key: str, encode: Callable[[RefsView], bytes]) -> bytes:
-        """`encode(refs_view)`, remembered under `key` for the life of this picture."""
+        """`encode(git_view)`, remembered under `key` for the life of this picture."""
         if key not in self._encoded:
-            self._encoded[key] = encode(self.refs_view())
+            self._encoded[key] = encode(self.git_view())
         return self._encoded[key]
 
     def resolve(self, name: bytes) -> bytes | None:
-        """The object id of a ref by its full name, or of HEAD; None where there is none."""
-        return self.refs.get(self.head if name == b"HEAD" else name)
+        """The object id of a ref by its full name, or of HEAD; None where a git client sees
+        none.
+        """
+        name = self.head if name == b"HEAD" else name
+        return None if is_hidden(name, self._hidden) else self.refs.get(name)
 
     def _peel(self, oid: bytes) -> bytes | None:
         known, value = self._peeled.get(oid)
@@ -145,12 +166,16 @@ class Reads:
         readers: Mapping[int, StateReader],
         layouts: Mapping[int, GroupLayout],
         pack_cache: PackCache,
+        hidden_prefixes: tuple[bytes, ...] = (),
     ) -> None:
-        """`readers` and `layouts` by group id; the directory's reader is `readers[0]`."""
+        """`readers` and `layouts` by group id; the directory's reader is `readers[0]`.
+        `hidden_prefixes` are those of refs that git clients may not see.
+        """
         self._core = core
         self._readers = readers
         self._layouts = layouts
         self._pack_cache = pack_cache
+        self._hidden = hidden_prefixes
         self._peeled = _PeeledCache(_PEELED_MAX)
         self._views = _ViewCache(_VIEW_COST_MAX)
         self._threads = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="reads")
@@ -255,6 +280,7 @@ class Reads:
             self._layouts[path_row.group],
             self._pack_cache,
             self._peeled,
+            self._hidden,
         )
         self._views.put(view)
         return view

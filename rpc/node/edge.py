@@ -55,7 +55,7 @@ async def open_edge(
     client = CoreClient(core) if isinstance(core, Path) else None
     core = client or core
     assert not isinstance(core, Path)
-    reads = Reads(core, readers, layouts, pack_cache)
+    reads = Reads(core, readers, layouts, pack_cache, config.git.hidden_prefixes)
     edge = EdgeContext(
         config=config,
         core=core,
