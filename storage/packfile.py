@@ -20,6 +20,7 @@ import zlib
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from math import isqrt
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -55,6 +56,8 @@ _INDEX_MAGIC = b"\xfftOc\x00\x00\x00\x02"
 _FANOUT = struct.Struct(">256L")
 _NAMES_START = 8 + _FANOUT.size
 _LARGE_OFFSET = 1 << 31
+# Ids with the same first byte of which all are searched.
+_SEARCHED_MIN = 64
 
 Contents = bytes | mmap.mmap
 
@@ -176,10 +179,27 @@ class _Index:
         return int.from_bytes(self._contents[start : start + 8], "big")
 
     def find(self, oid: bytes) -> int | None:
+        """Ids are evenly spread, so an id lies near its share of those with its first byte: a
+        search for its bytes there takes half the time of a binary search by calls from C.
+        """
         first = oid[0]
         low = self.fanout[first - 1] if first else 0
         high = self.fanout[first]
         if low == high:
+            return None
+        start, stop, width = low, high, self._name_bytes
+        if high - low > _SEARCHED_MIN:
+            guess = low + ((high - low) * (oid[1] << 8 | oid[2]) >> 16)
+            # Four standard deviations.
+            margin = 2 * isqrt(high - low) + 1
+            start, stop = max(low, guess - margin), min(high, guess + margin)
+        names = self._contents[_NAMES_START + start * width : _NAMES_START + stop * width]
+        place = names.find(oid)
+        while place >= 0 and place % width:
+            place = names.find(oid, place + 1)
+        if place >= 0:
+            return self.offset_at(start + place // width)
+        if (start == low or names[:width] < oid) and (stop == high or names[-width:] > oid):
             return None
         position = bisect_left(self.positions, oid, low, high, key=self.name_at)
         if position < high and self.name_at(position) == oid:
