@@ -107,12 +107,15 @@ async def _parse(
 ) -> V2Request:
     limits = edge.config.limits
     body = await incoming.read_all(limits.fetch_request_bytes_max, "limits.fetch_request_bytes_max")
-    lines_max = limits.negotiation_lines_max
+    bounds = {
+        "lines_max": limits.negotiation_lines_max,
+        "filters_max": limits.filters_combined_max,
+    }
 
     def parse() -> V2Request:
         if version == 2:
-            return parse_v2_request(body, view.object_format, lines_max=lines_max)
-        return parse_v0_request(body, view.object_format, version=version, lines_max=lines_max)
+            return parse_v2_request(body, view.object_format, **bounds)
+        return parse_v0_request(body, view.object_format, version=version, **bounds)
 
     return await edge.reads.in_thread(parse)
 

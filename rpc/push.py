@@ -177,6 +177,8 @@ class _Push:
             object_format,
             refs_per_push_max=limits.refs_per_push_max,
             ref_name_bytes_max=limits.ref_name_bytes_max,
+            push_options_max=limits.push_options_max,
+            push_options_bytes_max=limits.push_options_bytes_max,
         )
         try:
             while not parser.finished:
@@ -186,12 +188,6 @@ class _Push:
                 self._incoming.push_back(parser.feed(piece))
         finally:
             self._capabilities = parser.capabilities
-        if len(parser.push_options) > limits.push_options_max:
-            raise LimitExceeded(
-                f"push has {len(parser.push_options)} options, "
-                f"limits.push_options_max is {limits.push_options_max}",
-                limit="limits.push_options_max",
-            )
         self._changes = [Change(c.name, c.new, c.old) for c in parser.commands]
         self._push_options = list(parser.push_options)
         self._is_shallow = bool(parser.shallow)

@@ -49,6 +49,16 @@ class StorageLimits(BaseModel):
     refs_per_push_max: int = Field(10_000, ge=1, description="Most ref updates in one push.")
     ref_name_bytes_max: int = Field(1024, ge=16, le=4096, description="Longest ref name, in bytes.")
     push_options_max: int = Field(64, ge=0, description="Most push options in one push.")
+    push_options_bytes_max: int = Field(
+        64 * KIB, ge=0, description="Most bytes that all push options of one push have together."
+    )
+    filters_combined_max: int = Field(
+        16,
+        ge=1,
+        le=256,
+        description="Most filters that one partial clone may combine, nested ones counted, so "
+        "that this is the deepest nesting too.",
+    )
     negotiation_lines_max: int = Field(
         200_000,
         ge=100,

@@ -21,7 +21,7 @@ from quorepo.storage.git.fetch_request import (
     ObjectInfoRequest,
     V2Request,
 )
-from quorepo.storage.git.filters import parse_filter
+from quorepo.storage.git.filters import FILTERS_COMBINED_MAX, parse_filter
 from quorepo.storage.git.pktline import PACKET_BYTES_MAX, Marker, Packet, read_all
 from quorepo.storage.git.refnames import check_ref_name
 from quorepo.storage.objectformat import ObjectFormat
@@ -53,6 +53,7 @@ def parse_v0_request(
     *,
     version: int = 0,
     lines_max: int = LINES_MAX,
+    filters_max: int = FILTERS_COMBINED_MAX,
 ) -> FetchRequest:
     """Read the body of a v0 or v1 fetch over smart HTTP.
 
@@ -60,7 +61,7 @@ def parse_v0_request(
     InvalidArgument in git's words, LimitExceeded for more than `lines_max` lines.
     """
     reader = _LineReader(body, lines_max)
-    fields = _Fields(object_format)
+    fields = _Fields(object_format, filters_max)
     for line in reader.until_marker():
         fields.take_v0_line(line)
     wants = fields.oids["want"]
@@ -88,15 +89,16 @@ def parse_v2_request(
     object_format: ObjectFormat = ObjectFormat.SHA1,
     *,
     lines_max: int = LINES_MAX,
+    filters_max: int = FILTERS_COMBINED_MAX,
 ) -> V2Request:
     """Read the body of a protocol v2 request: `ls-refs`, `fetch` or `object-info`.
 
     A lone flush (git's probe before a large POST) is a fetch that asks for nothing. Raises
-    InvalidArgument for anything that was not advertised, LimitExceeded for more than `lines_max`
-    lines.
+    InvalidArgument for anything that was not advertised or follows the command, LimitExceeded for
+    more than `lines_max` lines or `filters_max` filters in one.
     """
     reader = _LineReader(body, lines_max)
-    fields = _Fields(object_format)
+    fields = _Fields(object_format, filters_max)
     command = _read_v2_header(reader, fields)
     if command is None:
         return FetchRequest(version=2, wants=(), negotiates=False)
@@ -105,6 +107,10 @@ def parse_v2_request(
         arguments = [line.rstrip(b"\n") for line in reader.until_marker()]
         if reader.last_marker is Marker.DELIM:
             raise InvalidArgument("expected flush after arguments")
+    if reader.last_marker is not Marker.FLUSH:
+        raise InvalidArgument("protocol error: the request ends without a flush")
+    if next(reader.rest(), None) is not None:
+        raise InvalidArgument(f"only one command per request is served, after '{_shown(command)}'")
     if command == b"ls-refs":
         return _ls_refs_request(arguments)
     if command == b"object-info":
@@ -130,7 +136,8 @@ class _LineReader:
             self._lines_left -= 1
             if self._lines_left < 0:
                 raise LimitExceeded(
-                    f"request has more than {self._lines_max} lines",
+                    f"request has more than {self._lines_max} lines, "
+                    "see limits.negotiation_lines_max",
                     limit="limits.negotiation_lines_max",
                 )
             yield packet
@@ -148,8 +155,9 @@ class _LineReader:
 class _Fields:
     """Collects the lines that v0 and v2 share."""
 
-    def __init__(self, object_format: ObjectFormat) -> None:
+    def __init__(self, object_format: ObjectFormat, filters_max: int) -> None:
         self.object_format = object_format
+        self._filters_max = filters_max
         self.oids: dict[str, list[bytes]] = {"want": [], "have": [], "shallow": []}
         self.values: dict[str, Any] = {}
         self.deepen_not: list[bytes] = []
@@ -239,7 +247,7 @@ class _Fields:
         elif word == b"filter":
             if "filter" in self.values:
                 raise InvalidArgument("multiple filter-specs cannot be combined")
-            self.values["filter"] = parse_filter(value)
+            self.values["filter"] = parse_filter(value, self._filters_max)
         else:
             return False
         return True

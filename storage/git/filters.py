@@ -15,9 +15,9 @@ from urllib.parse import unquote_to_bytes
 
 from quorepo.storage.errors import InvalidArgument, LimitExceeded
 
-__all__ = ["COMBINED_FILTERS_MAX", "ObjectFilter", "parse_filter"]
+__all__ = ["FILTERS_COMBINED_MAX", "ObjectFilter", "parse_filter"]
 
-COMBINED_FILTERS_MAX = 16
+FILTERS_COMBINED_MAX = 16
 
 _UNITS = {b"": 1, b"k": 1 << 10, b"m": 1 << 20, b"g": 1 << 30}
 _NUMBER = re.compile(rb"([0-9]{1,18})([kmg]?)", re.IGNORECASE)
@@ -65,8 +65,39 @@ class ObjectFilter:
         return cls(value["blob_bytes_limit"], value["tree_depth"], value["only_type"])
 
 
-def parse_filter(specification: bytes) -> ObjectFilter:
-    """Read one filter. Raises InvalidArgument when it is malformed or of a kind not served here."""
+def parse_filter(specification: bytes, combined_max: int = FILTERS_COMBINED_MAX) -> ObjectFilter:
+    """Read one filter. Combinations may be nested; all filters in them, combinations too, are at
+    most `combined_max`, which bounds the nesting as well.
+
+    Raises InvalidArgument when it is malformed or of a kind not served here, LimitExceeded.
+    """
+    return _Parser(combined_max).parse(specification)
+
+
+class _Parser:
+    """Counts the filters of one specification."""
+
+    def __init__(self, combined_max: int) -> None:
+        self._combined_max = combined_max
+        self._count = -1  # a combination does not count itself
+
+    def parse(self, specification: bytes) -> ObjectFilter:
+        self._count += 1
+        if self._count > self._combined_max:
+            raise LimitExceeded(
+                f"a filter combines more than {self._combined_max} filters, "
+                "see limits.filters_combined_max",
+                limit="limits.filters_combined_max",
+            )
+        if not specification.startswith(b"combine:"):
+            return _simple(specification)
+        combined = ObjectFilter()
+        for part in specification[8:].split(b"+"):
+            combined = combined.combined_with(self.parse(unquote_to_bytes(part)))
+        return combined
+
+
+def _simple(specification: bytes) -> ObjectFilter:
     if specification == b"blob:none":
         return ObjectFilter(blob_bytes_limit=0)
     kind, separator, value = specification.partition(b"=")
@@ -81,24 +112,7 @@ def parse_filter(specification: bytes) -> ObjectFilter:
         )
     if specification.startswith(b"tree:"):
         return ObjectFilter(tree_depth=_number(specification[5:], specification))
-    if specification.startswith(b"combine:"):
-        return _combination(specification[8:], specification)
     raise InvalidArgument(f"invalid filter-spec '{_shown(specification)}'")
-
-
-def _combination(parts: bytes, specification: bytes) -> ObjectFilter:
-    specifications = [unquote_to_bytes(part) for part in parts.split(b"+")]
-    if len(specifications) > COMBINED_FILTERS_MAX:
-        raise LimitExceeded(
-            f"a filter combines {len(specifications)} filters, at most {COMBINED_FILTERS_MAX}",
-            limit="COMBINED_FILTERS_MAX",
-        )
-    combined = ObjectFilter()
-    for part in specifications:
-        if part.startswith(b"combine:"):
-            raise InvalidArgument(f"nested filter-spec '{_shown(specification)}' is not supported")
-        combined = combined.combined_with(parse_filter(part))
-    return combined
 
 
 def _number(value: bytes, specification: bytes) -> int:

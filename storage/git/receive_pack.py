@@ -26,7 +26,6 @@ from quorepo.storage.objectformat import ObjectFormat
 
 __all__ = [
     "KEEPALIVE",
-    "PUSH_OPTIONS_BYTES_MAX",
     "Ng",
     "Ok",
     "PushCapabilities",
@@ -39,8 +38,6 @@ __all__ = [
     "push_progress",
     "report_status",
 ]
-
-PUSH_OPTIONS_BYTES_MAX = 65_536
 
 # An empty frame that keeps the connection alive while a pack is verified; git sends the same.
 KEEPALIVE = b"0005\x01"
@@ -121,10 +118,14 @@ class ReceivePackParser:
         *,
         refs_per_push_max: int = 10_000,
         ref_name_bytes_max: int = 1024,
+        push_options_max: int = 64,
+        push_options_bytes_max: int = 65_536,
     ) -> None:
         self._object_format = object_format
         self._refs_per_push_max = refs_per_push_max
         self._ref_name_bytes_max = ref_name_bytes_max
+        self._push_options_max = push_options_max
+        self._push_options_bytes_max = push_options_bytes_max
         self._reader = PktLineReader()
         self._in_options = False
         self._first_line = True
@@ -177,10 +178,16 @@ class ReceivePackParser:
 
     def _take_option(self, packet: bytes) -> None:
         self._option_bytes += len(packet)
-        if self._option_bytes > PUSH_OPTIONS_BYTES_MAX:
+        if len(self.push_options) >= self._push_options_max:
             raise LimitExceeded(
-                f"push options are larger than {PUSH_OPTIONS_BYTES_MAX} bytes",
-                limit="PUSH_OPTIONS_BYTES_MAX",
+                f"push has more than {self._push_options_max} options, see limits.push_options_max",
+                limit="limits.push_options_max",
+            )
+        if self._option_bytes > self._push_options_bytes_max:
+            raise LimitExceeded(
+                f"push options have more than {self._push_options_bytes_max} bytes, "
+                "see limits.push_options_bytes_max",
+                limit="limits.push_options_bytes_max",
             )
         self.push_options.append(packet.rstrip(b"\n").decode("utf-8", "replace"))
 
@@ -201,7 +208,8 @@ class ReceivePackParser:
             self._first_line = False
         if len(self.commands) + len(self.shallow) > self._refs_per_push_max:
             raise LimitExceeded(
-                f"push has more than {self._refs_per_push_max} commands",
+                f"push has more than {self._refs_per_push_max} commands, "
+                "see limits.refs_per_push_max",
                 limit="limits.refs_per_push_max",
                 next_step="push fewer refs at a time",
             )
@@ -215,8 +223,8 @@ class ReceivePackParser:
         old, new, name = self._oid(parts[0], line), self._oid(parts[1], line), parts[2]
         if len(name) > self._ref_name_bytes_max:
             raise LimitExceeded(
-                f"ref name has {len(name)} bytes, at most {self._ref_name_bytes_max}: "
-                f"'{_shown(name[:80])}…'",
+                f"ref name has {len(name)} bytes, limits.ref_name_bytes_max is "
+                f"{self._ref_name_bytes_max}: '{_shown(name[:80])}…'",
                 limit="limits.ref_name_bytes_max",
             )
         zero = bytes(self._object_format.hash_bytes)
