@@ -6,12 +6,17 @@ import base64
 import http.client
 import itertools
 import subprocess
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from support.demo import Demo
 from support.git import ENVIRONMENT, WorkTree, git, refs_of
+from support.packing import PackWriter, copy, delta, insert, object_id
+
+from quorepo.storage.packfile import BLOB
 
 pytestmark = pytest.mark.system
 
@@ -163,3 +168,107 @@ def test_unknown_repository_is_named(cluster: Demo) -> None:
     answer = cluster.cli("repo", "info", "no/such", check=False)
     assert answer.returncode != 0
     assert "no/such" in answer.stderr
+
+
+MIB = 1024 * 1024
+
+
+def inflate_bomb() -> bytes:
+    """A megabyte and a half that inflates to 320 MiB."""
+    writer = PackWriter()
+    stream = zlib.compressobj(1)
+    content = b"".join(stream.compress(bytes(16 * MIB)) for _ in range(20)) + stream.flush()
+    size = 320 * MIB
+    header = bytearray([BLOB << 4 | size & 15])
+    size >>= 4
+    while size:
+        header[-1] |= 0x80
+        header.append(size & 0x7F)
+        size >>= 7
+    writer.raw(bytes(header) + content)
+    return writer.finish()
+
+
+def lying_bomb() -> bytes:
+    """The same bytes behind a header that says ten."""
+    stream = zlib.compress(bytes(200 * MIB), 9)
+    writer = PackWriter()
+    writer.raw(bytes([BLOB << 4 | 10]) + stream)
+    return writer.finish()
+
+
+def delta_bomb() -> bytes:
+    """A few kilobytes of copies that say four gigabytes."""
+    writer = PackWriter()
+    base = writer.whole(BLOB, bytes(8 * MIB))
+    writer.ofs_delta(base, delta(8 * MIB, 4096 * MIB, *[copy(0, 8 * MIB)] * 512))
+    return writer.finish()
+
+
+def deep_chain() -> bytes:
+    writer = PackWriter()
+    content = b"x" * 40
+    offset = writer.whole(BLOB, content)
+    for number in range(5000):
+        step = b"%06d" % number
+        offset = writer.ofs_delta(offset, delta(len(content), 46, copy(0, 40), insert(step)))
+        content = content[:40] + step
+    return writer.finish()
+
+
+def duplicates() -> bytes:
+    writer = PackWriter()
+    for _ in range(2):
+        writer.whole(BLOB, b"the same")
+    return writer.finish()
+
+
+def boast() -> bytes:
+    """A header that says four billion objects."""
+    writer = PackWriter()
+    writer.whole(BLOB, b"one")
+    return writer.finish(count=4_000_000_000)
+
+
+def memory_peak_bytes(pid: int) -> int:
+    """The largest peak of any process of a node."""
+    peak = 0
+    pending = [pid]
+    while pending:
+        process = Path("/proc") / str(pending.pop())
+        try:
+            status = (process / "status").read_text()
+            children = (process / "task" / process.name / "children").read_text()
+        except OSError:  # ended meanwhile
+            continue
+        pending += map(int, children.split())
+        peak = max(peak, int(status.partition("VmHWM:")[2].split()[0]) * 1024)
+    return peak
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (inflate_bomb, "limits.object_bytes_max is"),
+        (lying_bomb, "inflate of entry"),
+        (delta_bomb, "limits.delta_result_bytes_max is"),
+        (deep_chain, "limits.delta_depth_max is"),
+        (duplicates, "appears twice"),
+        (boast, "limits.push_objects_max is"),
+    ],
+)
+def test_a_hostile_pack_is_refused_with_bounded_memory(
+    cluster: Demo, path: str, make: Callable[[], bytes], words: str
+) -> None:
+    oid = object_id(BLOB, b"the same").hex()
+    answer = post_push(cluster, path, [f"{ZERO} {oid} refs/tags/x"], make())
+    assert words in answer
+    assert "ng refs/tags/x unpacker error" in answer
+    assert_no_trace(cluster, path)
+    assert memory_peak_bytes(cluster.nodes["n1"].pid) < 700 * MIB
+
+
+def test_a_node_serves_on_after_hostile_packs(cluster: Demo, work: WorkTree, path: str) -> None:
+    oid = work.commit("first")
+    work.git("push", "--quiet", cluster.url("n1", path), "main")
+    assert refs_of(cluster.url("n2", path))["refs/heads/main"] == oid

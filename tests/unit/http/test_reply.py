@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from quorepo.rpc.reply import Liveness
+from quorepo.rpc.reply import Bytes, Liveness
 from quorepo.rpc.uploads import Incoming
 from quorepo.storage.errors import LimitExceeded, Unavailable
 
@@ -20,10 +20,10 @@ class Recorder:
         self.arrived = asyncio.Event()
         self.gone = False
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: Bytes) -> None:
         if self.gone:
             raise ConnectionResetError("gone")
-        self.written.append(data)
+        self.written.append(bytes(data))
         self.arrived.set()
 
     def close_after(self) -> None: ...
