@@ -14,7 +14,7 @@ from quorepo.cluster.raft.interface import PackNeed
 from quorepo.cluster.replacements import Replacement, ReplacementChecks, replacement_of
 from quorepo.cluster.state.commands import decode_command
 from quorepo.internal.v1 import log_pb2, peer_pb2
-from quorepo.storage.errors import CorruptPack, QuorepoError
+from quorepo.storage.errors import QuorepoError, Unavailable
 from quorepo.storage.logs import fields
 
 __all__ = ["PackFetcher", "StagedPackGate", "pack_header", "pack_needs"]
@@ -147,16 +147,16 @@ class StagedPackGate:
     async def _check(self, checks: ReplacementChecks, group: int, replacement: Replacement) -> None:
         try:
             await checks.check(group, replacement)
-        except CorruptPack as error:
+        except Unavailable as error:
+            log.info("replacement not checked yet", extra=fields(group=group, error=str(error)))
+            await asyncio.sleep(_RETRY_INTERVAL_S)
+            return
+        except QuorepoError as error:
             log.error(
-                "a replacement is wrong, and the log waits behind it",
+                "a replacement does not pass, and the log of this replica waits behind it",
                 extra=fields(group=group, repository=replacement.repository_id, error=str(error)),
             )
             await asyncio.sleep(_REFUSED_INTERVAL_S)
-            return
-        except QuorepoError as error:
-            log.warning("replacement not checked", extra=fields(group=group, error=str(error)))
-            await asyncio.sleep(_RETRY_INTERVAL_S)
             return
         self.packs_arrived(group)
 

@@ -29,6 +29,8 @@ __all__ = ["Answer", "PackStager", "ProposalDriver", "ProposalObserver"]
 log = logging.getLogger(__name__)
 
 _RETRY_INTERVAL_S = 0.02
+_REPLACEMENT_ATTEMPTS = 4
+_REPLACEMENT_RETRY_S = 0.5
 # One attempt never waits longer than this for a verdict: a lost leader shows much earlier.
 _ATTEMPT_TIMEOUT_S = 5.0
 _NOT_RETRIED = frozenset({"too-large", "denied", "stopped"})
@@ -154,7 +156,7 @@ class ProposalDriver:
         replicas = {r.replica_id: r for r in self._host.status(group).configuration.replicas}
         tasks = {
             replica_id: asyncio.create_task(
-                self._stage(PeerAddress(replica.node, replica.peer_address), header)
+                self._stage_patiently(PeerAddress(replica.node, replica.peer_address), header)
             )
             for replica_id, replica in replicas.items()
             if replica.stores_packs and replica_id != self._replica_id
@@ -198,6 +200,16 @@ class ProposalDriver:
                 tasks[replica.replica_id] = task
                 self._background.add(task)
                 task.add_done_callback(self._finished)
+
+    async def _stage_patiently(self, peer: PeerAddress, header: peer_pb2.PackHeader) -> None:
+        """A replica that is a little behind can't judge a replacement yet."""
+        for _ in range(_REPLACEMENT_ATTEMPTS - 1):
+            try:
+                await self._stage(peer, header)
+                return
+            except Unavailable:
+                await asyncio.sleep(_REPLACEMENT_RETRY_S)
+        await self._stage(peer, header)
 
     async def _stage(self, peer: PeerAddress, header: peer_pb2.PackHeader) -> None:
         await self._stager.stage(peer, header)

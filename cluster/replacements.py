@@ -28,7 +28,7 @@ from quorepo.cluster.state.commands import check_command
 from quorepo.cluster.state.effects import object_format_of
 from quorepo.cluster.state.reader import PruneRoots, StateReader
 from quorepo.internal.v1 import log_pb2, peer_pb2
-from quorepo.storage.errors import CorruptPack, InvalidArgument, Unavailable
+from quorepo.storage.errors import CorruptPack, InvalidArgument, QuorepoError, Unavailable
 from quorepo.storage.layout import GroupLayout
 from quorepo.storage.limits import StorageLimits
 from quorepo.storage.logs import fields
@@ -103,7 +103,8 @@ class ReplacementChecks:
     async def check_staged(self, header: peer_pb2.PackHeader) -> None:
         """For a pack that a peer has just staged here with the command that will add it.
 
-        Raises InvalidArgument: it is wrong. Unavailable: no verdict yet, this node is behind.
+        Raises InvalidArgument: it is wrong, or can't be judged here. Unavailable: this node is
+        behind, and has no verdict yet.
         """
         check_command(header.replacement, header.group)
         command = log_pb2.Command.FromString(header.replacement)
@@ -115,7 +116,11 @@ class ReplacementChecks:
             raise Unavailable(f"pack {absent[0].hex()} has not come to this node yet")
         try:
             await self.check(header.group, body)
-        except CorruptPack as error:
+        except Unavailable:
+            raise
+        except QuorepoError as error:
+            # Also what this node can't judge, because a file of its own is damaged or the check
+            # needs too much memory: once in the log, the entry would stop here for good.
             raise InvalidArgument(f"the replacement is refused: {error}") from error
 
     async def check(self, group: int, body: Replacement) -> None:

@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 _ATTEMPTS_MAX = 5
 _BACKOFF_S = 0.5
 _PAGE = 500
+_FAILURE_PAUSE_S, _FAILURE_PAUSE_S_MAX = 30.0, 3600.0
 # Repeated objects in a few packs are not worth a run.
 _PACKS_MIN = 8
 
@@ -72,6 +73,8 @@ class Upkeep:
         self._edge = edge
         self._storage = StateReader(edge.reads.layout(GROUP_STORAGE))
         self._directory = StateReader(edge.reads.layout(GROUP_DIRECTORY))
+        # Of repositories whose last automatic run failed: when to try again, and the pause then.
+        self._failed: dict[str, tuple[float, float]] = {}
 
     def close(self) -> None:
         """Closes the connections to the state."""
@@ -146,6 +149,9 @@ class Upkeep:
             after = page[-1].repository_id
 
     async def _look_after(self, repository_id: str, choose: Choose) -> None:
+        not_before, pause_s = self._failed.get(repository_id, (0.0, _FAILURE_PAUSE_S))
+        if time.monotonic() < not_before:
+            return
         paths = await asyncio.to_thread(self._directory.paths_of, repository_id)
         if not paths:
             return
@@ -159,11 +165,16 @@ class Upkeep:
             await self._repeat(
                 lambda: self._consolidate(paths[0].path, origin, bounded, _silent), "consolidate"
             )
+            self._failed.pop(repository_id, None)
         except QuorepoError as error:
-            # The next round tries again; the others shall not wait for this one.
+            # Nothing waits for it, and each attempt costs as much as one that succeeds.
+            self._failed[repository_id] = (
+                time.monotonic() + pause_s,
+                min(2 * pause_s, _FAILURE_PAUSE_S_MAX),
+            )
             log.warning(
                 "repository not consolidated",
-                extra=fields(repository=repository_id, error=str(error)),
+                extra=fields(repository=repository_id, error=str(error), pause_s=pause_s),
             )
 
     async def _leads(self) -> bool:
