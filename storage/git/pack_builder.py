@@ -16,6 +16,7 @@ from pathlib import Path
 from quorepo.storage.errors import StorageFull
 from quorepo.storage.git.commits import CommitReader
 from quorepo.storage.git.fetch_request import FetchRequest, Negotiation
+from quorepo.storage.git.filters import ObjectFilter
 from quorepo.storage.git.pack_writer import (
     PackResult,
     encode_distance,
@@ -70,7 +71,7 @@ def build_pack(
                 reader.objects,
                 selection,
                 ofs_delta=request.ofs_delta,
-                thin=request.thin_pack and selection.whole is None,
+                thin=_may_be_thin(request, selection),
                 by_reference=by_reference,
                 written=meter.writing,
             )
@@ -83,6 +84,12 @@ def build_pack(
     if all(part.pack is not None for part in result.parts):
         out.unlink()
     return result
+
+
+def _may_be_thin(request: FetchRequest, selection: Selection) -> bool:
+    """A partial clone lacks bases that other clients have; `known` minds blob:none, but no more."""
+    is_minded = request.filter in (None, ObjectFilter(blob_bytes_limit=0))
+    return request.thin_pack and is_minded and selection.whole is None
 
 
 def _select(

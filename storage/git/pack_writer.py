@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import BinaryIO, NamedTuple
@@ -20,11 +19,19 @@ from quorepo.storage.errors import DamagedPack
 from quorepo.storage.git.commits import tree_entry_pattern
 from quorepo.storage.git.deltas import make_delta
 from quorepo.storage.git.tree_changes import Selection
-from quorepo.storage.packs import OFS_DELTA, REF_DELTA, TREE, PackFile, PackSet, RawEntry
+from quorepo.storage.packs import (
+    OFS_DELTA,
+    REF_DELTA,
+    TREE,
+    TYPE_NAMES,
+    PackFile,
+    PackSet,
+    RawEntry,
+)
 
 __all__ = ["PackResult", "Part", "encode_distance", "encode_header", "write_pack"]
 
-_Places = list[tuple[PackFile, "array[int]"]]
+_Places = list[tuple[PackFile, list[tuple[int, bytes]]]]
 _Chain = list[tuple[bytes, PackFile, int]]
 
 _BUFFER_BYTES = 1 << 20
@@ -37,7 +44,7 @@ _COMPRESSION_LEVEL = 3
 _DELTA_COMPRESSION_LEVEL = 6
 # New deltas: entries of fewer compressed bytes are copied whole, larger objects too; and so much
 # is read for all deltas of one answer, at about 10 ms per MiB.
-_DELTA_ENTRY_BYTES_MIN = 96
+_DELTA_ENTRY_BYTES_MIN = 512
 _DELTA_OBJECT_BYTES_MAX = 8 << 20
 _DELTA_BUDGET_BYTES = 128 << 20
 # git's pack.depth: chains longer than that are slow to read at the client.
@@ -118,8 +125,8 @@ class _PackWriter:
         self._whole_moved = 0
         self._tree_entries = tree_entry_pattern(objects.object_format.hash_bytes)
         self._delta_budget = _DELTA_BUDGET_BYTES
-        # Of new deltas and of those on top of them; a thin base counts as 0.
-        self._depths: dict[bytes, int] = {}
+        # Of new deltas and of those on top of them, by position; a thin base counts as 0.
+        self._depths: dict[int, int] = {}
 
     def write(self, by_reference: bool, progress: Callable[[int, int], None]) -> PackResult:
         total = len(self._chosen)
@@ -135,12 +142,15 @@ class _PackWriter:
         places: _Places = []
         if self._written < total:
             places = self._places()
-        for pack, offsets in places:
-            for offset in offsets:
-                oid = pack.oid_at(offset)
+        for pack, entries in places:
+            # Where the entries of this pack have come to lie, by their offsets.
+            moved: dict[int, int] = {}
+            for offset, oid in entries:
                 if not self._chosen[oid]:
-                    self._write_object(oid, pack, offset)
+                    if not self._copy_entry(oid, pack, offset, moved):
+                        self._write_object(oid, pack, offset)
                     progress(self._written, total)
+                moved[offset] = self._chosen[oid]
         progress(self._written, total)
         if self._written != total:
             raise AssertionError(f"wrote {self._written} objects of {total}")
@@ -225,12 +235,14 @@ class _PackWriter:
         return commits + self._sorted_places(chosen)
 
     def _sorted_places(self, objects: Iterable[tuple[bytes, int]]) -> _Places:
-        places: dict[int, tuple[PackFile, array[int]]] = {}
+        places: dict[int, tuple[PackFile, list[tuple[int, bytes]]]] = {}
         for oid, position in objects:
             if not position:
                 pack, offset = self._locate(oid)
-                places.setdefault(pack.number, (pack, array("Q")))[1].append(offset)
-        return [(pack, array("Q", sorted(offsets))) for pack, offsets in places.values()]
+                places.setdefault(pack.number, (pack, []))[1].append((offset, oid))
+        for _, entries in places.values():
+            entries.sort()
+        return list(places.values())
 
     def _locate(self, oid: bytes) -> tuple[PackFile, int]:
         """The oldest pack that holds it: younger ones hold it whole if they were completed with it,
@@ -241,6 +253,35 @@ class _PackWriter:
             if offset is not None:
                 return pack, offset
         raise DamagedPack(f"object {oid.hex()} is in no pack of its repository")
+
+    def _copy_entry(
+        self, oid: bytes, pack: PackFile, offset: int, moved: Mapping[int, int]
+    ) -> bool:
+        """The short way for nearly all entries: whole ones, and deltas whose base was written
+        before from the same pack, `moved` there. False when the entry is neither.
+        """
+        data = pack.slice(offset, pack.end_of(offset))
+        type_num = (data[0] >> 4) & 7
+        if type_num in TYPE_NAMES:
+            if oid in self._earlier and len(data) >= _DELTA_ENTRY_BYTES_MIN:
+                return False
+        elif type_num == OFS_DELTA and self._ofs_delta:
+            header_bytes, distance, body = _split_ofs_delta(data)
+            base_position = moved.get(offset - distance)
+            if base_position is None:
+                return False
+            depth = self._depths.get(base_position)
+            if depth is not None:
+                self._depths[self._position] = depth + 1
+            distance = self._position - base_position
+            data = data[:header_bytes] + encode_distance(distance) + data[body:]
+        else:
+            return False
+        self._chosen[oid] = self._position
+        self._emit(data)
+        self._written += 1
+        self._reused += 1
+        return True
 
     def _write_object(self, oid: bytes, pack: PackFile, offset: int) -> None:
         """Write one object, and before it the chain of its bases that are sent but not written yet.
@@ -274,9 +315,9 @@ class _PackWriter:
             chain.pop()
 
     def _write_delta(self, oid: bytes, entry: RawEntry, base: bytes, base_position: int) -> None:
-        depth = self._depths.get(base, 0)
-        if depth:
-            self._depths[oid] = depth + 1
+        depth = self._depths.get(base_position)
+        if depth is not None:
+            self._depths[self._position] = depth + 1
         type_num, reference = self._reference(base, base_position)
         self._write_copied(oid, entry, type_num, reference)
 
@@ -320,7 +361,7 @@ class _PackWriter:
         limit = len(content) // 2 if whole_bytes is None else whole_bytes
         if len(compressed) + len(base_oid) >= limit:
             return False
-        self._depths[oid] = self._depths.get(base_oid, 0) + 1
+        self._depths[self._position] = self._depths.get(base_position, 0) + 1
         type_num, reference = self._reference(base_oid, base_position)
         self._chosen[oid] = self._position
         self._emit(encode_header(type_num, len(delta)) + reference + compressed)
@@ -334,7 +375,7 @@ class _PackWriter:
             if earlier is None:
                 return None
             position = self._position_of(earlier)
-            if position > 0 and self._depths.get(earlier, 0) < _DELTA_DEPTH_MAX:
+            if position > 0 and self._depths.get(position, 0) < _DELTA_DEPTH_MAX:
                 return earlier, position
             if position < 0:
                 return (earlier, -1) if earlier in self._known else None
@@ -365,6 +406,21 @@ class _PackWriter:
         self._file_position += len(data)
         self._buffer.clear()
         self._buffered = 0
+
+
+def _split_ofs_delta(data: bytes) -> tuple[int, int, int]:
+    """(bytes of type and size, distance to the base, where the zlib stream begins)."""
+    position = 0
+    while data[position] & 0x80:
+        position += 1
+    header_bytes = position = position + 1
+    byte = data[position]
+    distance = byte & 0x7F
+    while byte & 0x80:
+        position += 1
+        byte = data[position]
+        distance = (distance + 1) << 7 | byte & 0x7F
+    return header_bytes, distance, position + 1
 
 
 def encode_header(type_num: int, size: int) -> bytes:

@@ -97,17 +97,20 @@ class _Enumeration:
         bound = self._filter
         if bound.tree_depth == 0 or not (bound.keeps_type(TREE) or bound.keeps_type(BLOB)):
             return
-        if bound == ObjectFilter() and commits.boundary:
-            self._mark_known(haves.trees)
-            self._walk((), wants.trees)
-            changes = TreeChanges(reader, self.selection, commits, grafts)
+        keeps_blobs = bound == ObjectFilter()
+        is_plain = keeps_blobs or bound == ObjectFilter(blob_bytes_limit=0)
+        if is_plain and commits.boundary:
+            if keeps_blobs:
+                self._mark_known(haves.trees)
+            self._walk((), wants.trees, keeps_blobs)
+            changes = TreeChanges(reader, self.selection, commits, grafts, keeps_blobs)
             changes.take_all(self._count)
             return
         roots = [reader.get(oid).tree for oid in commits.new]
         if roots or wants.trees:
             self._mark_known([reader.get(oid).tree for oid in commits.boundary] + haves.trees)
-        if bound == ObjectFilter():
-            self._walk(roots, wants.trees)
+        if is_plain:
+            self._walk(roots, wants.trees, keeps_blobs)
         else:
             self._walk_filtered(roots, wants.trees)
 
@@ -143,7 +146,7 @@ class _Enumeration:
                 if mode in _TREE_MODES:
                     pending.append(oid)
 
-    def _walk(self, roots: Iterable[bytes], named: Iterable[bytes]) -> None:
+    def _walk(self, roots: Iterable[bytes], named: Iterable[bytes], keeps_blobs: bool) -> None:
         """Every tree once, depth first, newest commit first."""
         chosen = self.selection.chosen
         known = self.selection.known
@@ -160,7 +163,7 @@ class _Enumeration:
                         continue
                     if mode in _TREE_MODES:
                         pending.append(oid)
-                    elif mode == _GITLINK_MODE:
+                    elif not keeps_blobs or mode == _GITLINK_MODE:
                         continue
                     chosen[oid] = 0
             self._count(len(chosen))

@@ -57,11 +57,14 @@ class TreeChanges:
         selection: Selection,
         commits: CommitRange,
         grafts: Container[bytes],
+        keeps_blobs: bool = True,
     ) -> None:
+        """`keeps_blobs` False: they are left out, and the client is not taken to have any."""
         self._reader = reader
         self._selection = selection
         self._commits = commits
         self._grafts = grafts
+        self._keeps_blobs = keeps_blobs
         width = reader.objects.object_format.hash_bytes
         pattern = re.compile(rb"([0-7]+) ([^\0]+)\0(.{%d})" % width, re.DOTALL)
         self._findall = pattern.findall
@@ -103,7 +106,7 @@ class TreeChanges:
                 same_path = [base for kind, base in replaced.get(name, ()) if kind == is_tree]
                 if is_tree:
                     pending.append((oid, same_path))
-                elif oid not in chosen and oid not in known:
+                elif self._keeps_blobs and oid not in chosen and oid not in known:
                     chosen[oid] = 0
                     if same_path:
                         earlier[oid] = same_path[0]
@@ -118,12 +121,16 @@ class TreeChanges:
         for base in bases:
             entries = self._entries(base)
             if base in known:
-                known.update(oid for mode, _, oid in entries if mode != _GITLINK_MODE)
+                known.update([oid for mode, _, oid in entries if self._may_have(mode)])
             for mode, name, oid in entries - own:
                 if mode != _GITLINK_MODE:
                     replaced.setdefault(name, []).append((mode in _TREE_MODES, oid))
             changed = changed - entries
         return changed, replaced
+
+    def _may_have(self, mode: bytes) -> bool:
+        """Whether who has a tree has an entry of this mode, too."""
+        return mode in _TREE_MODES or (self._keeps_blobs and mode != _GITLINK_MODE)
 
     def _entries(self, tree: bytes) -> frozenset[_Entry]:
         entries = self._trees.get(tree)
@@ -162,7 +169,7 @@ class TreeChanges:
             for mode, _, oid in self._findall(self._reader.objects.get(tree)[1]):
                 if mode in _TREE_MODES:
                     pending.append(oid)
-                elif mode != _GITLINK_MODE:
+                elif self._may_have(mode):
                     seen.add(oid)
         selection.known |= seen
         for oid in [oid for oid in selection.chosen if oid in seen and oid not in self._kept]:

@@ -188,6 +188,46 @@ def test_wants_and_haves(changes: list[Change], data: st.DataObject) -> None:
 
 @given(changes=histories(), data=st.data())
 @HISTORY
+def test_a_partial_clone_is_never_sent_a_delta_of_what_it_lacks(
+    changes: list[Change], data: st.DataObject
+) -> None:
+    number = st.integers(0, len(changes) - 1)
+    with stored(changes, []) as (repository, commits):
+        wants = [commits[n] for n in data.draw(st.lists(number, min_size=1, max_size=3), "wants")]
+        haves = [commits[n] for n in data.draw(st.lists(number, min_size=1, max_size=3), "haves")]
+        lines = [f"want {oid}" for oid in [*wants, "filter blob:none"]]
+        lines[-1] = lines[-1].removeprefix("want ")
+        lines[0] += " multi_ack_detailed ofs-delta thin-pack filter"
+        sent = split(repository.answer(0, ask(lines, haves)))[1]
+        had, needed = (without_blobs(repository, tips) for tips in (haves, wants))
+        client = repository.out_folder / "client"
+        git("init", "--quiet", "--bare", str(client))
+        packed = subprocess.run(
+            ["git", "pack-objects", "--stdout", "-q"], input="\n".join(sorted(had)).encode(),
+            cwd=repository.source, env=ENVIRONMENT, capture_output=True, check=True,
+        ).stdout  # fmt: skip
+        for pack in (packed, sent):
+            subprocess.run(
+                ["git", "index-pack", "--stdin", "--fix-thin"], input=pack,
+                cwd=client, env=ENVIRONMENT, capture_output=True, check=True,
+            )  # fmt: skip
+        listing = git(
+            "cat-file", "--batch-all-objects", "--batch-check=%(objectname)", cwd=client
+        ).stdout.split()
+        assert set(listing) == had | needed
+
+
+def without_blobs(stored: StoredRepository, tips: list[str]) -> set[str]:
+    """What `tips` reach, without files."""
+    checked = git(
+        "cat-file", "--batch-check=%(objectname) %(objecttype)", cwd=stored.source,
+        stdin="\n".join(sorted(closure(stored, tips))).encode(),
+    ).stdout  # fmt: skip
+    return {line.split()[0] for line in checked.splitlines() if not line.endswith("blob")}
+
+
+@given(changes=histories(), data=st.data())
+@HISTORY
 def test_packs_sent_whole_show_nothing_hidden(changes: list[Change], data: st.DataObject) -> None:
     number = st.integers(0, len(changes) - 1)
     tagged = data.draw(st.lists(number, unique=True, max_size=2), "tagged")
