@@ -30,7 +30,7 @@ from quorepo.rpc.reads import RepositoryView
 from quorepo.rpc.reply import Liveness, Reply
 from quorepo.rpc.shared_calls import Tell
 from quorepo.rpc.uploads import Incoming
-from quorepo.storage.errors import NotFound, QuorepoError, Unavailable
+from quorepo.storage.errors import DamagedPack, NotFound, QuorepoError, Unavailable
 from quorepo.storage.git.fetch_answer import KEEPALIVE
 from quorepo.storage.git.ref_lines import RefLines
 from quorepo.storage.git.upload_pack import (
@@ -217,25 +217,41 @@ class _Fetch:
             await self._reply.write(preamble)
             return 0
         self._answering = True
+        try:
+            return await self._send(seen, negotiation, preamble)
+        except DamagedPack:
+            # Packs are replaced now and then; what was negotiated holds for their successors. If
+            # they are the same ones, the answer that was kept may be what is damaged.
+            view = await self._edge.reads.open(self._view.path, consistency="local")
+            self._view = view
+            seen = await self._edge.reads.in_thread(lambda: view_digest(view))
+            return await self._send(seen, negotiation, b"")
+
+    async def _send(self, seen: bytes, negotiation: Negotiation, preamble: bytes) -> int:
+        """Raises DamagedPack when nothing but the preamble was written yet."""
+        request, cache = self._request, self._edge.fetch_cache
         key = answer_key(seen, request, negotiation)
-        answer = self._edge.fetch_cache.get(key)
-        if answer is None:
-            await self._reply.write(preamble)
-            answer = await self._build(key, negotiation)
-            preamble = b""
-        with self._edge.fetch_cache.using(answer):
-            if preamble:
-                await self._reply.write(preamble)
-            return await self._send(key, answer)
+        await self._reply.write(preamble)
+        answer = cache.get(key) or await self._build(key, negotiation)
+        with cache.using(answer):
+            try:
+                sent_bytes = await send_pack(self._reply, request, answer)
+            except (DamagedPack, Unavailable):
+                cache.drop(key)
+                raise
+        if epilogue := fetch_epilogue(request):
+            await self._reply.write(epilogue)
+        return sent_bytes
 
     async def _negotiate(self) -> tuple[bytes, Negotiation]:
-        """Refuses a want that this node does not know only after the read index.
+        """Refuses a want that this node does not know only after the read index, and looks again
+        when packs have just been replaced.
 
         Returns what the client may see, as a digest, and the outcome.
         """
         try:
             return await self._negotiate_with(self._view)
-        except NotFound:
+        except (NotFound, DamagedPack):
             self._view = await self._edge.reads.open(self._view.path)
             return await self._negotiate_with(self._view)
 
@@ -281,16 +297,6 @@ class _Fetch:
             return await self._edge.workers.run(
                 job, arguments, self._edge.config.limits.worker_timeout_s, tell
             )
-
-    async def _send(self, key: bytes, answer: Answer) -> int:
-        try:
-            sent_bytes = await send_pack(self._reply, self._request, answer)
-        except Unavailable:
-            self._edge.fetch_cache.drop(key)
-            raise
-        if epilogue := fetch_epilogue(self._request):
-            await self._reply.write(epilogue)
-        return sent_bytes
 
     async def _tell(self, message: str) -> None:
         if not self._answering:

@@ -22,7 +22,7 @@ from typing import Any
 
 from quorepo.rpc.fetch_files import FetchFiles
 from quorepo.rpc.shared_calls import SharedCalls, Tell
-from quorepo.storage.errors import StorageFull, Unavailable
+from quorepo.storage.errors import DamagedPack, StorageFull, Unavailable
 from quorepo.storage.git.fetch_request import Negotiation
 from quorepo.storage.objectformat import ObjectFormat
 
@@ -54,7 +54,7 @@ class Answer:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[list[tuple[FileIO, int, int]]]:
-        """The parts as open files. Raises Unavailable when a pack is gone in the meantime."""
+        """The parts as open files. Raises DamagedPack when one of them is gone."""
         with contextlib.ExitStack() as stack:
             try:
                 files = [
@@ -62,8 +62,8 @@ class Answer:
                     for path, start, end in self.parts
                 ]
             except FileNotFoundError as error:
-                raise Unavailable(
-                    "the packs of this repository have just been replaced", next_step="try again"
+                raise DamagedPack(
+                    f"{Path(error.filename).name!r} is gone", next_step="try again"
                 ) from error
             yield files
 
@@ -81,16 +81,13 @@ class Answer:
 
     def _hash(self) -> bytes:
         digest = self.object_format.new_hash()
-        buffer = memoryview(bytearray(_READ_BYTES))
-        with self.open() as files:
-            for file, start, end in files:
-                file.seek(start)
-                while start < end:
-                    size = file.readinto(buffer[: min(_READ_BYTES, end - start)])
-                    if not size:
-                        raise Unavailable("a pack is shorter than it was", next_step="try again")
-                    digest.update(buffer[:size])
-                    start += size
+        try:
+            with self.open() as files:
+                for file, start, end in files:
+                    _update(digest, file, start, end)
+        except DamagedPack as error:
+            # The parts are on their way already: this is no error to begin anew after.
+            raise Unavailable(error.message, next_step="try again") from error
         result: bytes = digest.digest()
         return result
 
@@ -237,6 +234,17 @@ class FetchCache:
         ):
             _, dropped = self._negotiations.popitem(last=False)
             self._negotiated_ids -= _ids(dropped)
+
+
+def _update(digest: Any, file: FileIO, start: int, end: int) -> None:
+    buffer = memoryview(bytearray(_READ_BYTES))
+    file.seek(start)
+    while start < end:
+        size = file.readinto(buffer[: min(_READ_BYTES, end - start)])
+        if not size:
+            raise Unavailable("a pack is shorter than it was", next_step="try again")
+        digest.update(buffer[:size])
+        start += size
 
 
 def _has_failed(task: asyncio.Task[bytes]) -> bool:

@@ -30,7 +30,8 @@ async def send_pack(reply: Reply, request: FetchRequest, answer: Answer) -> int:
     """Writes the answer's pack in frames as this client reads them. Returns the pack's bytes.
 
     Raises:
-        Unavailable: a stored pack is not there any more; possibly in the middle of the answer.
+        DamagedPack: a file is not there any more; nothing was written.
+        Unavailable: a file turned out to be too short in the middle of the answer.
         ConnectionError: the client is gone.
     """
     with answer.open() as files:

@@ -18,7 +18,7 @@ from quorepo.rpc.fetch_files import FetchFiles
 from quorepo.rpc.fetch_keys import answer_key, negotiation_key
 from quorepo.rpc.pack_stream import send_pack
 from quorepo.rpc.shared_calls import SharedCalls, Tell
-from quorepo.storage.errors import StorageFull, Unavailable
+from quorepo.storage.errors import DamagedPack, StorageFull, Unavailable
 from quorepo.storage.git.fetch_request import FetchRequest, Negotiation
 from quorepo.storage.git.filters import ObjectFilter
 from quorepo.storage.git.pktline import Marker, read_all
@@ -243,7 +243,7 @@ def test_a_stored_pack_that_is_gone_is_told(tmp_path: Path) -> None:
     async def scenario() -> None:
         gone = tmp_path / "gone"
         answer = Answer(9, 1, ((gone, 0, 9),), gone, 0, SHA1, True)
-        with pytest.raises(Unavailable):
+        with pytest.raises(DamagedPack):
             await send_pack(Sink(), FetchRequest(2, (b"x" * 20,)), answer)
         gone.write_bytes(b"short")
         with pytest.raises(Unavailable):
@@ -339,6 +339,44 @@ def test_what_a_deleted_branch_had_is_not_served_from_the_cache(
     assert b"PACK" in request(server, *ask).body
     work.git("push", server.url(path), ":secret")
     assert b"not our ref" in request(server, *ask).body
+
+
+def test_an_answer_whose_file_is_gone_is_made_anew(
+    server: EdgeUnderTest, work: WorkTree, path: str, counted: list[str], tmp_path: Path
+) -> None:
+    work.commit("first")
+    work.git("push", server.url(path), "main")
+    clone(server.url(path), tmp_path / "one")
+    for kept in server.edge.fetch_cache.paths():
+        kept.unlink()
+    clone(server.url(path), tmp_path / "two")
+    assert counted.count("build_pack") == 2
+
+
+@pytest.mark.parametrize("when", ["negotiate", "build_pack"])
+def test_a_fetch_whose_packs_were_replaced_looks_again(
+    server: EdgeUnderTest,
+    work: WorkTree,
+    path: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    when: str,
+) -> None:
+    work.commit("first")
+    work.git("push", server.url(path), "main")
+    inner = server.edge.workers.run
+    failed: list[str] = []
+
+    async def replaced(job: str, *arguments: Any) -> Any:
+        if job == when and not failed:
+            failed.append(job)
+            raise DamagedPack("pack file 'pack-1.pack' is not on this node")
+        return await inner(job, *arguments)
+
+    monkeypatch.setattr(server.edge.workers, "run", replaced)
+    target = clone(server.url(path), tmp_path / "clone")
+    assert failed
+    assert git("rev-parse", "HEAD", cwd=target).stdout.strip() == work.head()
 
 
 def test_without_a_cache_nothing_is_kept(work: WorkTree, tmp_path: Path) -> None:
