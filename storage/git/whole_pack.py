@@ -25,7 +25,7 @@ from weakref import WeakKeyDictionary
 from quorepo.storage.git.commit_graph import commit_graph_of
 from quorepo.storage.git.commits import CommitReader, Roots, tree_entry_pattern
 from quorepo.storage.git.fetch_request import FetchRequest, Negotiation
-from quorepo.storage.git.walk import ancestors
+from quorepo.storage.git.walk import commits_between
 from quorepo.storage.logs import fields
 from quorepo.storage.packs import COMMIT, TAG, TREE, PackFile, PackSet
 
@@ -83,11 +83,24 @@ def _may_see(reader: CommitReader, roots: PackRoots, visible: Roots) -> bool:
     )
 
 
+class _TooManyError(Exception):
+    """More commits of the pack are not wanted than may be sent in excess."""
+
+
 def _wanted_enough(reader: CommitReader, wants: Roots, roots: PackRoots, pack: PackFile) -> bool:
     if reaches_all(reader, wants.commits, roots.commits):
         return True
-    wanted = sum(1 for oid in ancestors(reader, wants.commits) if pack.find(oid) is not None)
-    return wanted >= _WANTED_MIN * commit_graph_of(reader.objects, pack).count
+    excess_max = (1 - _WANTED_MIN) * commit_graph_of(reader.objects, pack).count
+
+    def tick(unwanted: int) -> None:
+        if unwanted > excess_max:
+            raise _TooManyError
+
+    try:
+        commits_between(reader, roots.commits, wants.commits, tick=tick)
+    except _TooManyError:
+        return False
+    return True
 
 
 def reaches_all(reader: CommitReader, tips: Iterable[bytes], targets: Iterable[bytes]) -> bool:
