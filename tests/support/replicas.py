@@ -45,6 +45,12 @@ def retired_of(node: DemoNode) -> set[str]:
     return {path.stem.removeprefix("pack-") for path in folder.glob("*.pack")}
 
 
+def quarantined_of(node: DemoNode) -> set[str]:
+    """Digests of the packs that are staged."""
+    folder = node.data_dir / "groups" / str(STORAGE) / "quarantine"
+    return {path.stem for path in folder.glob("*.pack")}
+
+
 def folder_of(node: DemoNode, repository_id: str) -> Path:
     return node.data_dir / "groups" / str(STORAGE) / "repositories" / f"{repository_id}.git"
 

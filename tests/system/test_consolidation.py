@@ -7,7 +7,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from support.replicas import (
     check_replicas,
     objects_of,
     packs_of,
+    quarantined_of,
     repository_id_of,
     retired_of,
 )
@@ -159,6 +160,18 @@ def test_leader_keeps_the_packs_few_by_itself(eager: Demo, work: WorkTree, tmp_p
     check_replicas(demo, path, second)
 
 
+def moments(demo: Demo, path: str, asked: str, other: str) -> dict[str, Callable[[], bool]]:
+    """How far a consolidation that starts after this call has come."""
+    repository_id = repository_id_of(demo, path)
+    before = {name: quarantined_of(demo.nodes[name]) for name in (asked, other)}
+    packs = packs_of(demo.nodes[other], repository_id)
+    return {
+        "built": lambda: bool(quarantined_of(demo.nodes[asked]) - before[asked]),
+        "staged": lambda: bool(quarantined_of(demo.nodes[other]) - before[other]),
+        "switched": lambda: packs_of(demo.nodes[other], repository_id) != packs,
+    }
+
+
 @pytest.mark.parametrize("victim", ["leader", "follower"])
 def test_kill_during_consolidation_loses_nothing(
     own_cluster: Demo, work: WorkTree, tmp_path: Path, victim: str
@@ -169,16 +182,17 @@ def test_kill_during_consolidation_loses_nothing(
     leader = demo.leader(STORAGE)
     killed = leader if victim == "leader" else next(n for n in demo.nodes if n != leader)
     survivors = [name for name in demo.nodes if name != killed]
-    for delay_s in (0.6, 1.2, 1.8):  # while it is built, checked, switched
-        asked = killed if victim == "leader" else leader
+    asked = killed if victim == "leader" else leader
+    for moment in ("built", "staged", "switched"):
+        reached = moments(demo, path, asked, survivors[0] if victim == "leader" else killed)
         running = threading.Thread(
-            target=lambda asked=asked: demo.cli("repo", "optimize", path, node=asked, check=False)  # type: ignore[misc]
+            target=lambda: demo.cli("repo", "optimize", path, node=asked, check=False)
         )
         running.start()
-        time.sleep(delay_s)
+        eventually(lambda: reached[moment]() or not running.is_alive(), what=moment)  # noqa: B023
         demo.kill(killed)
         running.join()
-        work.commit(f"killed after {delay_s}")
+        work.commit(f"killed when {moment}")
         url = demo.url(survivors[0], path)
 
         def pushed(url: str = url) -> bool:
