@@ -1,9 +1,9 @@
 """Commits of a pack in a form that walks can read quickly: tree, parents, date, generation.
 
-Owns the derived file `objects/info/quorepo-<digest of the pack>.commits` of a repository. It may be
-thrown away at any time and is never asked whether an object exists: it belongs to one pack, by
-digest, and carries a checksum; what is not exactly as expected is made anew from the pack. Packs
-of few objects get no file, they are scanned when first needed.
+Owns the content of the derived file `objects/info/quorepo-<digest of the pack>.commits`
+(`derived.py`). It is never asked whether an object exists: it belongs to one pack, by digest, and
+carries a checksum; what is not exactly as expected is made anew from the pack. Packs of few objects
+get no file, they are scanned when first needed.
 
 The generation is git's "corrected commit date" (gitformat-commit-graph(5)): the committer date, or
 one more than the largest generation of a parent. So it grows from parent to child however
@@ -17,23 +17,20 @@ committers' clocks were set, and it does not depend on which packs hold the comm
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import mmap
-import os
 import struct
-import uuid
 from array import array
 from binascii import Error as HexError
 from binascii import unhexlify
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from quorepo.storage.errors import CorruptPack
+from quorepo.storage.git.derived import read_derived, write_derived
 from quorepo.storage.logs import fields
 from quorepo.storage.packs import COMMIT, OFS_DELTA, REF_DELTA, PackFile, PackSet
 
@@ -41,6 +38,7 @@ __all__ = ["Commit", "CommitGraph", "commit_graph_of", "commit_graphs", "parse_c
 
 log = logging.getLogger(__name__)
 
+_KIND = "commits"
 _MAGIC = b"QUOCOM\0\1"
 _HEADER = struct.Struct(">8sH32sLL32s")
 _FANOUT = struct.Struct(">256L")
@@ -153,7 +151,7 @@ def _provide(objects: PackSet, missing: Sequence[PackFile]) -> None:
     _assign_generations(list(found.values()), known)
     for pack, commits in found.items():
         if pack.object_count >= _STORED_OBJECTS_MIN:
-            _write(pack, commits)
+            write_derived(pack, _KIND, _encode(pack, commits))
         _graphs[pack] = CommitGraph(commits)
 
 
@@ -250,38 +248,14 @@ def _record(width: int) -> struct.Struct:
     return struct.Struct(f">{width}sQQLL")
 
 
-def _path(pack: PackFile) -> Path:
-    return pack.path.parent.parent / "info" / f"quorepo-{pack.digest.hex()}.commits"
-
-
 def _read(pack: PackFile) -> CommitGraph | None:
-    path = _path(pack)
-    try:
-        with path.open("rb") as file:
-            contents = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:  # ValueError: mmap refuses an empty file
-        log.warning("commit graph can't be read", extra=fields(path=path, error=error))
+    contents = read_derived(pack, _KIND)
+    if contents is None:
         return None
     graph = CommitGraph.from_file(contents, pack)
     if graph is None:
-        log.warning("commit graph is damaged and made anew", extra=fields(path=path))
+        log.warning("commit graph is damaged and made anew", extra=fields(pack=pack.path.name))
     return graph
-
-
-def _write(pack: PackFile, commits: Mapping[bytes, Commit]) -> None:
-    """Not synced: after a power cut the checksum tells. A disk that is full costs only time."""
-    path = _path(pack)
-    new = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        new.write_bytes(_encode(pack, commits))
-        os.replace(new, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            new.unlink()
-        log.warning("commit graph is not stored", extra=fields(path=path, error=error))
 
 
 def _encode(pack: PackFile, commits: Mapping[bytes, Commit]) -> bytes:

@@ -17,12 +17,8 @@ from quorepo.storage.errors import StorageFull
 from quorepo.storage.git.commits import CommitReader
 from quorepo.storage.git.fetch_request import FetchRequest, Negotiation
 from quorepo.storage.git.filters import ObjectFilter
-from quorepo.storage.git.pack_writer import (
-    PackResult,
-    encode_distance,
-    encode_header,
-    write_pack,
-)
+from quorepo.storage.git.pack_entries import encode_distance, encode_header
+from quorepo.storage.git.pack_writer import PackResult, write_pack
 from quorepo.storage.git.selection import select_objects
 from quorepo.storage.git.tree_changes import Selection
 from quorepo.storage.git.whole_pack import whole_pack_for

@@ -18,6 +18,7 @@ from typing import BinaryIO, NamedTuple
 from quorepo.storage.errors import DamagedPack
 from quorepo.storage.git.commits import tree_entry_pattern
 from quorepo.storage.git.deltas import make_delta
+from quorepo.storage.git.pack_entries import encode_distance, encode_header, split_ofs_delta
 from quorepo.storage.git.tree_changes import Selection
 from quorepo.storage.packs import (
     OFS_DELTA,
@@ -29,7 +30,7 @@ from quorepo.storage.packs import (
     RawEntry,
 )
 
-__all__ = ["PackResult", "Part", "encode_distance", "encode_header", "write_pack"]
+__all__ = ["PackResult", "Part", "write_pack"]
 
 _Places = list[tuple[PackFile, list[tuple[int, bytes]]]]
 _Chain = list[tuple[bytes, PackFile, int]]
@@ -266,7 +267,7 @@ class _PackWriter:
             if oid in self._earlier and len(data) >= _DELTA_ENTRY_BYTES_MIN:
                 return False
         elif type_num == OFS_DELTA and self._ofs_delta:
-            header_bytes, distance, body = _split_ofs_delta(data)
+            header_bytes, distance, body = split_ofs_delta(data)
             base_position = moved.get(offset - distance)
             if base_position is None:
                 return False
@@ -406,43 +407,3 @@ class _PackWriter:
         self._file_position += len(data)
         self._buffer.clear()
         self._buffered = 0
-
-
-def _split_ofs_delta(data: bytes) -> tuple[int, int, int]:
-    """(bytes of type and size, distance to the base, where the zlib stream begins)."""
-    position = 0
-    while data[position] & 0x80:
-        position += 1
-    header_bytes = position = position + 1
-    byte = data[position]
-    distance = byte & 0x7F
-    while byte & 0x80:
-        position += 1
-        byte = data[position]
-        distance = (distance + 1) << 7 | byte & 0x7F
-    return header_bytes, distance, position + 1
-
-
-def encode_header(type_num: int, size: int) -> bytes:
-    """Type in bits 4-6 of the first byte, the size in 4 bits and then 7 bits per byte."""
-    byte = type_num << 4 | size & 15
-    size >>= 4
-    encoded = bytearray()
-    while size:
-        encoded.append(byte | 0x80)
-        byte = size & 0x7F
-        size >>= 7
-    encoded.append(byte)
-    return bytes(encoded)
-
-
-def encode_distance(distance: int) -> bytes:
-    """The offset encoding of OFS_DELTA: most significant group first, all but the last one less."""
-    encoded = bytearray([distance & 0x7F])
-    distance >>= 7
-    while distance:
-        distance -= 1
-        encoded.append(distance & 0x7F | 0x80)
-        distance >>= 7
-    encoded.reverse()
-    return bytes(encoded)

@@ -3,37 +3,31 @@
 A pack is *closed* when all that its objects refer to is in it; its *roots* are the objects that
 nothing in it refers to. Everything in a closed pack is reached from its roots. So when the client
 may see all roots it may see the whole pack, without a look at the objects. Roots never change; they
-are kept in a derived file, `objects/info/quorepo-<digest of the pack>.roots`, which may be thrown
-away at any time and is made anew when it is not exactly as expected.
+are kept in a derived file, `objects/info/quorepo-<digest of the pack>.roots` (`derived.py`), which
+is made anew when it is not exactly as expected.
 
 Must not know how a pack is written or sent.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import heapq
-import logging
-import os
-import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from quorepo.storage.git.commit_graph import commit_graph_of
 from quorepo.storage.git.commits import CommitReader, Roots, tree_entry_pattern
+from quorepo.storage.git.derived import read_derived, write_derived
 from quorepo.storage.git.fetch_request import FetchRequest, Negotiation
 from quorepo.storage.git.walk import commits_between
-from quorepo.storage.logs import fields
 from quorepo.storage.packs import COMMIT, TAG, TREE, PackFile, PackSet
 
 __all__ = ["PackRoots", "pack_roots", "reaches_all", "whole_pack_for"]
 
-log = logging.getLogger(__name__)
-
 _GITLINK_MODE = b"160000"
+_KIND = "roots"
 _MAGIC = b"QUOROO\0\1"
 # Below that, looking at every object takes less time than the file is worth.
 _OBJECTS_MIN = 500
@@ -134,10 +128,11 @@ def pack_roots(objects: PackSet, pack: PackFile) -> PackRoots:
     """Of a pack of `objects`; read from its file, or made by a look at all its trees."""
     roots = _roots.get(pack)
     if roots is None:
-        roots = _read(pack)
+        content = read_derived(pack, _KIND)
+        roots = None if content is None else _decode(content[:], pack)
         if roots is None:
             roots = _find(objects, pack)
-            _write(pack, roots)
+            write_derived(pack, _KIND, _encode(pack, roots))
         _roots[pack] = roots
     return roots
 
@@ -179,35 +174,6 @@ def _find(objects: PackSet, pack: PackFile) -> PackRoots:
         tuple(sorted(oid for oid in roots if kinds[oid] == COMMIT)),
         tuple(sorted(oid for oid in roots if kinds[oid] == TAG)),
     )
-
-
-def _path(pack: PackFile) -> Path:
-    return pack.path.parent.parent / "info" / f"quorepo-{pack.digest.hex()}.roots"
-
-
-def _read(pack: PackFile) -> PackRoots | None:
-    try:
-        content = _path(pack).read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        log.warning("roots of a pack can't be read", extra=fields(path=_path(pack), error=error))
-        return None
-    return _decode(content, pack)
-
-
-def _write(pack: PackFile, roots: PackRoots) -> None:
-    """Not synced: after a power cut the checksum tells. A disk that is full costs only time."""
-    path = _path(pack)
-    new = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        new.write_bytes(_encode(pack, roots))
-        os.replace(new, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            new.unlink()
-        log.warning("roots of a pack are not stored", extra=fields(path=path, error=error))
 
 
 def _encode(pack: PackFile, roots: PackRoots) -> bytes:

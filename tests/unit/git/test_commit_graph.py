@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -115,3 +116,19 @@ def test_without_room_for_it_it_lives_in_memory(skewed: StoredRepository) -> Non
     info.rmdir() if info.exists() else None
     info.write_bytes(b"in the way")
     assert sum(graph.count for graph in commit_graphs(fresh(skewed))) == 300
+
+
+def test_files_of_packs_that_are_gone_are_removed(skewed: StoredRepository) -> None:
+    commit_graphs(fresh(skewed))
+    kept = files(skewed)
+    old = kept[0].with_name(f"quorepo-{'ab' * 32}.roots")
+    unfinished = kept[0].with_name(f"{kept[0].name}.1234.tmp")
+    abandoned = kept[0].with_name(f"{kept[0].name}.5678.tmp")
+    foreign = kept[0].with_name("packs")
+    for path in (old, unfinished, abandoned, foreign):
+        path.write_bytes(b"content")
+    os.utime(abandoned, (0, 0))
+    kept[0].unlink()
+    commit_graphs(fresh(skewed))
+    assert files(skewed) == kept
+    assert [path.exists() for path in (old, unfinished, abandoned, foreign)] == [0, 1, 0, 1]
