@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
 from support.edge import edge_config, running_edge
 from support.git import WorkTree, clone, git
-from support.grpc_api import Api
+from support.grpc_api import Api, Refused
 from support.waiting import eventually
 
 from quorepo.rpc.upkeep import Outcome, Upkeep
 from quorepo.storage.errors import Unavailable
 from quorepo.storage.layout import retired_packs
-from quorepo.v1 import repository_pb2
+from quorepo.v1 import ref_pb2, repository_pb2
 
 
 def push_many(api: Api, work: WorkTree, path: str, count: int) -> list[str]:
@@ -162,7 +163,7 @@ def test_prune_removes_what_a_forced_push_left_after_the_grace_time(
 def test_push_verified_before_a_prune_is_verified_again(
     api: Api, work: WorkTree, path: str
 ) -> None:
-    """A ref-only push to an object that is being pruned must not succeed."""
+    """The client sent its pack: what was pruned meanwhile comes back with it."""
     heads = push_many(api, work, path, 1)
     work.git("checkout", "--quiet", "--orphan", "other")
     work.commit("other", {"file.txt": "other\n"})
@@ -186,7 +187,6 @@ def test_push_verified_before_a_prune_is_verified_again(
     hold, core.hold = core.hold, None
     assert run(api, path, "prune", grace_s=0.0).objects_dropped == 3
     api.under_test.loop.call_soon_threadsafe(hold.set)
-    # The client sent its pack, which holds the objects: they are verified again and come back.
     assert future.result(30) == 0
     view = api.under_test.do(api.under_test.edge.reads.open(path))
     assert view.refs[b"refs/heads/back"].hex() == heads[0]
@@ -252,3 +252,35 @@ def test_leader_consolidates_by_itself_and_nobody_else(tmp_path: Path) -> None:
                 upkeep.close()
 
             server.do(stop())
+
+
+def test_ref_to_an_object_that_is_pruned_meanwhile_is_refused(
+    api: Api, work: WorkTree, path: str
+) -> None:
+    """It was there when it was verified, and is not when the transaction is applied."""
+    heads = push_many(api, work, path, 1)
+    work.git("checkout", "--quiet", "--orphan", "other")
+    work.commit("other", {"file.txt": "other\n"})
+    work.git("push", "--quiet", "--force", api.under_test.url(path), "HEAD:refs/heads/main")
+    work.git("push", "--quiet", api.under_test.url(path), "HEAD:refs/heads/b")
+    core = api.under_test.core
+    core.hold = asyncio.Event()
+    core.holding.clear()
+    refused: list[Refused] = []
+    request = ref_pb2.UpdateRefsRequest(
+        repository=path,
+        updates=[ref_pb2.RefUpdate(name=b"refs/heads/back", new_oid=heads[0], any_old=True)],
+    )
+    asking = threading.Thread(
+        target=lambda: refused.append(api.refused(api.refs.UpdateRefs, request))
+    )
+    asking.start()
+    eventually(core.holding.is_set, what="the update is about to be ordered")
+    hold, core.hold = core.hold, None
+    assert run(api, path, "prune", grace_s=0.0).objects_dropped == 3
+    api.under_test.loop.call_soon_threadsafe(hold.set)
+    asking.join()
+    assert len(refused) == 1
+    assert heads[0] in refused[0].text
+    view = api.under_test.do(api.under_test.edge.reads.open(path))
+    assert b"refs/heads/back" not in view.refs

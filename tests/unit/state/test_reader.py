@@ -316,3 +316,43 @@ def _seconds(reader: StateReader) -> float:
     started = time.perf_counter()
     assert len(reader.refs(REPOSITORY)) == 10_000
     return time.perf_counter() - started
+
+
+def test_use_of_packs_is_counted_for_living_repositories(
+    writer: Writer, reader: StateReader
+) -> None:
+    for repository_id, count in (("a" * 32, 3), ("b" * 32, 1), ("c" * 32, 2), ("d" * 32, 2)):
+        for number in range(count):
+            updates = update(f"refs/heads/{number}", 1)
+            writer.apply(transaction(updates, repository_id=repository_id, packs=[pack(number)]))
+    writer.apply(log_pb2.DeleteRepository(repository_id="c" * 32))
+    found = reader.pack_use()
+    assert [(use.repository_id[0], use.pack_count) for use in found] == [("a", 3), ("d", 2)]
+    assert found[0].pack_bytes == 1000 + 1001 + 1002
+    assert found[0].repeated_bytes == 3 * (500 - 32) + 3
+    assert reader.pack_use(packs_min=3) == found[:1]
+    assert reader.pack_use(after="a" * 32) == found[1:]
+    assert reader.pack_use(limit=1) == found[:1]
+
+
+def test_roots_of_a_prune_are_those_of_one_moment(writer: Writer, reader: StateReader) -> None:
+    assert reader.prune_roots(REPOSITORY, 0) is None
+    writer.apply(transaction(update(MAIN, 1), packs=[pack(1)]))
+    writer.log.now_ms += 1000
+    writer.apply(transaction(update(MAIN, 2, 1), packs=[pack(2)]))
+    middle_ms = reader.log_time_ms()
+    writer.log.now_ms += 1000
+    writer.apply(transaction(update(MAIN, 3, 2), update("refs/heads/b", 3)))
+    roots = reader.prune_roots(REPOSITORY, 0)
+    assert roots is not None
+    assert (roots.counter, roots.deleted) == (3, False)
+    assert (roots.tips, roots.recent) == ((oid(3),), (oid(1), oid(2)))
+    assert roots.packs == (pack(1).digest, pack(2).digest)
+    for since_ms, recent in ((middle_ms, (oid(1), oid(2))), (middle_ms + 1, (oid(2),))):
+        roots = reader.prune_roots(REPOSITORY, since_ms)
+        assert roots is not None
+        assert roots.recent == recent
+    writer.apply(log_pb2.DeleteRepository(repository_id=REPOSITORY))
+    roots = reader.prune_roots(REPOSITORY, 0)
+    assert roots is not None
+    assert roots.deleted

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,11 +27,12 @@ from support.packing import (
     tree,
 )
 
+import quorepo.storage
 from quorepo.storage.consolidate import CHAIN_DEPTH_MAX, merge_packs
 from quorepo.storage.errors import CorruptPack, NotFound, QuorepoError
 from quorepo.storage.ingest import IngestResult
 from quorepo.storage.jobs import abandoned_files, run_job
-from quorepo.storage.layout import promote_pack, retire_pack
+from quorepo.storage.layout import held_packs, promote_pack, retire_pack
 from quorepo.storage.limits import StorageLimits
 from quorepo.storage.objectformat import ObjectFormat
 from quorepo.storage.packfile import BLOB, COMMIT, OFS_DELTA, TREE
@@ -396,3 +402,62 @@ def test_prune_of_everything_leaves_no_pack(tmp_path: Path) -> None:
     answer = run_job("prune", prune_arguments(store, [], []), StorageLimits(), nothing)
     assert answer == {"result": None, "dropped": 9}
     assert store.quarantined() == set(os.listdir(store.layout.quarantine)) == set()
+
+
+# ---- deaths
+
+FOLDER = Path(quorepo.storage.__file__).parent
+POINTS = sorted(
+    re.findall(r'failpoint\("([^"]+)"\)', (FOLDER / "consolidate.py").read_text("utf-8"))
+    + re.findall(
+        r'failpoint\("(layout.retire_pack[^"]+)"\)', (FOLDER / "layout.py").read_text("utf-8")
+    )
+)
+CHILD = """
+import json, sys
+from pathlib import Path
+from quorepo.storage.jobs import run_job
+from quorepo.storage.layout import GroupLayout, promote_pack, retire_pack
+from quorepo.storage.limits import StorageLimits
+arguments = json.loads(sys.stdin.read())
+answer = run_job("consolidate", arguments, StorageLimits(), print)
+repository = arguments["repository"]
+layout = GroupLayout(Path(repository["data_dir"]), repository["group"])
+promote_pack(layout, repository["repository_id"], bytes.fromhex(answer["result"]["digest"]))
+for digest in arguments["merge"]:
+    retire_pack(layout, repository["repository_id"], bytes.fromhex(digest))
+"""
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_kill_at_every_step_leaves_all_objects_readable(tmp_path: Path, point: str) -> None:
+    assert len(POINTS) == 6
+    store = PackStore(tmp_path / "data")
+    heads = three_commits(store)
+    expected = ids(store.packs)
+    arguments = prune_arguments(store, heads, [])
+    died = subprocess.run(
+        [sys.executable, "-c", CHILD],
+        input=json.dumps(arguments),
+        env={**os.environ, "QUOREPO_FAILPOINTS": f"{point}=kill"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    digests = set(store.digests) | held_packs(store.layout)
+    old = PackCache().open(store.layout, store.repository_id, store.digests, store.object_format)
+    assert ids(old) == expected
+    assert all(old.get(oid) for oid in expected)
+    for digest in digests - set(store.digests):
+        merged = PackCache().open(store.layout, store.repository_id, [digest], store.object_format)
+        assert ids(merged) == expected
+    # Whoever comes next does it all again.
+    arguments["upload"] = str(store.layout.new_upload())
+    again = subprocess.run(
+        [sys.executable, "-c", CHILD], input=json.dumps(arguments), capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert len(held_packs(store.layout)) == 4
+    store.fsck(*heads)
