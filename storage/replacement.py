@@ -55,13 +55,11 @@ def check_replacement(
     *,
     complete: bool = True,
     retained: Container[bytes] | None = None,
-    kept: Container[bytes] = (),
 ) -> int:
     """Checks the packs `added` against those `removed`; returns the number of their objects.
 
     Without `complete`, `removed` names only some of the replaced packs, and `added` may hold more
-    than they do. With `retained`, objects that it does not contain must be missing, and those that
-    the packs `kept` hold may be.
+    than they do. With `retained`, objects that it does not contain must be missing.
 
     Raises CorruptPack: the replacement is wrong. NotFound: a pack is not on this node. DamagedPack:
     a stored pack cannot be read.
@@ -76,7 +74,7 @@ def check_replacement(
         for oid in pack_file.iter_oids():
             number = objects.get(oid)
             wanted = retained is None or oid in retained
-            if number is None and wanted and oid not in kept:
+            if number is None and wanted:
                 raise CorruptPack(f"the replacement lacks object {oid.hex()}")
             if number is not None:
                 if not wanted:

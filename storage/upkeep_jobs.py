@@ -67,7 +67,6 @@ def _check(
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
     retained: set[bytes] | None = None
-    kept = PackSet((), packs.object_format)
     if (retain := arguments.get("retain")) is not None:
         kept = _subset(packs, lambda digest: digest not in merge)
         retained = retained_objects(packs, _raw(retain["tips"]), _raw(retain["recent"]), kept)
@@ -81,7 +80,6 @@ def _check(
         progress,
         complete=bool(arguments["complete"]),
         retained=retained,
-        kept=kept,
     )
     return {"objects": objects}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.edge import edge_config, running_edge
@@ -27,14 +28,15 @@ def push_many(api: Api, work: WorkTree, path: str, count: int) -> list[str]:
     return heads
 
 
-def run(api: Api, path: str, kind: str, **arguments: object) -> Outcome:
+def run(api: Api, path: str, kind: str, **arguments: Any) -> Outcome:
     edge = api.under_test.edge
 
     async def work() -> Outcome:
         upkeep = Upkeep(edge)
         try:
-            method = upkeep.optimize if kind == "optimize" else upkeep.prune
-            return await method(path, edge.origin("admin"), **arguments)  # type: ignore[operator]
+            method: Any = upkeep.optimize if kind == "optimize" else upkeep.prune
+            outcome: Outcome = await method(path, edge.origin("admin"), **arguments)
+            return outcome
         finally:
             upkeep.close()
 

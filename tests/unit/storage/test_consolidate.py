@@ -369,10 +369,11 @@ def test_prune_drops_what_no_ref_reaches_and_the_check_agrees(tmp_path: Path) ->
     retain = {"tips": arguments["tips"], "recent": arguments["recent"]}
     question = {**arguments, "added": added, "complete": True, "retain": retain}
     assert run_job("check_replacement", question, StorageLimits(), nothing) == {"objects": 6}
-    for tips, recent, message in (
+    cases: list[tuple[list[bytes], list[bytes], str]] = [
         ([first], [], "keeps object"),
         ([first, second, third], [], "lacks object"),
-    ):
+    ]
+    for tips, recent, message in cases:
         retain = {"tips": [t.hex() for t in tips], "recent": [r.hex() for r in recent]}
         with pytest.raises(CorruptPack, match=message):
             run_job("check_replacement", {**question, "retain": retain}, StorageLimits(), nothing)
@@ -394,6 +395,13 @@ def test_prune_keeps_what_a_young_pack_refers_to(tmp_path: Path) -> None:
     kept = PackCache().open(store.layout, store.repository_id, [result.digest], store.object_format)
     assert second not in kept
     assert object_id(BLOB, b"content 1") in kept
+    question = {
+        **arguments,
+        "added": [[result.digest.hex(), result.index_digest.hex()]],
+        "complete": True,
+        "retain": {"tips": arguments["tips"], "recent": []},
+    }
+    assert run_job("check_replacement", question, StorageLimits(), nothing) == {"objects": 5}
 
 
 def test_prune_of_everything_leaves_no_pack(tmp_path: Path) -> None:
