@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.state_log import (
     REPOSITORY,
     Log,
@@ -19,9 +22,12 @@ from support.state_log import (
 )
 
 from quorepo.cluster.apply import DiskActions
+from quorepo.cluster.gate import pack_needs
+from quorepo.cluster.raft.interface import Entry
 from quorepo.cluster.state.store import StateStore
 from quorepo.internal.v1 import log_pb2
 from quorepo.storage import failpoints
+from quorepo.storage.errors import FatalError
 from quorepo.storage.layout import GroupLayout, held_packs, repository_packs, retired_packs
 
 MAIN = "refs/heads/main"
@@ -260,3 +266,79 @@ def test_layout_of_an_older_version_gets_its_folder(layout: GroupLayout, store: 
     log.command(replacement([1], [9]))
     store.apply_batch(log.entries, DiskActions(layout))
     assert retired_packs(layout) == {pack(1).digest}
+
+
+class Dies(Exception):
+    """Stands for kill -9 at a failpoint."""
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("push"), st.integers(1, 6), st.integers(1, 6)),
+        st.tuples(st.just("replace"), st.integers(1, 12), st.integers(7, 12)),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=20, deadline=None)
+@given(planned=steps, batch=st.integers(1, 4), deaths=st.lists(st.integers(1, 40), max_size=4))
+def test_folder_is_what_the_table_says_after_any_deaths(
+    planned: list[tuple[str, int, int]], batch: int, deaths: list[int]
+) -> None:
+    """Entries in batches, dying at the nth failpoint again and again, replayed from where the
+    state is: every pack of the table lies in the folder, every removed one in retired."""
+    log = Log()
+    for kind, first, second in planned:
+        if kind == "push":
+            packs = [pack(number) for number in sorted({first, second})]
+            log.command(transaction(update(MAIN, first, any_old=True), packs=packs))
+        else:
+            log.command(replacement(sorted({first, second}), [second]))
+    left = list(deaths)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patches:
+        layout = GroupLayout(Path(folder), 1)
+        layout.create()
+        countdown = 0
+
+        def maybe_die(name: str) -> None:
+            nonlocal countdown
+            countdown -= 1
+            if countdown == 0:
+                raise Dies(name)
+
+        patches.setattr("quorepo.storage.layout.failpoint", maybe_die)
+        patches.setattr("quorepo.cluster.state.store.failpoint", maybe_die)
+        while True:
+            countdown = 0
+            store = StateStore.open(layout)
+            countdown = left.pop() if left else 0
+            files = DiskActions(layout)
+            try:
+                files.retire_removed(store.removed_packs())
+                while rest := log.entries[store.applied_index :]:
+                    for entry in rest[:batch]:  # whoever has the log has the packs
+                        for digest in added_by(entry) - held_packs(layout):
+                            for path in layout.quarantine_paths(digest):
+                                path.write_bytes(digest)
+                    store.apply_batch(rest[:batch], files)
+                break
+            except (Dies, FatalError):
+                continue  # the process is gone; the next one opens what it left
+            finally:
+                store.close()
+        countdown = 0
+        reopened = StateStore.open(layout)
+        try:
+            table = sorted(reopened.pack_digests())
+            removed = set(reopened.removed_packs())
+        finally:
+            reopened.close()
+        assert [digest for _, digest in repository_packs(layout)] == table
+        assert removed <= retired_packs(layout)
+        assert set(table) | removed <= held_packs(layout)
+
+
+def added_by(entry: Entry) -> set[bytes]:
+    return {need.digest for need in pack_needs(log_pb2.Command.FromString(entry.data))}
