@@ -313,8 +313,8 @@ def test_fuzzed_requests_raise_only_our_errors(body: bytes, head: bytes, end: by
         if isinstance(request, FetchRequest):
             sent = json.loads(json.dumps(request.to_json()))
             # What the answer's frame alone needs stays with the edge.
-            left = {"session_id": "", "sideband_all": False, "want_refs": ()}
-            assert FetchRequest.from_json(sent) == dataclasses.replace(request, **left)
+            left = dataclasses.replace(request, session_id="", sideband_all=False, want_refs=())
+            assert FetchRequest.from_json(sent) == left
             upload_pack.fetch_preamble(request, Negotiation())
         elif isinstance(request, ObjectInfoRequest):
             upload_pack.object_info_answer(request, [None] * len(request.oids))
