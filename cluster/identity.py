@@ -14,6 +14,8 @@ import json
 import secrets
 from pathlib import Path
 
+from google.protobuf.message import DecodeError
+
 from quorepo.internal.v1 import log_pb2
 from quorepo.storage.errors import FatalError
 from quorepo.storage.layout import write_durably
@@ -47,7 +49,7 @@ class NodeIdentity:
         path = data_dir / "node.json"
         nonce = secrets.token_hex(8)
         try:
-            raw = path.read_text(encoding="utf-8")
+            raw = path.read_bytes()
         except FileNotFoundError:
             _refuse_state_without_identity(data_dir)
             identity = cls(node, f"{node}@{secrets.token_hex(4)}", nonce)
@@ -63,7 +65,7 @@ class NodeIdentity:
                 cluster_id=str(stored["cluster_id"]),
                 founding=_decode_configuration(stored["founding"]),
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, DecodeError) as error:
             raise FatalError(
                 f"{path} is damaged ({error}); nothing was changed; restore the file from a "
                 "backup, or empty the data directory to rejoin the cluster as a new replica",

@@ -44,10 +44,14 @@ def _section(name: str, model: type[BaseModel]) -> str:
     first_line = (model.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
     lines = [f"## [{name}]", "", first_line, "", "| key | type | default | meaning |"]
     lines.append("|---|---|---|---|")
+    tables = []
     for key, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            tables.append(_section(f"{name}.{key}", field.annotation))
+            continue
         meaning = " ".join((field.description or "").replace("|", "\\|").split())
         lines.append(f"| `{key}` | {_type(field)} | {_default(field)} | {meaning} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(["\n".join(lines) + "\n", *tables])
 
 
 def _type(field: FieldInfo) -> str:

@@ -5,8 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.peer_certificates import authority, now
 
-from quorepo.rpc.config import NodeConfig, load_config, load_secret, load_tokens, split_address
+from quorepo.cluster.peer.certificates import issue_certificate
+from quorepo.rpc.config import (
+    NodeConfig,
+    load_config,
+    load_peer_credentials,
+    load_tokens,
+    split_address,
+)
 from quorepo.rpc.config_reference import reference
 from quorepo.storage.errors import ConfigError
 
@@ -17,7 +25,11 @@ data_dir = "data/n1"
 
 [cluster]
 peers = { n1 = "127.0.0.1:7423", n2 = "127.0.0.1:7433" }
-secret_file = "secrets/cluster-secret"
+
+[cluster.tls]
+ca_file = "secrets/ca.pem"
+certificate_file = "secrets/n1.pem"
+key_file = "secrets/n1.key"
 
 [listen]
 http = "127.0.0.1:7420"
@@ -85,14 +97,20 @@ def test_a_configuration_does_not_change(tmp_path: Path) -> None:
         ('http = "127.0.0.1:7420"', 'http = "0.0.0.0:7420"', "is not a loopback address"),
         ('http = "127.0.0.1:7420"', 'http = "10.0.0.7:7420"', "use 127.0.0.1 or [::1]"),
         ('http = "127.0.0.1:7420"', 'http = "git.example:7420"', "is not a loopback address"),
-        ('n2 = "127.0.0.1:7433"', 'n2 = "192.0.2.1:7433"', "is not a loopback address"),
+        ('n2 = "127.0.0.1:7433"', 'n2 = "0.0.0.0:7433"', "name the one to connect to"),
+        ('n2 = "127.0.0.1:7433"', 'n2 = "[::]:7433"', "name the one to connect to"),
+        ('peer = "127.0.0.1:7423"', 'peer = "0.0.0.0:7423"', "but this node advertises"),
+        ("ca_file =", "ca_fiel =", "unknown key 'cluster.tls.ca_fiel'; did you mean 'ca_file'?"),
+        ("[cluster.tls]", "[cluster.tsl]", "unknown key 'cluster.tsl'; did you mean 'tls'?"),
         ('http = "127.0.0.1:7420"', 'http = "127.0.0.1:0"', "port must be 1 to 65535"),
         ('http = "127.0.0.1:7420"', 'http = "7420"', "expected HOST:PORT"),
         ('http = "127.0.0.1:7420"', 'http = "127.0.0.1:7421"', "http and grpc both listen on"),
         ('n2 = "127.0.0.1:7433"', 'n2 = "127.0.0.1:7423"', "have one address '127.0.0.1:7423'"),
         ('peer = "127.0.0.1:7423"', 'peer = "127.0.0.1:9"', "but this node advertises"),
         ('"secrets/tokens"', '"data/n1/tokens"', "auth.tokens_file must lie outside"),
-        ('"secrets/cluster-secret"', '"data/n1/s"', "cluster.secret_file must lie outside"),
+        ('"secrets/ca.pem"', '"data/n1/ca"', "cluster.tls.ca_file must lie outside"),
+        ('"secrets/n1.pem"', '"data/n1/c"', "cluster.tls.certificate_file must lie outside"),
+        ('"secrets/n1.key"', '"data/n1/k"', "cluster.tls.key_file must lie outside"),
         ("[auth]", "[auth", "is not TOML"),
     ],
 )
@@ -143,16 +161,30 @@ def private(path: Path, content: str) -> Path:
     return path
 
 
-def test_secrets_are_read_only_when_private_and_long_enough(tmp_path: Path) -> None:
-    path = private(tmp_path / "secret", "0123456789abcdef" * 2 + "\n")
-    assert load_secret(path) == b"0123456789abcdef" * 2
-    path.chmod(0o640)
-    with pytest.raises(ConfigError, match=r"open to other users \(mode 0640\); chmod 600"):
-        load_secret(path)
-    with pytest.raises(ConfigError, match="at least 32"):
-        load_secret(private(tmp_path / "short", "abc"))
-    with pytest.raises(ConfigError, match="No such file"):
-        load_secret(tmp_path / "absent")
+def test_peers_may_be_on_other_machines(tmp_path: Path) -> None:
+    """They speak TLS; what clients speak does not yet."""
+    text = GOOD.replace('peer = "127.0.0.1:7423"', 'peer = "0.0.0.0:7423"')
+    text = text.replace('n1 = "127.0.0.1:7423"', 'n1 = "n1.example:7423"')
+    text = text.replace('n2 = "127.0.0.1:7433"', 'n2 = "10.0.0.2:7423"')
+    config = load(tmp_path, text + '[advertise]\npeer_address = "n1.example:7423"\n')
+    assert config.listen.peer == "0.0.0.0:7423"
+    assert config.cluster.peers["n2"] == "10.0.0.2:7423"
+
+
+def test_certificates_are_read_from_their_files(tmp_path: Path) -> None:
+    config = load(tmp_path, GOOD)
+    with pytest.raises(ConfigError, match=r"cluster\.tls\.ca_file .*secrets/ca\.pem"):
+        load_peer_credentials(config)
+    (tmp_path / "secrets").mkdir()
+    issued = issue_certificate(authority(), "n1", now())
+    for path, content in (
+        (config.cluster.tls.ca_file, authority().certificate_pem),
+        (config.cluster.tls.certificate_file, issued.certificate_pem),
+        (config.cluster.tls.key_file, issued.key_pem),
+    ):
+        path.write_bytes(content)
+        path.chmod(0o600)
+    assert load_peer_credentials(config).node == "n1"
 
 
 def test_tokens_are_users_with_tokens_of_their_own(tmp_path: Path) -> None:

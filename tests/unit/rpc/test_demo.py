@@ -4,18 +4,23 @@ start."""
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import socket
 import stat
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.peer_certificates import now
 
-from quorepo.rpc.config import load_config, load_secret, load_tokens
+from quorepo.cluster.peer.certificates import make_authority
+from quorepo.rpc.config import load_config, load_peer_credentials, load_tokens
 from quorepo.rpc.demo import run as demo_run
+from quorepo.rpc.demo.certificates import provide_certificates
 from quorepo.rpc.demo.guide import guide
 from quorepo.rpc.demo.layout import DemoLayout, DemoNode, prepare
 from quorepo.rpc.demo.run import check_startable, run_demo
@@ -42,12 +47,70 @@ def test_every_written_configuration_can_be_served(tmp_path: Path) -> None:
         assert config.cluster.rejoin_empty
         assert set(config.cluster.peers) == {"n1", "n2", "n3"}
         assert load_tokens(config.auth.tokens_file) == {"admin": layout.admin_token}
-        assert len(load_secret(config.cluster.secret_file)) >= 32
+        assert load_peer_credentials(config).node == node.name
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def changed(before: dict[str, bytes], folder: Path) -> set[str]:
+    return {name for name, content in contents(folder).items() if content != before.get(name)}
+
+
+def test_only_certificates_that_end_soon_are_made_again(tmp_path: Path) -> None:
+    provide_certificates(tmp_path, ["n1", "n2"], now() - datetime.timedelta(days=368))
+    before = contents(tmp_path)
+    provide_certificates(tmp_path, ["n1"], now())
+    assert changed(before, tmp_path) == {"n1.pem", "n1.key"}
+    (tmp_path / "n2.pem").unlink()
+    (tmp_path / "n2.key").write_bytes(b"garbage")
+    before = contents(tmp_path)
+    provide_certificates(tmp_path, ["n1", "n2"], now())
+    assert changed(before, tmp_path) == {"n2.pem", "n2.key"}
+
+
+def spoil_key(folder: Path) -> None:
+    (folder / "ca.key").write_bytes(make_authority(now()).key_pem)
+    (folder / "n1.pem").unlink()
+
+
+def garble_key(folder: Path) -> None:
+    (folder / "ca.key").write_bytes(b"garbage")
+    (folder / "n1.pem").unlink()
+
+
+def lose_authority(folder: Path) -> None:
+    (folder / "ca.pem").unlink()
+
+
+def age(folder: Path) -> None:
+    old = now() - datetime.timedelta(days=3630)
+    for path in [*folder.glob("*.pem"), *folder.glob("*.key")]:
+        path.unlink()
+    provide_certificates(folder, ["n1", "n2"], old)
+
+
+@pytest.mark.parametrize("harm", [spoil_key, garble_key, lose_authority, age])
+def test_demo_with_a_useless_authority_gets_another_one(
+    tmp_path: Path, harm: Callable[[Path], None]
+) -> None:
+    root = tmp_path / "d"
+    prepare(root, 2, 9000)
+    harm(root / "secrets")
+    before = contents(root / "secrets")
+    layout = prepare(root)
+    made = {"ca.pem", "ca.key", "n1.pem", "n1.key", "n2.pem", "n2.key"}
+    assert changed(before, root / "secrets") == made
+    for node in layout.nodes:
+        assert load_peer_credentials(load_config(node.config))
 
 
 def test_secrets_are_made_once_and_private(tmp_path: Path) -> None:
     first = prepare(tmp_path / "d", 3, 9000)
+    before = contents(tmp_path / "d" / "secrets")
     again = prepare(tmp_path / "d", create_on_push=False)
+    assert contents(tmp_path / "d" / "secrets") == before
     assert again.admin_token == first.admin_token
     assert again.nodes == first.nodes
     assert not load_config(again.nodes[0].config).push.create_on_push
