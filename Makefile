@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTOS := $(shell find protos -name '*.proto' | sort)
 
-.PHONY: demo test clients test-clients check protos clean
+.PHONY: demo test clients test-clients check protos clean simulate
 
 $(VENV)/.runtime: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -31,6 +31,10 @@ clients:
 # Their tests, none of them skipped. `make test` runs them too, as far as the clients are there.
 test-clients: $(VENV)/.dev clients
 	QUOREPO_CLIENTS=required $(BIN)/python -m pytest tests/clients $(TEST_ARGS)
+
+# Fresh schedules of the simulator on two cores (tests/simulation/README.md). SIMULATE_ARGS="--count 20000".
+simulate: $(VENV)/.dev
+	PYTHONPATH=tests $(BIN)/python -m simulation.run --processes 2 $(SIMULATE_ARGS)
 
 # Exactly what CI runs before the tests: lint, types, generated code.
 check: $(VENV)/.dev

@@ -1,0 +1,23 @@
+"""Seeds that are run every time.
+
+So far no seed has found a fault in the product: these found faults of the simulator's own rules
+and shapes of schedules that come close to one. A seed means a schedule only together with the code
+here and in the product; when that changes, its story changes too. So each entry tells what it
+showed when it was put here, a fault of the product is pinned by a unit test besides, and mutants
+(mutations.py) are the standing proof that schedules find what they should.
+"""
+
+from __future__ import annotations
+
+__all__ = ["REGRESSIONS"]
+
+REGRESSIONS: dict[int, str] = {
+    14: "a learner that knows only founders has to answer a leader that came later: the way back "
+    "to a guest's stream (peer transport, `_admit`)",
+    38: "a lost disk that is still counted, while another voter is demoted: the operator's rules",
+    53: "compaction while an answer is lost on its way: the leader knows less than the follower "
+    "has, and its log no longer reaches back",
+    107: "an answer that leaves while an earlier process's torn file is still in the folder",
+    136: "commits what was not compared (S2): the seed that found that mutant",
+    239: "compaction and a leader that begins to probe again",
+}

@@ -1,0 +1,92 @@
+"""Schedules of the simulator in the test run, and that it is worth something.
+
+Every run uses fresh seeds; the base seed is printed, and a failing one with the command that shows
+it again. Schedules run in processes of their own, because PYTHONHASHSEED has to be pinned.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from simulation.mutations import MUTATIONS, hunt
+from simulation.regressions import REGRESSIONS
+from simulation.run import environment, run_in_processes
+
+PROCESSES = 2
+FRESH_S = 50.0
+FRESH_MAX = 400
+SLOW_SCHEDULES = 3000
+# Caught within a handful of schedules: a sample in every run, the rest with --slow.
+QUICK_MUTATIONS = (
+    "acknowledges before the sync",
+    "vote file in memory only",
+    "removes what matches (S1)",
+    "reads do not wait for the state",
+    "a timeout counts as refused",
+)
+
+
+def _base_seed() -> int:
+    return int(os.environ.get("QUOREPO_SIMULATION_SEED", time.time_ns() // 1_000_000))
+
+
+def _run(count: int, seconds: float) -> None:
+    base = _base_seed()
+    print(f"base seed {base} (QUOREPO_SIMULATION_SEED={base} repeats this run)")
+    total = run_in_processes(range(base, base + count), processes=PROCESSES, seconds=seconds)
+    print(total.report())
+    assert not total.failed, total.report()
+    assert total.schedules >= min(count, 10)
+    assert total.sums["virtual_s"] >= 20 * total.schedules
+    assert total.sums["proposals"] >= 200 * total.schedules
+    assert total.sums["faults"] >= 3 * total.schedules
+    assert total.sums["reads"] >= 5 * total.schedules
+
+
+def test_fresh_schedules_break_no_promise() -> None:
+    _run(FRESH_MAX, FRESH_S)
+
+
+def test_seeds_that_once_found_something_pass() -> None:
+    total = run_in_processes(list(REGRESSIONS), processes=PROCESSES, seconds=1e9)
+    assert not total.failed, total.report()
+    assert total.schedules == len(REGRESSIONS)
+
+
+@pytest.mark.parametrize("seed", [5, 14])
+def test_one_seed_is_one_story(seed: int) -> None:
+    """In two processes, to the last verdict. 14 has its state in files."""
+    stories = [_story(seed) for _ in range(2)]
+    assert stories[0] == stories[1]
+
+
+def _story(seed: int) -> object:
+    command = [sys.executable, "-m", "simulation.run", "--seed", str(seed)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", QUICK_MUTATIONS)
+def test_missing_rule_is_found_at_once(name: str) -> None:
+    caught = hunt(name, first=1, seeds=20, processes=PROCESSES)
+    assert caught.violation, caught
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_thousands_of_fresh_schedules_break_no_promise() -> None:
+    _run(SLOW_SCHEDULES, 1e9)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", [name for name in MUTATIONS if name not in QUICK_MUTATIONS])
+def test_missing_rule_is_found(name: str) -> None:
+    caught = hunt(name, first=1, seeds=3000, processes=PROCESSES)
+    assert caught.violation, caught

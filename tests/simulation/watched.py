@@ -1,0 +1,67 @@
+"""The product's journal and host with a witness: what they do is told to the rules.
+
+Owns nothing but the telling, and that messages need not be encoded (`lean`) in most schedules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from quorepo.cluster.raft.engine import Node as RaftNode
+from quorepo.cluster.raft.host import RaftHost
+from quorepo.cluster.raft.journal import Journal
+
+if TYPE_CHECKING:
+    from simulation.node import Node
+
+__all__ = ["WatchedHost", "WatchedJournal"]
+
+
+class WatchedJournal(Journal):
+    """The product's journal; tells the rules what is appended and removed, and what is durable."""
+
+    node: Node | None = None  # none yet while it is opened: it may free segments then
+
+    def append(self, group: int, index: int, term: int, data: bytes) -> None:
+        before = self.term_at(group, index - 1) or 0
+        super().append(group, index, term, data)
+        assert self.node is not None
+        self.node.note_append(group, (data, index, term), before)
+
+    def truncate_from(self, group: int, index: int) -> None:
+        if index <= self.last_index(group):
+            assert self.node is not None
+            self.node.note_truncate(group, index)
+        super().truncate_from(group, index)
+
+    def sync(self) -> None:
+        super().sync()
+        if self.node is not None:
+            self.node.note_sync()
+
+
+class WatchedHost(RaftHost):
+    """The product's host; what it says is checked, and need not be encoded."""
+
+    node: Node
+    lean = True
+
+    def _carry(self, replica_id: str, group: int, message: dict[str, Any]) -> bool:
+        self.node.world.rules.check_message(self.node, replica_id, group, message)
+        if not self.lean:
+            return super()._carry(replica_id, group, message)
+        message.setdefault("error", 0)
+        outbox = cast(dict[str, list[Any]], self._outbox)
+        outbox.setdefault(replica_id, []).append((group, message))
+        return True
+
+    def _receive(self, from_replica: str, messages: Sequence[Any]) -> None:
+        if not self.lean:
+            super()._receive(from_replica, messages)
+            return
+        sender, now = RaftNode(from_replica), self._monotonic()
+        for number, message in messages:
+            if number in self._groups:
+                self._touched.add(number)
+                self._groups[number].receive(sender, message, now)
