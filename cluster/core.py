@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import datetime
 import logging
 import os
 import random
@@ -30,8 +29,9 @@ from quorepo.cluster.gate import StagedPackGate
 from quorepo.cluster.identity import NodeIdentity
 from quorepo.cluster.membership import Membership
 from quorepo.cluster.metrics import ClusterMetrics
-from quorepo.cluster.peer.certificates import EXPIRY_WARNING, Credentials
+from quorepo.cluster.peer.certificates import Credentials
 from quorepo.cluster.peer.clients import PeerAddress, PeerClients
+from quorepo.cluster.peer.expiry import watch_certificate
 from quorepo.cluster.peer.held import HeldPacks
 from quorepo.cluster.peer.pack_files import sweep_temporary
 from quorepo.cluster.peer.packs import PackExchange
@@ -63,7 +63,6 @@ GROUPS = (GROUP_DIRECTORY, GROUP_STORAGE)
 
 _LOCK_WAIT_S = 5.0  # a node that starts waits this long for the one that is ending
 _SWEEP_INTERVAL_S = 600.0
-_CERTIFICATE_INTERVAL_S = 86_400.0
 _UPLOAD_AGE_S_MIN = 3600.0
 _STOP_GRACE_S = 1.0
 _REGISTER_TIMEOUT_S = 10.0
@@ -144,7 +143,9 @@ class _Core:
             loop.add_signal_handler(number, stopping.set)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._clients.close)
-            self._spawn(self._watch_certificate(), "watch certificate")
+            expiry = self._metrics.peer_certificate_expiry
+            watch = watch_certificate(self._settings.credentials, expiry)
+            self._spawn(watch, "watch certificate")
             stack.push_async_callback(self._cancel_tasks)
             await self._serve_edge(stack)
             peers = PeerServer(credentials=self._settings.credentials, node=self)
@@ -292,22 +293,6 @@ class _Core:
             answer = await driver.propose(GROUP_DIRECTORY, command, _REGISTER_TIMEOUT_S)
             self._registered = answer.outcome is Outcome.APPLIED
         log.info("serving", extra=fields(replica=identity.replica_id))
-
-    async def _watch_certificate(self) -> None:
-        """Publishes how long the certificate is valid, and warns once a day when that ends."""
-        expires_at = self._settings.credentials.expires_at
-        self._metrics.peer_certificate_expiry.set_function(
-            lambda: expires_at.timestamp() - time.time()
-        )
-        while True:
-            left = expires_at - datetime.datetime.now(datetime.UTC)
-            if left < EXPIRY_WARNING:
-                log.warning(
-                    "the certificate of this node, or its CA, expires; peers refuse it then; put a "
-                    "new one in cluster.tls.certificate_file and restart the node",
-                    extra=fields(expires_at=f"{expires_at:%Y-%m-%dT%H:%M:%SZ}", days=left.days),
-                )
-            await asyncio.sleep(_CERTIFICATE_INTERVAL_S)
 
     async def _sweep(self, layouts: Mapping[int, GroupLayout]) -> None:
         loop = asyncio.get_running_loop()
