@@ -135,15 +135,12 @@ async def test_garbage_ends_a_stream_and_what_came_before_it_counts(
 
 async def test_giant_frame_is_refused_before_it_is_read(lab: Lab, node: Node) -> None:
     unlimited = [("grpc.max_send_message_length", -1)]
-    channel = open_channel(node.peer, credentials_of("n2"), KEEPALIVE, unlimited)
-    async with channel:
+    async with open_channel(node.peer, credentials_of("n2"), KEEPALIVE, unlimited) as channel:
         call = await raft_stream(channel, first_frame(message(1)))
         await call.read()
-        await call.write(frame(message(2, 300 * 1024 * 1024)))
+        await call.write(frame(message(2, 64 * 1024 * 1024)))
         assert (await call.code()).name == "RESOURCE_EXHAUSTED"
     assert node.inbox.terms_from("n2@d1") == [1]
-    resident_kib = int(Path("/proc/self/statm").read_text().split()[1]) * 4
-    assert resident_kib  # the sender is this process too: only the refusal can be judged
 
 
 async def test_bytes_that_are_no_tls_are_dropped(node: Node) -> None:
