@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Callable
 
@@ -30,6 +29,7 @@ from quorepo.rpc.reads import (
     Reads,
     RepositoryView,
 )
+from quorepo.rpc.request_ids import made_at_ms, new_request_uuid
 from quorepo.storage.errors import (
     AlreadyExists,
     InvalidArgument,
@@ -49,7 +49,6 @@ __all__ = [
     "Origin",
     "Repositories",
     "Reservation",
-    "new_request_id",
     "object_format_message",
 ]
 
@@ -80,12 +79,18 @@ class Origin:
     ) -> Origin:
         """A request that this node has just received.
 
+        A repeat is first seen when the request was made, which its id tells (see request_ids.py).
+
         Raises:
             InvalidArgument: a given request id is not 16 bytes long.
         """
         if request_id is not None and len(request_id) != _REQUEST_ID_BYTES:
             raise InvalidArgument(f"a request id has 16 bytes, got {len(request_id)}")
-        return cls(actor, request_id or new_request_id(), clock_ms())
+        now_ms = clock_ms()
+        if request_id is None:
+            return cls(actor, new_request_uuid(now_ms).bytes, now_ms)
+        made_ms = made_at_ms(request_id)
+        return cls(actor, request_id, now_ms if made_ms is None else made_ms)
 
     def step(self, name: str) -> Origin:
         """The origin of one command among several of this request; the same every time."""
@@ -276,11 +281,6 @@ class Repositories:
                 f"created, but no leader confirms it any more ({error.message})",
                 next_step="repeat it with the same request id",
             ) from error
-
-
-def new_request_id() -> bytes:
-    """16 random bytes that name one request in all its attempts."""
-    return os.urandom(_REQUEST_ID_BYTES)
 
 
 def object_format_message(object_format: ObjectFormat) -> log_pb2.ObjectFormat.ValueType:

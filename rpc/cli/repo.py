@@ -11,6 +11,7 @@ import click
 from quorepo.rpc.cli.failures import EXIT_USAGE, Failure
 from quorepo.rpc.cli.options import Settings, common_options
 from quorepo.rpc.cli.repo_upkeep import optimize, prune
+from quorepo.rpc.request_ids import new_request_uuid
 
 __all__ = ["command"]
 
@@ -66,7 +67,7 @@ def create(
         "sha256": common_pb2.OBJECT_FORMAT_SHA256,
     }
     request = repository_pb2.CreateRepositoryRequest(
-        request_id=str(request_id or uuid.uuid4()),
+        request_id=str(request_id or new_request_uuid()),
         path=path,
         default_branch=default_branch.encode(),
         object_format=formats[object_format],
@@ -161,7 +162,7 @@ def delete(path: str, yes: bool, request_id: uuid.UUID | None, settings: Setting
             )
         click.confirm(f"Delete {path!r} with all its history, for good?", abort=True, err=True)
     request = repository_pb2.DeleteRepositoryRequest(
-        request_id=str(request_id or uuid.uuid4()), path=path
+        request_id=str(request_id or new_request_uuid()), path=path
     )
     with connected(settings) as client:
         client.call(client.repositories.DeleteRepository, request, request_id=request.request_id)

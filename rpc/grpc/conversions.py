@@ -17,6 +17,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from quorepo.rpc.context import EdgeContext
 from quorepo.rpc.grpc.errors import Context
 from quorepo.rpc.reads import READ_INDEX_TIMEOUT_S, RepositoryView
+from quorepo.rpc.request_ids import new_request_uuid
 from quorepo.storage.errors import InvalidArgument, QuorepoError, Rejected
 from quorepo.storage.names import normalize_path
 from quorepo.storage.objectformat import ObjectFormat
@@ -95,7 +96,7 @@ def request_uuid(text: str) -> uuid.UUID:
         InvalidArgument: not a UUID.
     """
     if not text:
-        return uuid.uuid4()
+        return new_request_uuid()
     try:
         return uuid.UUID(text)
     except ValueError:
