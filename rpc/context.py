@@ -56,7 +56,8 @@ class Slots:
             raise Unavailable("this node is shutting down", next_step="try again")
         if self._count >= self._count_max:
             raise Unavailable(
-                f"this node is busy: it serves {self._count} {self._kind} already (workers.queue_max)",
+                f"this node is busy: it serves {self._count} {self._kind} already "
+                "(workers.queue_max)",
                 next_step="try again later, or try another node",
             )
         self._count += 1

@@ -6,13 +6,18 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from quorepo.cluster.raft.interface import RaftConfig
 from quorepo.rpc.config import WorkersSection
 from quorepo.storage.limits import StorageLimits
 
 README = Path(__file__).parents[3] / "README.md"
-MODELS = {"limits": StorageLimits, "workers": WorkersSection, "raft": RaftConfig}
+MODELS: dict[str, type[BaseModel]] = {
+    "limits": StorageLimits,
+    "workers": WorkersSection,
+    "raft": RaftConfig,
+}
 
 
 def rows() -> dict[str, str]:

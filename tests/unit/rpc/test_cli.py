@@ -61,6 +61,18 @@ class Stub(repository_pb2_grpc.RepositoryServiceServicer, cluster_pb2_grpc.Clust
             )
             context.abort(grpc.StatusCode[self.error.grpc_code], status.message)
 
+    def OptimizeRepository(
+        self, request: repository_pb2.OptimizeRepositoryRequest, context: grpc.ServicerContext
+    ) -> repository_pb2.OptimizeRepositoryResponse:
+        self._admit(request, context)
+        return repository_pb2.OptimizeRepositoryResponse()
+
+    def PruneRepository(
+        self, request: repository_pb2.PruneRepositoryRequest, context: grpc.ServicerContext
+    ) -> repository_pb2.PruneRepositoryResponse:
+        self._admit(request, context)
+        return repository_pb2.PruneRepositoryResponse()
+
     def CreateRepository(
         self, request: repository_pb2.CreateRepositoryRequest, context: grpc.ServicerContext
     ) -> repository_pb2.CreateRepositoryResponse:
