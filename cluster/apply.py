@@ -72,7 +72,10 @@ class DiskActions:
 
 
 class ApplyThread:
-    """Implements `raft.interface.ApplySink`."""
+    """Implements `raft.interface.ApplySink`.
+
+    A group can be paused while its state is exchanged for a snapshot; the others go on.
+    """
 
     def __init__(
         self,
@@ -81,7 +84,7 @@ class ApplyThread:
         on_fatal: Callable[[BaseException], None],
         observer: ApplyObserver,
     ) -> None:
-        self._stores = dict(stores)
+        self._stores = stores  # whoever exchanges one pauses the group meanwhile
         self._actions = {group: DiskActions(layout) for group, layout in layouts.items()}
         self._on_fatal = on_fatal
         self._observer = observer
@@ -90,18 +93,25 @@ class ApplyThread:
             group: collections.deque() for group in self._stores
         }
         self._wake = threading.Condition()
+        self._paused: set[int] = set()
+        self._in_hand: int | None = None  # the group whose batch is being applied
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="apply", daemon=True)
 
     def start(self, on_applied: AppliedCallback) -> None:
         """Starts the thread; `on_applied(group, up_to_index, results)` is called on it."""
         self._on_applied = on_applied
-        for group, store in self._stores.items():
-            for repository_id in store.tombstones():
-                # A crash between the commit of a deletion and the move of its folder ends here.
-                self._actions[group].retire(repository_id)
-            self._actions[group].retire_removed(store.removed_packs())
+        for group in self._stores:
+            self._tidy(group)
         self._thread.start()
+
+    def _tidy(self, group: int) -> None:
+        """Moves away what the state has no more: a crash between a commit and the move of files
+        ends here, and so does a snapshot that skipped the deletion."""
+        store = self._stores[group]
+        for repository_id in store.tombstones():
+            self._actions[group].retire(repository_id)
+        self._actions[group].retire_removed(store.removed_packs())
 
     def stop(self) -> None:
         """Finishes the batch in hand; what is queued is applied after a restart."""
@@ -111,10 +121,25 @@ class ApplyThread:
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join()
 
+    def pause(self, group: int) -> None:
+        """Forgets what is queued of the group; returns once nothing of it is being applied."""
+        with self._wake:
+            self._paused.add(group)
+            self._queues[group].clear()
+            while self._in_hand == group:
+                self._wake.wait()
+
+    def resume(self, group: int) -> None:
+        """Goes on with the store that the group has now."""
+        self._tidy(group)
+        with self._wake:
+            self._paused.discard(group)
+            self._wake.notify_all()
+
     def submit(self, group: int, entries: Sequence[Entry]) -> None:
         with self._wake:
             self._queues[group].extend(entries)
-            self._wake.notify()
+            self._wake.notify_all()
 
     def backlog(self, group: int) -> int:
         return len(self._queues[group])
@@ -123,7 +148,7 @@ class ApplyThread:
         try:
             while True:
                 with self._wake:
-                    while not self._stopping and not any(self._queues.values()):
+                    while not self._stopping and not self._has_work():
                         self._wake.wait()
                     if self._stopping:
                         return
@@ -133,12 +158,24 @@ class ApplyThread:
             log.critical("apply failed", exc_info=True, extra=fields(error=str(error)))
             self._on_fatal(error)
 
+    def _has_work(self) -> bool:
+        return any(q and group not in self._paused for group, q in self._queues.items())
+
     def _apply_some(self, group: int) -> None:
         queue = self._queues[group]
         with self._wake:
+            if not queue or group in self._paused:
+                return
             batch = [queue.popleft() for _ in range(min(len(queue), _BATCH_ENTRIES_MAX))]
-        if not batch:
-            return
+            self._in_hand = group
+        try:
+            self._apply(group, batch)
+        finally:
+            with self._wake:
+                self._in_hand = None
+                self._wake.notify_all()
+
+    def _apply(self, group: int, batch: Sequence[Entry]) -> None:
         started = time.perf_counter()
         results = self._stores[group].apply_batch(batch, self._actions[group])
         self._observer.applied(group, len(batch), time.perf_counter() - started)

@@ -29,11 +29,10 @@ from quorepo.cluster.gate import StagedPackGate
 from quorepo.cluster.identity import NodeIdentity
 from quorepo.cluster.membership import Membership
 from quorepo.cluster.metrics import ClusterMetrics
+from quorepo.cluster.opening import NodeDisk, founding_configuration, open_disk
 from quorepo.cluster.peer.certificates import Credentials
 from quorepo.cluster.peer.clients import PeerAddress, PeerClients
 from quorepo.cluster.peer.expiry import watch_certificate
-from quorepo.cluster.peer.held import HeldPacks
-from quorepo.cluster.peer.pack_files import sweep_temporary
 from quorepo.cluster.peer.packs import PackExchange
 from quorepo.cluster.peer.roster import Roster
 from quorepo.cluster.peer.server import PeerServer
@@ -41,15 +40,13 @@ from quorepo.cluster.peer.transport import PeerTransport
 from quorepo.cluster.proposals import ProposalDriver
 from quorepo.cluster.raft.durable import DirectoryLock
 from quorepo.cluster.raft.host import RaftHost
-from quorepo.cluster.raft.interface import GroupStart, Outcome, RaftConfig
-from quorepo.cluster.raft.journal import Journal
+from quorepo.cluster.raft.interface import Outcome, RaftConfig
 from quorepo.cluster.replacements import ReplacementChecks
+from quorepo.cluster.replica_upkeep import ReplicaUpkeep
 from quorepo.cluster.state.commands import COMMAND_VERSION
-from quorepo.cluster.state.store import StateStore
-from quorepo.cluster.sweep import sweep_uploads
+from quorepo.cluster.sweep import Retention
 from quorepo.internal.v1 import core_pb2, core_pb2_grpc, log_pb2, peer_pb2
 from quorepo.storage.errors import FatalError, Unavailable
-from quorepo.storage.layout import GroupLayout, fsync_dir
 from quorepo.storage.limits import StorageLimits
 from quorepo.storage.logs import fields
 
@@ -62,8 +59,6 @@ GROUP_STORAGE = 1
 GROUPS = (GROUP_DIRECTORY, GROUP_STORAGE)
 
 _LOCK_WAIT_S = 5.0  # a node that starts waits this long for the one that is ending
-_SWEEP_INTERVAL_S = 600.0
-_UPLOAD_AGE_S_MIN = 3600.0
 _STOP_GRACE_S = 1.0
 _REGISTER_TIMEOUT_S = 10.0
 _PEER_STATUS_TIMEOUT_S = 1.0
@@ -86,6 +81,8 @@ class CoreSettings:
     metrics_url: str
     version: str
     raft: RaftConfig
+    reserve_bytes: int
+    retention: Retention
     limits: StorageLimits
 
 
@@ -131,6 +128,7 @@ class _Core:
         self._service = CoreService(self._describe, self._metrics_text, self._ask_peers)
         self._membership: Membership | None = None
         self._host: RaftHost | None = None
+        self._upkeep: ReplicaUpkeep | None = None
         self._registered = False
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -185,22 +183,10 @@ class _Core:
 
     async def _start_groups(self, stack: contextlib.AsyncExitStack, peers: PeerServer) -> None:
         settings, identity = self._settings, self._formation.identity
-        loop = asyncio.get_running_loop()
-        layouts = {group: GroupLayout(settings.data_dir, group) for group in GROUPS}
-        for group, layout in layouts.items():
-            layout.create()
-            sweep_temporary(layout)
-            sweep_uploads(layout, group, _UPLOAD_AGE_S_MIN)
-        stores = {group: StateStore.open(layout) for group, layout in layouts.items()}
-        for store in stores.values():
-            stack.callback(store.close)
-        held = await loop.run_in_executor(None, HeldPacks.scan, layouts)
-        journal = Journal.open(settings.data_dir / "journal", on_sync=self._metrics.journal_synced)
-        stack.callback(journal.close)
-        votes_dir = settings.data_dir / "votes"
-        votes_dir.mkdir(mode=0o700, exist_ok=True)
-        fsync_dir(settings.data_dir)
-
+        founding = founding_configuration(identity)
+        disk = await open_disk(
+            settings.data_dir, GROUPS, settings.reserve_bytes, self._metrics, stack
+        )
         roster = Roster(self._configurations)
         transport = PeerTransport(
             replica_id=identity.replica_id,
@@ -211,41 +197,45 @@ class _Core:
             roster=roster,
             metrics=self._metrics,
         )
-        checks = ReplacementChecks(layouts, held, settings.limits, self._metrics)
+        checks = ReplacementChecks(disk.layouts, disk.held, settings.limits, self._metrics)
         stack.push_async_callback(checks.close)
         packs = PackExchange(
             clients=self._clients,
-            layouts=layouts,
-            held=held,
+            layouts=disk.layouts,
+            held=disk.held,
             metrics=self._metrics,
             on_fatal=_end_process,
             check_replacement=checks.check_staged,
+            check_space=disk.space.check_taken_over,
         )
-        apply = ApplyThread(stores, layouts, _end_process, self._metrics)
-        gate = StagedPackGate(held, packs, loop, self._pack_sources, checks)
-        host = RaftHost(
+        apply = ApplyThread(disk.stores, disk.layouts, _end_process, self._metrics)
+        upkeep = ReplicaUpkeep(
             replica_id=identity.replica_id,
-            groups={group: _group_start(identity, store) for group, store in stores.items()},
-            journal=journal,
-            votes_dir=votes_dir,
-            sink=apply,
-            gate=gate,
-            transport=transport,
-            config=settings.raft,
+            founding=founding,
+            disk=disk,
+            apply=apply,
+            packs=packs,
+            clients=self._clients,
+            raft=settings.raft,
+            retention=settings.retention,
+            metrics=self._metrics,
             on_fatal=_end_process,
-            clock_ms=lambda: time.time_ns() // 1_000_000,
-            rng=random.Random(secrets.randbits(64)),  # noqa: S311 - jitter, not a secret
         )
+        gate = StagedPackGate(
+            disk.held, packs, asyncio.get_running_loop(), self._pack_sources, checks
+        )
+        host = self._make_host(disk, apply, gate, transport, upkeep)
         gate.packs_arrived = host.packs_arrived
         driver = ProposalDriver(host, packs, identity.replica_id, self._metrics)
 
         self._host = host
+        self._upkeep = upkeep
         self._membership = Membership(host, GROUPS, identity.replica_id)
         transport.start(host)
         apply.start(host.applied)
         host.start()
-        peers.serve(transport, packs, roster)
-        self._service.serve(host, driver, packs, stores, checks)
+        peers.serve(transport, packs, roster, upkeep.source)
+        self._service.serve(host, driver, packs, disk.stores, checks)
         # Taken apart in the reverse order: first what asks, then what answers.
         stack.callback(apply.stop)
         stack.callback(host.stop)
@@ -253,10 +243,37 @@ class _Core:
         stack.push_async_callback(transport.close)
         stack.push_async_callback(gate.close)
         stack.push_async_callback(driver.close)
+        stack.push_async_callback(upkeep.close)
 
         self._spawn(self._membership.promote_learners(), "promote learners")
         self._spawn(self._register(driver), "register")
-        self._spawn(self._sweep(layouts), "sweep")
+        for name, work in upkeep.work(host).items():
+            self._spawn(work, name)
+
+    def _make_host(
+        self,
+        disk: NodeDisk,
+        apply: ApplyThread,
+        gate: StagedPackGate,
+        transport: PeerTransport,
+        upkeep: ReplicaUpkeep,
+    ) -> RaftHost:
+        identity = self._formation.identity
+        return RaftHost(
+            replica_id=identity.replica_id,
+            groups=disk.starts(founding_configuration(identity)),
+            journal=disk.journal,
+            votes_dir=disk.votes_dir,
+            sink=apply,
+            gate=gate,
+            transport=transport,
+            config=self._settings.raft,
+            on_fatal=_end_process,
+            clock_ms=lambda: time.time_ns() // 1_000_000,
+            rng=random.Random(secrets.randbits(64)),  # noqa: S311 - jitter, not a secret
+            space=disk.space,
+            snapshots=upkeep.receiver,
+        )
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Runs `work` for as long as the core lives; its failure is a bug, and ends the process."""
@@ -293,13 +310,6 @@ class _Core:
             answer = await driver.propose(GROUP_DIRECTORY, command, _REGISTER_TIMEOUT_S)
             self._registered = answer.outcome is Outcome.APPLIED
         log.info("serving", extra=fields(replica=identity.replica_id))
-
-    async def _sweep(self, layouts: Mapping[int, GroupLayout]) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(_SWEEP_INTERVAL_S)
-            for group, layout in layouts.items():
-                await loop.run_in_executor(None, sweep_uploads, layout, group, _UPLOAD_AGE_S_MIN)
 
     def _pack_sources(self, group: int, from_replica: str) -> Sequence[PeerAddress]:
         """Where a pack may be fetched: the replica that sent its entry, then the others."""
@@ -352,6 +362,8 @@ class _Core:
         identity = self._formation.identity
         if self._host is None:
             phase = self._formation.phase
+        elif self._upkeep is not None and self._upkeep.installs_snapshot():
+            phase = "installing a snapshot"
         elif not self._registered or not self._votes_everywhere():
             phase = "catching-up"
         else:
@@ -376,19 +388,6 @@ class _Core:
             for group in GROUPS:
                 self._metrics.observe_group(self._host.status(group))
         return generate_latest(self._registry)
-
-
-def _group_start(identity: NodeIdentity, store: StateStore) -> GroupStart:
-    assert identity.founding is not None
-    applied = store.configuration
-    return GroupStart(
-        founding=identity.founding,
-        applied_index=store.applied_index,
-        applied_term=store.applied_term,
-        applied_configuration=None
-        if applied is None
-        else log_pb2.Configuration.FromString(applied),
-    )
 
 
 def _end_on_failure(task: asyncio.Task[None]) -> None:

@@ -11,7 +11,7 @@ import dataclasses
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from quorepo.cluster.raft.interface import GroupStatus
+from quorepo.cluster.raft.interface import GroupStatus, LogExtent
 
 __all__ = ["ClusterMetrics", "PeerCounters"]
 
@@ -43,6 +43,8 @@ class ClusterMetrics:
         self._declare_raft(registry)
         self._declare_peers(registry)
         self._declare_packs(registry)
+        self._declare_snapshots(registry)
+        self._declare_disk(registry)
 
     def _declare_raft(self, registry: CollectorRegistry) -> None:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
@@ -126,6 +128,64 @@ class ClusterMetrics:
             labels, registry=registry, buckets=(*_LATENCY_BUCKETS_S, 30.0, 120.0, 600.0),
         )  # fmt: skip
 
+    def _declare_snapshots(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"quorepo_{name}", text, labels, registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"quorepo_{name}_total", text, labels, registry=registry)
+
+        self.raft_first_index = gauge("raft_first_index", "Where the local log begins.", "group")
+        self.raft_log_bytes = gauge("raft_log_bytes", "The group's log in the journal.", "group")
+        self.journal_bytes = gauge("journal_bytes", "All segments of the journal.")
+        self.journal_segments = gauge("journal_segments", "Files of the journal.")
+        self.compactions = counter("raft_compactions", "Cuts of the local log.", "group")
+        self.snapshots = counter(
+            "snapshots", "Snapshots made and received, by outcome.", "group", "action", "outcome"
+        )
+        self.snapshot_bytes = counter(
+            "snapshot_bytes", "Bytes of states made, sent and received.", "group", "action"
+        )
+        self.snapshot_seconds = Histogram(
+            "quorepo_snapshot_seconds", "One snapshot made, or received and installed.",
+            ["action"], registry=registry, buckets=(0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0),
+        )  # fmt: skip
+        self.snapshot_installing = gauge(
+            "snapshot_installing", "1 while a replica lacks more than the log has; on the leader.",
+            "group", "replica_node",
+        )  # fmt: skip
+
+    def _declare_disk(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"quorepo_{name}", text, registry=registry)
+
+        self.swept_files = Counter(
+            "quorepo_swept_files_total", "Files removed after their retention, by what they were.",
+            ["kind"], registry=registry,
+        )  # fmt: skip
+        self.disk_free_bytes = gauge("disk_free_bytes", "Free below the data directory.")
+        self.disk_low = gauge("disk_low", "1 below the reserve: nothing new is begun here.")
+        self.disk_full = gauge("disk_full", "1 below half of it: nothing is taken over either.")
+
+    def snapshot_made(self, group: int, size_bytes: int, seconds: float) -> None:
+        """This node made a copy of a state for another."""
+        self.snapshots.labels(group, "made", "ok").inc()
+        self.snapshot_bytes.labels(group, "made").inc(size_bytes)
+        self.snapshot_seconds.labels("made").observe(seconds)
+
+    def snapshot_received(self, group: int, outcome: str, seconds: float) -> None:
+        """One attempt to get a snapshot ended; `outcome` is one of a few words."""
+        self.snapshots.labels(group, "received", outcome).inc()
+        if outcome == "installed":
+            self.snapshot_seconds.labels("received").observe(seconds)
+
+    def observe_log(self, group: int, extent: LogExtent) -> None:
+        """Publishes how long a group's log and the journal are."""
+        self.raft_first_index.labels(group).set(extent.first_index)
+        self.raft_log_bytes.labels(group).set(extent.record_bytes)
+        self.journal_bytes.set(extent.journal_bytes)
+        self.journal_segments.set(extent.journal_segments)
+
     def peer(self, node: str) -> PeerCounters:
         """The counters of one peer; `node` is its name, which survives a new disk."""
         return PeerCounters(
@@ -174,7 +234,9 @@ class ClusterMetrics:
         known = status.replicas if status.role == "leader" else ()
         for node in self._lagging.pop(group, set()) - {replica.node for replica in known}:
             self.raft_replica_lag.remove(group, node)
+            self.snapshot_installing.remove(group, node)
         for replica in known:
             lag = max(0, status.last_index - replica.match_index)
             self.raft_replica_lag.labels(group, replica.node).set(lag)
+            self.snapshot_installing.labels(group, replica.node).set(replica.installs_snapshot)
             self._lagging.setdefault(group, set()).add(replica.node)

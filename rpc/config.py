@@ -29,6 +29,7 @@ from pydantic import (
 from quorepo.cluster.peer.certificates import Credentials, load_credentials
 from quorepo.cluster.raft.interface import RaftConfig
 from quorepo.rpc.git_settings import GitSection
+from quorepo.rpc.storage_config import StorageSection
 from quorepo.storage.errors import ConfigError
 from quorepo.storage.limits import StorageLimits
 
@@ -255,39 +256,6 @@ class WorkersSection(_Section):
     count: int = Field(2, ge=1, le=256, description="Worker processes of this node.")
     queue_max: int = Field(
         64, ge=1, le=65536, description="Jobs waiting for a worker before new ones are refused."
-    )
-
-
-class StorageSection(_Section):
-    """Upkeep of what is stored. The node that leads a group consolidates its repositories."""
-
-    consolidate: bool = Field(
-        True, description="Are the packs of pushes merged automatically while this node leads?"
-    )
-    consolidation_interval_s: float = Field(
-        30.0, gt=0, description="Seconds between two looks for repositories to consolidate."
-    )
-    packs_max: int = Field(
-        50, ge=2, description="A repository with more packs than this is consolidated."
-    )
-    repeated_fraction_max: float = Field(
-        0.5,
-        gt=0,
-        le=1,
-        description="So is one whose packs repeat each other's objects in more than this part "
-        "of their bytes (pushes are stored with the objects that their deltas need).",
-    )
-    consolidation_bytes_max: int = Field(
-        4 * 1024**3,
-        ge=1,
-        description="Most bytes of packs that one automatic consolidation merges; larger packs "
-        "stay as they are.",
-    )
-    prune_grace_s: float = Field(
-        14 * 86_400.0,
-        ge=0,
-        description="`quorepo repo prune` keeps objects that came, or that a ref led to, in this "
-        "time.",
     )
 
 

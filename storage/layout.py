@@ -151,12 +151,21 @@ def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
 def ensure_repository(layout: GroupLayout, repository_id: str, object_format: ObjectFormat) -> None:
     """Creates a bare repository that git, pygit2 and dulwich open, durably. It holds no refs.
 
-    The refs live in the state machine; HEAD here only makes the folder a repository.
+    A retired one of this id comes back: a deletion that is replayed retires it again. The refs
+    live in the state machine; HEAD here only makes the folder a repository.
     """
     repository = layout.repository(repository_id)
     if repository.is_dir():
         # It may have been renamed into place by a process that died before the fsync.
         fsync_dir(layout.repositories)
+        return
+    retired = layout.retired / repository.name
+    if retired.is_dir():
+        # The state went back behind its deletion: what is replayed needs the packs that are there.
+        failpoint("layout.unretire.before_rename")
+        retired.rename(repository)
+        fsync_dir(layout.repositories)
+        fsync_dir(layout.retired)
         return
     building = layout.repositories / f"{repository_id}.tmp"
     if building.exists():
@@ -203,12 +212,22 @@ def retire_repository(layout: GroupLayout, repository_id: str) -> None:
     failpoint("layout.retire.before_rename")
     if source.exists():
         if target.exists():
-            # Ids are never reused: this is a leftover of a replay that built the folder again.
+            # Ids are never reused: both are of the same repository, and either may have packs that
+            # the other lacks.
+            _move_packs(target, source)
             shutil.rmtree(target)
         source.rename(target)
     failpoint("layout.retire.before_dir_fsync")
     fsync_dir(layout.retired)
     fsync_dir(layout.repositories)
+
+
+def _move_packs(from_repository: Path, to_repository: Path) -> None:
+    target = to_repository / "objects" / "pack"
+    for path in sorted((from_repository / "objects" / "pack").glob("pack-*")):
+        if not (target / path.name).exists():
+            path.rename(target / path.name)
+    fsync_dir(target)
 
 
 def retire_pack(layout: GroupLayout, repository_id: str, digest: bytes) -> None:

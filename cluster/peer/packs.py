@@ -14,11 +14,12 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from grpc import aio
 
 from quorepo.cluster.metrics import ClusterMetrics
+from quorepo.cluster.peer.arrival import Arrival
 from quorepo.cluster.peer.clients import PeerAddress, PeerClients, from_rpc_error
 from quorepo.cluster.peer.file_work import FileWork
 from quorepo.cluster.peer.held import HeldPacks
@@ -39,7 +40,11 @@ __all__ = ["PackExchange", "PackLimits", "sweep_temporary"]
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Pace = Callable[[int], Awaitable[None]]
+
+# A transfer that is slowed down on purpose; a peer that is gone shows by its connection.
+_PACED_TIMEOUT_S = 6 * 3600.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,6 +77,7 @@ class PackExchange:
         pace: Pace | None = None,
         rng: random.Random | None = None,
         check_replacement: Callable[[peer_pb2.PackHeader], Awaitable[None]] | None = None,
+        check_space: Callable[[int], None] = lambda size_bytes: None,
     ) -> None:
         """`pace(bytes)` is awaited before bytes are sent, to slow background copies down.
 
@@ -89,11 +95,16 @@ class PackExchange:
         self._pace = pace
         self._rng = rng or random.Random()  # noqa: S311 - jitter, not a secret
         self._check_replacement = check_replacement
+        self._check_space = check_space  # raises StorageFull when so many bytes may not come in
         self._arrivals: dict[tuple[int, bytes], asyncio.Future[None]] = {}
 
     async def close(self) -> None:
         """Waits for file work under way; cancel the callers first."""
         await self._files.close()
+
+    async def write_file(self, function: Callable[..., T], *arguments: Any) -> T:
+        """File work of others under the same rules: only a full disk is survived (StorageFull)."""
+        return await self._files.write(function, *arguments)
 
     # ---- this node's own packs
 
@@ -257,11 +268,18 @@ class PackExchange:
             if drained_bytes > self._limits.drain_bytes_max:
                 return
 
-    async def fetch(self, peers: Sequence[PeerAddress], header: peer_pb2.PackHeader) -> None:
+    async def fetch(
+        self,
+        peers: Sequence[PeerAddress],
+        header: peer_pb2.PackHeader,
+        *,
+        pace: Pace | None = None,
+    ) -> None:
         """Brings a pack into this node's quarantine from the first of `peers` that gives it.
 
         Concurrent fetches of one pack share one transfer, and an interrupted one goes on where it
-        stopped, at the next peer too. Raises Unavailable, StorageFull, FatalError.
+        stopped, at the next peer too. `pace` slows the arrival down. Raises Unavailable,
+        StorageFull, FatalError.
         """
         check_header(header, self._limits.pack_bytes_max)
         layout = self._layout(header.group)
@@ -270,10 +288,14 @@ class PackExchange:
                 return
             with self._observe("fetch_in"):
                 async with self._arrival(layout, header, "fetch_in") as arrival:
-                    await self._fetch_from_any(peers, header, arrival)
+                    await self._fetch_from_any(peers, header, arrival, pace)
 
     async def _fetch_from_any(
-        self, peers: Sequence[PeerAddress], header: peer_pb2.PackHeader, arrival: _Arrival
+        self,
+        peers: Sequence[PeerAddress],
+        header: peer_pb2.PackHeader,
+        arrival: Arrival,
+        pace: Pace | None,
     ) -> None:
         problem = "no peer is known to have it"
         for round_number in range(self._limits.fetch_rounds_max):
@@ -282,7 +304,7 @@ class PackExchange:
                 await asyncio.sleep(delay_s * self._rng.uniform(0.5, 1.0))
             for peer in peers:
                 try:
-                    await self._fetch_from(peer, header, arrival)
+                    await self._fetch_from(peer, header, arrival, pace)
                     return
                 except aio.AioRpcError as error:
                     problem = str(from_rpc_error(peer, error))
@@ -296,14 +318,20 @@ class PackExchange:
         raise Unavailable(f"pack {header.digest.hex()} could not be fetched: {problem}")
 
     async def _fetch_from(
-        self, peer: PeerAddress, header: peer_pb2.PackHeader, arrival: _Arrival
+        self,
+        peer: PeerAddress,
+        header: peer_pb2.PackHeader,
+        arrival: Arrival,
+        pace: Pace | None,
     ) -> None:
         call: Any = self._clients.stub(peer).FetchPack(
             peer_pb2.FetchPackRequest(pack=header, offset=arrival.received_bytes),
-            timeout=self._timeout_s(header),
+            timeout=self._timeout_s(header) if pace is None else _PACED_TIMEOUT_S,
         )
         try:
             async for response in call:
+                if pace is not None:
+                    await pace(len(response.chunk))
                 await arrival.feed(response.chunk)
         finally:
             call.cancel()
@@ -326,9 +354,10 @@ class PackExchange:
     @contextlib.asynccontextmanager
     async def _arrival(
         self, layout: GroupLayout, header: peer_pb2.PackHeader, action: str
-    ) -> AsyncIterator[_Arrival]:
+    ) -> AsyncIterator[Arrival]:
+        self._check_space(header.pack_bytes + header.index_bytes)
         writer = PackWriter(layout, header)
-        arrival = _Arrival(writer, self._files.write, self._limits.batch_bytes)
+        arrival = Arrival(writer, self._files.write, self._limits.batch_bytes)
         try:
             yield arrival
             self._held.add(header.group, header.digest)
@@ -369,51 +398,3 @@ class PackExchange:
 @dataclasses.dataclass(slots=True)
 class _Outcome:
     word: str = "ok"
-
-
-class _Arrival:
-    """Collects chunks into batches; one batch is written while the next one comes in."""
-
-    def __init__(
-        self,
-        writer: PackWriter,
-        run: Callable[..., Awaitable[None]],
-        batch_bytes: int,
-    ) -> None:
-        self._writer = writer
-        self._run = run
-        self._batch_bytes = batch_bytes
-        self._batch: list[bytes] = []
-        self._batch_size = 0
-        self._writing: asyncio.Future[None] | None = None
-        self.received_bytes = 0
-
-    async def feed(self, chunk: bytes) -> None:
-        self._batch.append(chunk)
-        self._batch_size += len(chunk)
-        self.received_bytes += len(chunk)
-        if self._batch_size >= self._batch_bytes:
-            await self._settle()
-            self._writing = asyncio.ensure_future(self._run(self._writer.write, self._batch))
-            self._batch, self._batch_size = [], 0
-
-    async def finish(self) -> None:
-        """A small pack comes here in one batch: one hop writes, checks and syncs it."""
-        await self._settle()
-        await self._run(self._writer.finish, self._batch)
-
-    async def restart(self) -> None:
-        with contextlib.suppress(QuorepoError):
-            await self._settle()
-        self._batch, self._batch_size, self.received_bytes = [], 0, 0
-        await self._run(self._writer.restart)
-
-    def abandon(self) -> None:
-        """The transfer ended; whatever a write under way still says is of no interest."""
-        if self._writing is not None:
-            self._writing.add_done_callback(lambda task: task.cancelled() or task.exception())
-
-    async def _settle(self) -> None:
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            await writing

@@ -26,7 +26,7 @@ from quorepo.internal.v1 import core_pb2, peer_pb2, peer_pb2_grpc
 from quorepo.storage.errors import FatalError, QuorepoError
 from quorepo.storage.logs import fields
 
-__all__ = ["NodeHandler", "PeerServer"]
+__all__ = ["NodeHandler", "PeerServer", "SnapshotHandler"]
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,18 @@ class NodeHandler(Protocol):
     async def rejoin(self, request: peer_pb2.RejoinRequest) -> peer_pb2.RejoinResponse: ...
 
     async def get_status(self, request: core_pb2.CoreStatusRequest) -> core_pb2.CoreStatus: ...
+
+
+class SnapshotHandler(Protocol):
+    """Serves copies of this node's states; cluster/snapshot/source.py does."""
+
+    async def open(self, request: peer_pb2.OpenSnapshotRequest) -> peer_pb2.SnapshotManifest: ...
+
+    async def read(
+        self,
+        request: peer_pb2.ReadSnapshotRequest,
+        write: Callable[[peer_pb2.ReadSnapshotResponse], Awaitable[None]],
+    ) -> None: ...
 
 
 class PeerServer:
@@ -83,11 +95,18 @@ class PeerServer:
         await self._server.start()
         return port
 
-    def serve(self, transport: PeerTransport, packs: PackExchange, roster: Roster) -> None:
-        """From now on this node belongs to a cluster and answers for Raft and packs."""
+    def serve(
+        self,
+        transport: PeerTransport,
+        packs: PackExchange,
+        roster: Roster,
+        snapshots: SnapshotHandler | None = None,
+    ) -> None:
+        """From now on this node belongs to a cluster and answers for Raft, packs and snapshots."""
         self._service.roster = roster
         self._service.transport = transport
         self._service.packs = packs
+        self._service.snapshots = snapshots
 
     async def stop(self, grace_s: float | None = None) -> None:
         """Stops listening; calls under way get `grace_s` seconds."""
@@ -164,6 +183,7 @@ class _PeerService(peer_pb2_grpc.PeerServicer):
         self.roster: Roster | None = None
         self.transport: PeerTransport | None = None
         self.packs: PackExchange | None = None
+        self.snapshots: SnapshotHandler | None = None
 
     def caller_problem(self, node: str, method: str) -> str:
         """Why `node` must not call `method`; a removed node may only ask to come back."""
@@ -200,6 +220,26 @@ class _PeerService(peer_pb2_grpc.PeerServicer):
             await _not_formed(context)
         try:
             await self.packs.serve_fetch(request, context.write)
+        except (QuorepoError, FatalError) as error:
+            await _abort(context, error)
+
+    async def OpenSnapshot(
+        self, request: peer_pb2.OpenSnapshotRequest, context: Context
+    ) -> peer_pb2.SnapshotManifest:
+        if self.snapshots is None:
+            await _not_formed(context)
+        try:
+            return await self.snapshots.open(request)
+        except (QuorepoError, FatalError) as error:
+            await _abort(context, error)
+
+    async def ReadSnapshot(  # type: ignore[override]
+        self, request: peer_pb2.ReadSnapshotRequest, context: Context
+    ) -> None:
+        if self.snapshots is None:
+            await _not_formed(context)
+        try:
+            await self.snapshots.read(request, context.write)
         except (QuorepoError, FatalError) as error:
             await _abort(context, error)
 

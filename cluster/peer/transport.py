@@ -31,6 +31,8 @@ __all__ = ["PeerTransport", "RaftInbox", "TransportLimits"]
 
 log = logging.getLogger(__name__)
 
+_REFUSALS_TOLD_MAX = 100  # the words are the peer's
+
 Context: TypeAlias = aio.ServicerContext[Any, Any]
 
 
@@ -85,6 +87,7 @@ class PeerTransport:
         self._members: dict[str, log_pb2.Replica] = {}
         self._incoming: dict[str, _Incoming] = {}
         self._stopping: set[asyncio.Task[None]] = set()
+        self._refusals_told: set[tuple[str, str]] = set()
         self._closed = False
 
         self._lock = threading.Lock()
@@ -255,7 +258,12 @@ class PeerTransport:
         return accepted
 
     async def _refuse(self, context: Context, peer: str, problem: str) -> NoReturn:
-        log.warning("peer refused", extra=fields(peer=peer, reason=problem))
+        told = (peer, problem)
+        if told not in self._refusals_told:  # a peer tries again for ever, every two seconds
+            if len(self._refusals_told) >= _REFUSALS_TOLD_MAX:
+                self._refusals_told.clear()
+            self._refusals_told.add(told)
+            log.warning("peer refused", extra=fields(peer=peer, reason=problem))
         await context.abort(grpc.StatusCode.FAILED_PRECONDITION, problem)
 
     def _admit(self, first: peer_pb2.RaftFrame, incoming: _Incoming) -> None:
@@ -268,6 +276,7 @@ class PeerTransport:
             older.reader.cancel()
             self._incoming_ended(replica_id, "superseded", keep=True)
         self._incoming[replica_id] = incoming
+        self._refusals_told = {told for told in self._refusals_told if told[0] != replica_id}
         link = self._links.get(replica_id)
         if link is not None:
             link.incoming_opened()

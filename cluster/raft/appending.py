@@ -226,6 +226,7 @@ class Appending(Engine):
             "applied_index": self.applied_index,
             "waits_for_packs": self._held_back is not None,
             "disk_full": self.space.full(),
+            "disk_low": self.space.low(),
         }
         self._answers.append((node, answer))
 

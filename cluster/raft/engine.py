@@ -278,6 +278,21 @@ class Engine(SyncObj):  # type: ignore[misc]
     def become_leader(self) -> None:
         raise NotImplementedError
 
+    def offer_snapshot(self, node: Node) -> None:
+        raise NotImplementedError
+
+    def follow(self, node: Node, term: int) -> None:
+        raise NotImplementedError
+
+    def acknowledge_to(self, node: Node, index: int) -> None:
+        raise NotImplementedError
+
+    def note_installed(self, index: int, term: int) -> None:
+        raise NotImplementedError
+
+    def release_reads(self) -> None:
+        raise NotImplementedError
+
     def send_heartbeats(self) -> None:
         raise NotImplementedError
 

@@ -304,8 +304,8 @@ class RaftGroup(Elections, Appending, Replication, Membership, Commands, ReadInd
         ]
         able = [node for node in able if node in self.connected and to in (None, node.id)]
         if to is None:
-            full = {node for node, progress in self.progress.items() if progress.disk_full}
-            able = [node for node in able if node not in full]
+            low = {node for node, progress in self.progress.items() if progress.disk_low}
+            able = [node for node in able if node not in low]
         return max(able, key=lambda node: (self.match_index.get(node, 0), node.id), default=None)
 
     def _advance_transfer(self) -> None:
@@ -352,7 +352,7 @@ class RaftGroup(Elections, Appending, Replication, Membership, Commands, ReadInd
                     match_index=self.log.durable_index if own else match_index,
                     applied_index=self.applied_index if own else applied_index,
                     connected=own or node in self.connected,
-                    disk_full=self.space.full() if own else bool(progress and progress.disk_full),
+                    disk_low=self.space.low() if own else bool(progress and progress.disk_low),
                     installs_snapshot=self.installing
                     if own
                     else progress is not None and progress.flow is Flow.SNAPSHOT,

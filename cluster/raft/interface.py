@@ -89,7 +89,7 @@ class ReplicaStatus:
     match_index: int
     applied_index: int
     connected: bool
-    disk_full: bool = False  # it said that it has no room for commands
+    disk_low: bool = False  # it said that it is below its reserve
     installs_snapshot: bool = False  # the log does not reach back to what it lacks
 
 

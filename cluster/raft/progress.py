@@ -30,6 +30,7 @@ class Progress:
     sent_commit_index: int = 0
     applied_index: int = 0
     disk_full: bool = False  # as the follower says
+    disk_low: bool = False
 
     def probe(self) -> None:
         """From here on it has to be found out again where the follower's log ends."""

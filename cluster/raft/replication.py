@@ -34,9 +34,6 @@ class Replication(Engine):
         self.peers: list[Node] = []  # other voters and learners, in a fixed order
         self.has_more_to_send = False
 
-    def offer_snapshot(self, node: Node) -> None:
-        raise NotImplementedError
-
     def begin_leading(self) -> None:
         """A new term of office: nothing is known of the followers' logs (Raft, figure 2)."""
         self.progress.clear()
@@ -156,6 +153,7 @@ class Replication(Engine):
         self.heard_at[node] = self.now
         progress.applied_index = message["applied_index"]
         progress.disk_full = message["disk_full"]
+        progress.disk_low = message["disk_low"]
         if message["success"]:
             self._on_success(node, progress, message)
         else:

@@ -84,18 +84,6 @@ class Snapshots(Engine):
 
     # ---- the follower's side
 
-    def follow(self, node: Node, term: int) -> None:
-        raise NotImplementedError
-
-    def acknowledge_to(self, node: Node, index: int) -> None:
-        raise NotImplementedError
-
-    def note_installed(self, index: int, term: int) -> None:
-        raise NotImplementedError
-
-    def release_reads(self) -> None:
-        raise NotImplementedError
-
     def _on_snapshot_offer(self, node: Node, message: Message) -> None:
         if message["term"] < self.current_term:
             self.send(node, "term_notice")

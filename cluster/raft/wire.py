@@ -120,6 +120,7 @@ def _encode_append_reply(out: peer_pb2.GroupMessage, message: Message) -> None:
     reply.applied_index = message["applied_index"]
     reply.waits_for_packs = message["waits_for_packs"]
     reply.disk_full = message["disk_full"]
+    reply.disk_low = message["disk_low"]
     reply.SetInParent()
 
 
@@ -241,6 +242,7 @@ def _decode_append_reply(message: peer_pb2.GroupMessage) -> Message:
         "applied_index": reply.applied_index,
         "waits_for_packs": reply.waits_for_packs,
         "disk_full": reply.disk_full,
+        "disk_low": reply.disk_low,
     }
 
 

@@ -24,9 +24,9 @@ import contextlib
 import hashlib
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from quorepo.cluster.raft.interface import Entry
 from quorepo.cluster.state.database import (
@@ -54,6 +54,8 @@ from quorepo.storage.objectformat import ObjectFormat
 __all__ = ["FileActions", "StateStore"]
 
 _BUSY_TIMEOUT_S = 5.0
+
+T = TypeVar("T")
 
 
 class FileActions(Protocol):
@@ -257,6 +259,11 @@ class StateStore:
                 connection.close()
         except sqlite3.Error as error:
             raise fatal_from_sqlite(error, what) from error
+
+    def read(self, doing: str, function: Callable[[sqlite3.Connection], T]) -> T:
+        """What `function` reads in one transaction. Raises FatalError, in which `doing` stands."""
+        with self._reading(doing) as connection:
+            return function(connection)
 
     @property
     def path(self) -> Path:

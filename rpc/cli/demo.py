@@ -38,12 +38,20 @@ _DEFAULT_DATA_DIR = "demo-data"
     show_default=True,
     help="Does a push to an unknown path create the repository?",
 )
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="A value for every node's configuration file, until the next start; may be repeated.",
+)
 def command(
     nodes: int | None,
     data_dir: Path | None,
     base_port: int | None,
     ephemeral: bool,
     create_on_push: bool,
+    overrides: tuple[str, ...],
 ) -> None:
     """Runs a cluster on localhost, each node with real processes and a directory of its own.
 
@@ -67,7 +75,12 @@ def command(
         )
     try:
         layout = prepare(
-            data_dir, nodes, base_port, ephemeral=ephemeral, create_on_push=create_on_push
+            data_dir,
+            nodes,
+            base_port,
+            ephemeral=ephemeral,
+            create_on_push=create_on_push,
+            overrides=overrides,
         )
         run_demo(layout, click.echo)
     except ConfigError as error:

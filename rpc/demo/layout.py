@@ -18,6 +18,7 @@ import json
 import secrets
 import shutil
 import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +30,7 @@ __all__ = ["DEFAULT_BASE_PORT", "NODES_MAX", "DemoLayout", "DemoNode", "prepare"
 
 DEFAULT_BASE_PORT = 7420
 NODES_MAX = 9
+_OVERRIDABLE = ("raft", "storage", "limits", "workers")
 _PORTS_PER_NODE = 10
 _VERSION = 1
 _HOST = "127.0.0.1"
@@ -137,6 +139,7 @@ def prepare(
     *,
     ephemeral: bool = False,
     create_on_push: bool = True,
+    overrides: Sequence[str] = (),
 ) -> DemoLayout:
     """Makes a demo folder ready to start from, or finds the one that is there.
 
@@ -146,10 +149,13 @@ def prepare(
         base_port: Where the first node's ports begin; None: as the folder has it, or 7420.
         ephemeral: The folder is going to be removed at the end.
         create_on_push: Does a push to an unknown path create the repository?
+        overrides: `section.key=value` for the nodes' configuration files, values as in TOML.
 
     Raises:
-        ConfigError: the folder belongs to a demo of another shape, or holds something else.
+        ConfigError: an override cannot be, the folder belongs to a demo of another shape, or holds
+            something else.
     """
+    more = _override_toml(overrides)
     root = root.absolute()
     shape = _shape(root, nodes, base_port, ephemeral)
     nodes, base_port = shape["nodes"], shape["base_port"]
@@ -164,7 +170,7 @@ def prepare(
     now = datetime.datetime.now(datetime.UTC)
     provide_certificates(root / "secrets", [node.name for node in members], now)
     for node in members:
-        text = _node_toml(node, members, create_on_push=create_on_push)
+        text = _node_toml(node, members, create_on_push=create_on_push) + more
         write_durably(node.config, text.encode(), 0o600)
     return DemoLayout(root, members, token, ephemeral)
 
@@ -271,6 +277,27 @@ tokens_file = {_toml_string(secrets_dir / "tokens")}
 [push]
 create_on_push = {str(create_on_push).lower()}
 """
+
+
+def _override_toml(overrides: Sequence[str]) -> str:
+    """The sections of the configuration file that the demo does not write itself."""
+    sections: dict[str, list[str]] = {}
+    for override in overrides:
+        name, _, value = override.partition("=")
+        section, _, key = name.strip().partition(".")
+        if section not in _OVERRIDABLE or not key.isidentifier():
+            raise ConfigError(
+                f"cannot set {name.strip()!r}: expected SECTION.KEY=VALUE with a section of "
+                f"{', '.join(_OVERRIDABLE)}; nothing was changed"
+            )
+        try:
+            tomllib.loads(f"{key} = {value}")
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(
+                f"{value!r} is no TOML value ({error}); nothing was changed"
+            ) from None
+        sections.setdefault(section, []).append(f"{key} = {value}\n")
+    return "".join(f"\n[{name}]\n{''.join(lines)}" for name, lines in sections.items())
 
 
 def _toml_string(path: Path) -> str:

@@ -25,6 +25,7 @@ def _run() -> int:
 
     from quorepo import __version__
     from quorepo.cluster import core
+    from quorepo.cluster.sweep import Retention
     from quorepo.rpc.config import load_config, load_peer_credentials
     from quorepo.storage.logs import configure_logging
 
@@ -44,6 +45,12 @@ def _run() -> int:
             metrics_url=config.advertise.metrics_url,
             version=__version__,
             raft=config.raft,
+            reserve_bytes=config.storage.reserve_bytes,
+            retention=Retention(
+                retired_s=config.storage.retired_retention_s,
+                quarantine_s=config.storage.quarantine_retention_s,
+                interval_s=config.storage.sweep_interval_s,
+            ),
             limits=config.limits,
         )
     )

@@ -324,6 +324,7 @@ class AppendReply(_message.Message):
     APPLIED_INDEX_FIELD_NUMBER: _builtins.int
     WAITS_FOR_PACKS_FIELD_NUMBER: _builtins.int
     DISK_FULL_FIELD_NUMBER: _builtins.int
+    DISK_LOW_FIELD_NUMBER: _builtins.int
     success: _builtins.bool
     next_index: _builtins.int
     prev_log_index: _builtins.int
@@ -336,6 +337,8 @@ class AppendReply(_message.Message):
     """
     disk_full: _builtins.bool
     """The disk of this replica has no room: it takes no commands until that changes."""
+    disk_low: _builtins.bool
+    """it is below its reserve: it should not be made the leader"""
     def __init__(
         self,
         *,
@@ -345,10 +348,11 @@ class AppendReply(_message.Message):
         applied_index: _builtins.int = ...,
         waits_for_packs: _builtins.bool = ...,
         disk_full: _builtins.bool = ...,
+        disk_low: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "disk_full", b"disk_full", "next_index", b"next_index", "prev_log_index", b"prev_log_index", "success", b"success", "waits_for_packs", b"waits_for_packs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "disk_full", b"disk_full", "disk_low", b"disk_low", "next_index", b"next_index", "prev_log_index", b"prev_log_index", "success", b"success", "waits_for_packs", b"waits_for_packs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

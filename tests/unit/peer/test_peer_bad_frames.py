@@ -303,6 +303,9 @@ def nonsense(rng: random.Random) -> peer_pb2.GroupMessage:
             for _ in range(rng.randint(0, 3)):
                 data = rng.randbytes(rng.randint(0, 20))
                 inner.entries.add(index=number(), term=number(), data=data)
+        elif field.type == field.TYPE_MESSAGE:
+            for _ in range(rng.randint(0, 2)):
+                inner.configuration.replicas.add(replica_id=f"r{number()}", votes=number() % 2 > 0)
         elif field.type == field.TYPE_BYTES:
             setattr(inner, field.name, rng.randbytes(rng.randint(0, 50)))
         elif field.type == field.TYPE_BOOL:

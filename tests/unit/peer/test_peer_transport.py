@@ -173,6 +173,23 @@ async def test_wrong_peer_is_refused(
     assert not two.inbox.events
 
 
+async def test_refused_peer_is_told_of_once(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    one, two = await lab.node("n1"), await lab.node("n2", cluster_id="cluster-2")
+
+    def refusals() -> int:
+        return sum(record.getMessage() == "peer refused" for record in caplog.records)
+
+    connect(two, one)
+    await wait_until(refusals)
+    await asyncio.sleep(0.3)  # some more attempts
+    assert refusals() == 1
+    async with channel_as("n2", one) as channel:
+        call = await open_stream(channel, one, two.replica_id)  # as n2 with its mistake corrected
+        await hello_of(call, one)
+        call.cancel()
+    await wait_until(lambda: refusals() == 2)
+
+
 async def test_new_disk_under_the_old_address_is_not_taken_for_the_old_replica(lab: Lab) -> None:
     one, two = await lab.node("n1"), await lab.node("n2", disk="new")
     old = two.replica()

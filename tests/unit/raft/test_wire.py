@@ -58,6 +58,7 @@ EVERY_MESSAGE: list[Message] = [
         "applied_index": 3,
         "waits_for_packs": True,
         "disk_full": False,
+        "disk_low": True,
     },
     {
         "type": "next_node_idx",
@@ -67,6 +68,7 @@ EVERY_MESSAGE: list[Message] = [
         "applied_index": 0,
         "waits_for_packs": False,
         "disk_full": True,
+        "disk_low": False,
     },
     {"type": "term_notice"},
     {"type": "timeout_now"},

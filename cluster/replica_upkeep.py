@@ -1,0 +1,111 @@
+"""What keeps this node's replicas within bounds: log compaction, snapshots both ways, the sweep of
+files that nobody needs, the watch over the disk. Puts these parts together; each is its own module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from quorepo.cluster.apply import ApplyThread
+from quorepo.cluster.compaction import Compactor
+from quorepo.cluster.disk_watch import DiskWatch
+from quorepo.cluster.metrics import ClusterMetrics
+from quorepo.cluster.opening import NodeDisk
+from quorepo.cluster.peer.clients import PeerClients
+from quorepo.cluster.peer.packs import PackExchange
+from quorepo.cluster.raft.host import RaftHost
+from quorepo.cluster.raft.interface import RaftConfig
+from quorepo.cluster.snapshot.receiver import SnapshotReceiver
+from quorepo.cluster.snapshot.source import SnapshotSource
+from quorepo.cluster.sweep import Retention, Sweeper
+from quorepo.internal.v1 import log_pb2
+
+__all__ = ["ReplicaUpkeep"]
+
+
+class ReplicaUpkeep:
+    """Made before the engine, which is told of `receiver`; works once the engine is there."""
+
+    def __init__(
+        self,
+        *,
+        replica_id: str,
+        founding: log_pb2.Configuration,
+        disk: NodeDisk,
+        apply: ApplyThread,
+        packs: PackExchange,
+        clients: PeerClients,
+        raft: RaftConfig,
+        retention: Retention,
+        metrics: ClusterMetrics,
+        on_fatal: Callable[[BaseException], None],
+    ) -> None:
+        # Whoever uses a store for longer than a moment holds its group's lock: a snapshot closes
+        # the store and puts another in its place.
+        layouts, stores, space = disk.layouts, disk.stores, disk.space
+        self._locks = {group: asyncio.Lock() for group in layouts}
+        self._layouts, self._stores, self._space = layouts, stores, space
+        self._held, self._raft = disk.held, raft
+        self._retention, self._metrics = retention, metrics
+        self.source = SnapshotSource(
+            stores=stores,
+            layouts=layouts,
+            locks=self._locks,
+            founding=founding,
+            space=space,
+            metrics=metrics,
+        )
+        self.receiver = SnapshotReceiver(
+            replica_id=replica_id,
+            layouts=layouts,
+            stores=stores,
+            locks=self._locks,
+            apply=apply,
+            packs=packs,
+            held=disk.held,
+            clients=clients,
+            space=space,
+            config=raft,
+            metrics=metrics,
+            on_fatal=on_fatal,
+        )
+
+    def work(self, host: RaftHost) -> dict[str, Coroutine[Any, Any, None]]:
+        """What runs for as long as the node does, by name."""
+        self.receiver.host = host
+        compactor = Compactor(
+            host=host,
+            stores=self._stores,
+            locks=self._locks,
+            pinned_index=self.source.pinned_index,
+            config=self._raft,
+            metrics=self._metrics,
+        )
+        watch = DiskWatch(
+            space=self._space, host=host, groups=sorted(self._layouts), metrics=self._metrics
+        )
+        sweeper = Sweeper(
+            host=host,
+            layouts=self._layouts,
+            stores=self._stores,
+            locks=self._locks,
+            held=self._held,
+            wanted=self.receiver.wanted,
+            retention=self._retention,
+            metrics=self._metrics,
+        )
+        return {
+            "compact": compactor.run(),
+            "watch the disk": watch.run(),
+            "sweep": sweeper.run(),
+        }
+
+    def installs_snapshot(self) -> bool:
+        """Whether a group of this node is being brought up by a snapshot."""
+        return any(self.receiver.active(group) for group in self._layouts)
+
+    async def close(self) -> None:
+        """Ends what is on its way; before the engine stops."""
+        await self.receiver.close()

@@ -1,0 +1,1 @@
+"""Snapshots: state and packs of a group, copied between replicas outside the Raft messages."""
