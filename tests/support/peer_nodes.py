@@ -26,6 +26,8 @@ from support.peer_certificates import credentials_of
 
 CLUSTER = "cluster-1"
 GROUP = 1
+SERVICE = peer_pb2.DESCRIPTOR.services_by_name["Peer"]
+METHODS = [method.name for method in SERVICE.methods]
 KEEPALIVE = Keepalive(interval_s=0.4, timeout_s=0.4)
 
 

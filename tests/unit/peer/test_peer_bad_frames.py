@@ -17,7 +17,17 @@ import pytest
 import pytest_asyncio
 from grpc import aio
 from support.peer_certificates import credentials_of
-from support.peer_nodes import CLUSTER, GROUP, KEEPALIVE, Lab, Node, message, wait_until
+from support.peer_nodes import (
+    CLUSTER,
+    GROUP,
+    KEEPALIVE,
+    METHODS,
+    SERVICE,
+    Lab,
+    Node,
+    message,
+    wait_until,
+)
 
 from quorepo.cluster.gate import StagedPackGate
 from quorepo.cluster.peer.clients import PeerAddress, open_channel
@@ -27,7 +37,6 @@ from quorepo.cluster.raft.journal import Journal
 from quorepo.internal.v1 import log_pb2, peer_pb2
 
 Frame = peer_pb2.RaftFrame
-SERVICE = "/quorepo.internal.v1.Peer"
 NOT_A_MESSAGE = b"\x0a\xff\xff\xff\xff\x0fshort"  # announces 4 GiB
 
 
@@ -61,17 +70,17 @@ def frame(*messages: peer_pb2.GroupMessage) -> bytes:
 
 
 async def raft_stream(channel: aio.Channel, *frames: bytes) -> Any:
-    call: Any = channel.stream_stream(f"{SERVICE}/Raft")()
+    call: Any = channel.stream_stream(f"/{SERVICE.full_name}/Raft")()
     for data in frames:
         await call.write(data)
     return call
 
 
-@pytest.mark.parametrize("method", ["Raft", "StagePack", "FetchPack", "Identify", "Rejoin"])
+@pytest.mark.parametrize("method", METHODS)
 async def test_bytes_that_are_no_message_are_told_so(
     channel: aio.Channel, method: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    call: Any = channel.stream_stream(f"{SERVICE}/{method}")()
+    call: Any = channel.stream_stream(f"/{SERVICE.full_name}/{method}")()
     await call.write(NOT_A_MESSAGE)
     await call.done_writing()
     assert (await call.code()).name == "INVALID_ARGUMENT"

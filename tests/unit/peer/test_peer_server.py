@@ -11,16 +11,22 @@ import pytest
 import pytest_asyncio
 from grpc import aio
 from support.peer_certificates import authority, credentials_of
-from support.peer_nodes import KEEPALIVE, Handler, Lab, Node, message, wait_until
+from support.peer_nodes import (
+    KEEPALIVE,
+    METHODS,
+    SERVICE,
+    Handler,
+    Lab,
+    Node,
+    message,
+    wait_until,
+)
 
 from quorepo.cluster.peer.certificates import Credentials
 from quorepo.cluster.peer.clients import PeerAddress, PeerClients, open_channel
 from quorepo.cluster.peer.server import PeerServer
 from quorepo.internal.v1 import core_pb2, log_pb2, peer_pb2
 from quorepo.storage.errors import FatalError
-
-SERVICE = "/quorepo.internal.v1.Peer"
-METHODS = ["Raft", "StagePack", "FetchPack", "Identify", "Rejoin", "GetStatus", "NoSuchMethod"]
 
 
 @pytest_asyncio.fixture
@@ -44,7 +50,7 @@ def channel_with(credentials: Credentials) -> Any:
     return lambda node: open_channel(node.peer, credentials, KEEPALIVE)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "NoSuchMethod"])
 @pytest.mark.parametrize(
     "channel_to",
     [
@@ -61,17 +67,17 @@ async def test_no_method_is_reached_without_a_certificate_of_the_cluster(
 ) -> None:
     node = await lab.node("n1")
     async with channel_to(node) as channel:
-        call: Any = channel.stream_stream(f"{SERVICE}/{method}")(timeout=5)
+        call: Any = channel.stream_stream(f"/{SERVICE.full_name}/{method}")(timeout=5)
         assert (await call.code()).name == "UNAVAILABLE"  # no connection came about
     assert not node.inbox.events
 
 
-@pytest.mark.parametrize("method", METHODS[:-1])
+@pytest.mark.parametrize("method", METHODS)
 async def test_certificate_that_names_no_node_is_refused(lab: Lab, method: str) -> None:
     """Signed by the CA, as an operator's may be that is for something else."""
     node = await lab.node("n1")
     async with open_channel(node.peer, credentials_of("www.shop"), KEEPALIVE) as channel:
-        call: Any = channel.stream_stream(f"{SERVICE}/{method}")()
+        call: Any = channel.stream_stream(f"/{SERVICE.full_name}/{method}")()
         await call.write(b"")
         await call.done_writing()
         assert (await call.code()).name == "PERMISSION_DENIED"
@@ -81,7 +87,7 @@ async def test_certificate_that_names_no_node_is_refused(lab: Lab, method: str) 
 async def test_unknown_method_is_told_so(lab: Lab) -> None:
     node = await lab.node("n1")
     async with open_channel(node.peer, credentials_of("n2"), KEEPALIVE) as channel:
-        call: Any = channel.stream_stream(f"{SERVICE}/NoSuchMethod")()
+        call: Any = channel.stream_stream(f"/{SERVICE.full_name}/NoSuchMethod")()
         assert (await call.code()).name == "UNIMPLEMENTED"
 
 
@@ -127,16 +133,13 @@ async def test_removed_replica_never_comes_back(lab: Lab) -> None:
 async def test_removed_node_gets_nothing_that_is_stored(lab: Lab) -> None:
     one, two = await lab.node("n1"), await lab.node("n2")
     one.configuration = log_pb2.Configuration(removed_replica_ids=["n2@d1"])
-    stub: Any = two.clients.stub(one.peer)
-    calls = [
-        stub.FetchPack(peer_pb2.FetchPackRequest()),
-        stub.StagePack(iter([])),
-        stub.GetStatus(core_pb2.CoreStatusRequest()),
-        stub.Raft(iter([])),
-    ]
-    for call in calls:
-        assert (await call.code()).name == "PERMISSION_DENIED"
-        assert "node 'n2' was removed" in await call.details()
+    async with open_channel(one.peer, credentials_of("n2"), KEEPALIVE) as channel:
+        for method in set(METHODS) - {"Identify", "Rejoin"}:
+            call: Any = channel.stream_stream(f"/{SERVICE.full_name}/{method}")()
+            await call.write(b"")
+            await call.done_writing()
+            assert (await call.code()).name == "PERMISSION_DENIED", method
+            assert "node 'n2' was removed" in await call.details()
     # It may ask who is there, and whether it may come back.
     await two.clients.identify(one.peer, peer_pb2.IdentifyRequest(), 5.0)
     rejoin = peer_pb2.RejoinRequest(node="n2", replica_id="n2@d2")
