@@ -55,8 +55,9 @@ _SWEPT = ".swept.tmp"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Retention:
-    """How long files are kept that nothing refers to, seconds."""
+    """Whether files go that nothing refers to, and how long they are kept before, seconds."""
 
+    sweep: bool
     retired_s: float
     quarantine_s: float
     interval_s: float = _INTERVAL_S
@@ -109,6 +110,9 @@ class Sweeper:
     async def sweep(self, group: int) -> int:
         """Removes what may go in one group; returns how many files and folders."""
         loop = asyncio.get_running_loop()
+        if not self._retention.sweep:
+            layout = self._layouts[group]
+            return await loop.run_in_executor(None, sweep_uploads, layout, group, _UPLOAD_AGE_S_MIN)
         async with self._locks[group]:
             extent = await asyncio.wrap_future(self._host.extent(group))
             found = await loop.run_in_executor(None, self._find, group, extent.first_index)

@@ -19,6 +19,12 @@ class StorageSection(BaseModel):
         "what it leads; with less than half of it, it takes over nothing from others. Reads go on, "
         "and so does everything once there is room again. 0: no reserve.",
     )
+    sweep: bool = Field(
+        False,
+        description="Are packs and deleted repositories removed from disk once nothing refers to "
+        "them and their retention is over? Off while the sweep is new: then only abandoned uploads "
+        "are removed.",
+    )
     retired_retention_s: float = Field(
         14 * 86_400.0,
         ge=0,

@@ -47,6 +47,7 @@ def _run() -> int:
             raft=config.raft,
             reserve_bytes=config.storage.reserve_bytes,
             retention=Retention(
+                sweep=config.storage.sweep,
                 retired_s=config.storage.retired_retention_s,
                 quarantine_s=config.storage.quarantine_retention_s,
                 interval_s=config.storage.sweep_interval_s,
