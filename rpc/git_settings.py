@@ -1,15 +1,19 @@
-"""The `[git]` table of the configuration: what git clients get to see.
+"""The `[git]` table of the configuration: what git clients get to see, and what they may push.
 
-Owns its keys and what they mean for a ref name. Must not know how refs are read or sent.
+Owns its keys and what they mean. Must not know how refs are read or objects are checked.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from quorepo.storage.errors import InvalidArgument
+from quorepo.storage.fsck_policy import FsckPolicy
 from quorepo.storage.git.refnames import check_ref_name
+from quorepo.storage.names import normalize_path
 
 __all__ = ["GitSection", "is_hidden"]
 
@@ -24,8 +28,19 @@ def _check_prefix(prefix: str) -> str:
     return prefix
 
 
+def _check_fsck(policies: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
+    checked: dict[str, dict[str, str]] = {}
+    for path, overrides in policies.items():
+        try:
+            FsckPolicy(overrides)
+            checked[normalize_path(path)] = dict(overrides)
+        except InvalidArgument as error:
+            raise ValueError(f"{path!r}: {error}") from error
+    return checked
+
+
 class GitSection(BaseModel):
-    """What git clients get to see. The gRPC API shows everything."""
+    """What git clients get to see and may push. The gRPC API shows everything."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,6 +49,16 @@ class GitSection(BaseModel):
         description="Starts of ref names (`refs/internal`) that git clients neither see, fetch nor "
         "push, nor what only such refs reach (git's transfer.hideRefs).",
     )
+
+    fsck: Annotated[dict[str, dict[str, str]], AfterValidator(_check_fsck)] = Field(
+        default_factory=dict,
+        description="By repository path: fsck message ids and what to do about them in its pushes, "
+        "ignore, warn or error (git's receive.fsck.<msg-id>). The same on every node.",
+    )
+
+    def fsck_policy(self, path: str) -> FsckPolicy:
+        """How strictly the pushes to a repository are checked."""
+        return FsckPolicy(self.fsck.get(path))
 
     @property
     def hidden_prefixes(self) -> tuple[bytes, ...]:

@@ -51,6 +51,7 @@ class Verifier:
             self._tips,
             self._edge.config.limits.worker_timeout_s,
             self._on_progress,
+            self._edge.config.git.fsck_policy(target.path),
         )
         if self._ingested is None:
             return Verified(target)
