@@ -365,7 +365,7 @@ class Journal:
         if needed == oldest:
             return
         for group, log in quiet.items():
-            if log.segment_of(log.first_index) < needed:
+            if log.oldest_segment < needed:
                 self._move(group, log)
         self.sync()
         for number in range(oldest, needed):
@@ -381,7 +381,7 @@ class Journal:
             if log.segment_of(log.last_index) < current and log.record_bytes <= _MOVED_BYTES_MAX:
                 quiet[group] = log
             else:
-                needed = min(needed, log.segment_of(log.first_index))
+                needed = min(needed, log.oldest_segment)
         return quiet, needed
 
     def _move(self, group: int, log: LogIndex) -> None:

@@ -120,6 +120,16 @@ class LogIndex:
         """The number of the segment that holds an entry. Raises IndexError for others."""
         return self._places[self._position(index)] >> 32
 
+    @property
+    def oldest_segment(self) -> int:
+        """The number of the oldest segment that holds an entry; the log must not be empty.
+
+        Not always the first entry's: of a log that was being moved when a crash came, the first
+        entries may stand in a newer segment than those behind them. Takes time in the number of
+        entries.
+        """
+        return min(self._places) >> 32
+
     def cached(self, index: int) -> bytes | None:
         """The data of an entry, if it is in memory."""
         return self._cache.get(index)

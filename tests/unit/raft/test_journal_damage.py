@@ -388,3 +388,36 @@ def test_a_half_written_new_segment_is_forgotten(tmp_path: Path) -> None:
         assert journal.last_index(1) == 1
     assert not (tmp_path / "0000000002.segment.tmp").exists()
     assert (tmp_path / "group-1.vote.tmp").exists()
+
+
+@pytest.mark.parametrize("torn_bytes", range(40, 700, 40))
+def test_a_quiet_group_whose_move_was_torn_keeps_every_entry(
+    tmp_path: Path, torn_bytes: int
+) -> None:
+    """Found by the simulator (seed 575): a disk got full while a quiet group was copied out of old
+    segments. The copies that had survived made the log look as if it began in the new segment, and
+    the segments with its other entries were removed at the next start."""
+    journal = Journal.open(tmp_path, segment_bytes_max=500)
+    for index in range(1, 9):
+        journal.append(0, index, 1, b"quiet %d" % index)
+    journal.sync()
+    for index in range(1, 12):
+        journal.append(1, index, 1, bytes(100))
+        journal.sync()
+    before = journal._writer.written_bytes
+    last = journal._writer.segment.path
+    kept = {path: path.read_bytes() for path in tmp_path.glob("*.segment")}
+    journal.drop_prefix(1, 11)
+    with_moved = last.read_bytes()
+    journal.close()
+    for path, data in kept.items():  # no segment was removed yet, and the copies reached the disk
+        path.write_bytes(data)
+    for path in set(tmp_path.glob("*.segment")) - set(kept):
+        path.unlink()
+    moved_bytes = len(with_moved) - before
+    last.write_bytes(with_moved[: before + min(torn_bytes, moved_bytes)])
+    for _ in range(2):  # what one start removes, the next one lacks
+        with Journal.open(tmp_path, segment_bytes_max=500, cache_bytes_max=0) as journal:
+            found = journal.read(0, 1, 9, 1 << 20)
+            assert found == [(b"quiet %d" % index, index, 1) for index in range(1, 9)]
+            assert journal.last_index(1) == 11
