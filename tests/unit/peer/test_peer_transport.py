@@ -260,7 +260,7 @@ async def test_replica_outside_the_configuration_is_heard_and_answered(lab: Lab)
     await wait_until(lambda: newcomer.inbox.received)
     await newcomer.stop()
     await wait_until(lambda: not one.inbox.connected)
-    assert newcomer.replica_id not in one.transport._links
+    await wait_until(lambda: newcomer.replica_id not in one.transport._links)
 
 
 async def test_replica_that_leaves_the_configuration_is_disconnected(lab: Lab) -> None:

@@ -70,8 +70,22 @@ async def ingest(
 
 
 def children() -> set[int]:
+    """Process ids of the workers that this test started."""
+    return all_children() - _OTHERS
+
+
+def all_children() -> set[int]:
     """Process ids of the workers of this process."""
     return {pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _is_worker(pid)}
+
+
+_OTHERS: set[int] = set()  # workers of fixtures that outlive this test
+
+
+@pytest.fixture(autouse=True)
+def _other_workers() -> None:
+    _OTHERS.clear()
+    _OTHERS.update(all_children())
 
 
 def _is_worker(pid: int) -> bool:
