@@ -1,6 +1,6 @@
 """The write gap after kill -9 of the leader: from the kill to the next acknowledged push.
 
-    python -m tests.bench.failover [--runs 10]
+    PYTHONPATH=tests python -m bench.failover [--runs 10]
 
 A client pushes one commit after another to the two survivors in turn; the gap is the time from the
 kill to the end of the first push that was started after it. Every run checks that nothing

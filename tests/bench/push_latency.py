@@ -1,6 +1,6 @@
 """One-commit pushes into three replicated nodes next to git's own server on one, in the same run.
 
-    python -m tests.bench.push_latency [--pushes 100] [--repository PATH]
+    PYTHONPATH=tests python -m bench.push_latency [--pushes 100] [--repository PATH]
 
 Both are driven by the same git client, alternating, so that noise hits both. Every push is checked:
 afterwards `git ls-remote` has to show the last commit on every node.
