@@ -1,6 +1,6 @@
 """Clones and fetches: one quorepo node next to git at its best, over HTTP, in the same run.
 
-    PYTHONPATH=tests python -m bench.serving [PATH]           PATH: any repository, instead of generated ones
+    PYTHONPATH=tests python -m bench.serving [PATH]   PATH: any repository, not generated ones
         --sizes 5k,40k[,180k]  --pairs 5  --rows clone,fetch,…  --refs 10000
 
 The peer is `git http-backend` on the same objects, `repack -adb` with bitmaps and a commit-graph;
