@@ -37,7 +37,7 @@ from quorepo.cluster.raft import (
 )
 from quorepo.cluster.state import machine
 
-__all__ = ["MUTATIONS", "apply_mutation", "hunt"]
+__all__ = ["MUTATIONS", "NARROW", "apply_mutation", "hunt"]
 
 Change = Callable[[], None]
 
@@ -283,6 +283,11 @@ MUTATIONS: dict[str, Change] = {
         machine, "_advance", "max(position.log_time_ms, entry.time_ms)", "entry.time_ms"
     ),
 }
+
+# Not found in 1,000 schedules each, and not expected of them. A stream keeps its order, so an
+# answer of an older term overtakes nothing: the same replica has to lead twice within one delay,
+# or a vote split among five to meet a second campaign. Unit tests pin these two.
+NARROW = ("answers of an older term are counted (S6)", "votes of an older term are counted")
 
 
 def apply_mutation(name: str) -> None:
