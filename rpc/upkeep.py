@@ -31,6 +31,7 @@ from quorepo.rpc.context import EdgeContext
 from quorepo.rpc.core_client import PacksChanged, check_result
 from quorepo.rpc.reads import GROUP_DIRECTORY, GROUP_STORAGE, RepositoryView
 from quorepo.rpc.repositories import PROPOSE_TIMEOUT_S, Origin, object_format_message
+from quorepo.rpc.verification import pack_addition
 from quorepo.storage.errors import QuorepoError, Unavailable
 from quorepo.storage.ingest import IngestResult
 from quorepo.storage.logs import fields
@@ -223,7 +224,7 @@ class Upkeep:
         body.prune_epoch = view.row.prune_epoch
         body.object_format = object_format_message(view.object_format)
         body.removed.extend(digests)
-        body.added.append(_addition(result))
+        body.added.append(pack_addition(result))
         objects = sum(pack.object_count for pack in chosen)
         return await self._switch(
             view, command, digests, result, objects - result.object_count, progress
@@ -257,7 +258,7 @@ class Upkeep:
         body.unreachable_before_ms = before_ms
         body.removed.extend(digests)
         if result is not None:
-            body.added.append(_addition(result))
+            body.added.append(pack_addition(result))
         return await self._switch(view, command, digests, result, dropped, progress)
 
     async def _build(
@@ -302,7 +303,7 @@ class Upkeep:
             await core.replicate_pack(
                 view.group,
                 view.repository_id,
-                _addition(result),
+                pack_addition(result),
                 self._edge.config.limits.worker_timeout_s,
                 replacement=command,
             )
@@ -369,16 +370,3 @@ def _size(row: PackRow) -> PackSize:
 def _unchanged(view: RepositoryView) -> Outcome:
     count = len(view.pack_rows)
     return Outcome(view.row.revision, packs_before=count, packs_after=count)
-
-
-def _addition(result: IngestResult) -> log_pb2.PackAddition:
-    return log_pb2.PackAddition(
-        digest=result.digest,
-        index_digest=result.index_digest,
-        pack_bytes=result.pack_bytes,
-        index_bytes=result.index_bytes,
-        object_count=result.object_count,
-        thin_bytes=result.thin_bytes,
-        thin_object_count=result.thin_object_count,
-        encoding=log_pb2.PACK_ENCODING_FILE,
-    )

@@ -22,7 +22,7 @@ from quorepo.storage.jobs import ingest
 from quorepo.storage.layout import new_repository_id
 from quorepo.storage.packs import PackSet, describe
 
-__all__ = ["Verifier"]
+__all__ = ["Verifier", "pack_addition"]
 
 
 class Verifier:
@@ -56,7 +56,7 @@ class Verifier:
         if self._ingested is None:
             return Verified(target)
         self.warnings = self._ingested.warnings
-        return Verified(target, [_pack_addition(self._ingested)])
+        return Verified(target, [pack_addition(self._ingested)])
 
     async def verify(self, target: Target) -> Verified:
         """Verifies again, against what the target holds now; or for the first time without a pack.
@@ -100,7 +100,8 @@ def _group(target: Target) -> int:
     return GROUP_STORAGE if target.view is None else target.view.group
 
 
-def _pack_addition(result: IngestResult) -> log_pb2.PackAddition:
+def pack_addition(result: IngestResult) -> log_pb2.PackAddition:
+    """A verified pack in the words of the log."""
     return log_pb2.PackAddition(
         digest=result.digest,
         index_digest=result.index_digest,

@@ -30,6 +30,7 @@ from typing import IO, Final
 
 from quorepo.storage.errors import StorageFull
 from quorepo.storage.failpoints import failpoint
+from quorepo.storage.git.pack_entries import encode_distance, encode_header
 from quorepo.storage.ingest import IngestResult, index_in_progress
 from quorepo.storage.layout import GroupLayout, fsync_dir
 from quorepo.storage.objectformat import ObjectFormat
@@ -153,7 +154,7 @@ class _Merger:
 
     def _put_whole(self, pack: PackFile, oid: bytes, offset: int) -> None:
         type_num, content = self._packs.get_at(pack, offset)
-        self._put(oid, _entry_header(type_num, len(content)) + zlib.compress(content), 0)
+        self._put(oid, encode_header(type_num, len(content)) + zlib.compress(content), 0)
 
     def _put(self, oid: bytes, entry: bytes, depth: int) -> None:
         self.numbers[oid] = len(self.offsets)
@@ -222,22 +223,6 @@ def _oid_at(pack: PackFile, offset: int) -> bytes:
         raise pack.damaged(offset, "no object starts here") from error
 
 
-def _entry_header(type_num: int, size: int) -> bytes:
-    """The bytes before a zlib stream of `size` inflated bytes (gitformat-pack(5))."""
-    header = bytearray([type_num << 4 | size & 15])
-    size >>= 4
-    while size:
-        header[-1] |= 0x80
-        header.append(size & 0x7F)
-        size >>= 7
-    return bytes(header)
-
-
 def _delta_header(header: EntryHeader, distance: int) -> bytes:
     """The same delta as an OFS_DELTA with its base `distance` bytes before it."""
-    encoded = bytearray([distance & 0x7F])
-    while distance := distance >> 7:
-        distance -= 1
-        encoded.append(0x80 | distance & 0x7F)
-    encoded.reverse()
-    return _entry_header(OFS_DELTA, header.size) + encoded
+    return encode_header(OFS_DELTA, header.size) + encode_distance(distance)

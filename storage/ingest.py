@@ -28,6 +28,7 @@ from quorepo.storage.failpoints import failpoint
 from quorepo.storage.fsck import Fsck
 from quorepo.storage.fsck_blobs import gitattributes_problems, gitmodules_problems
 from quorepo.storage.fsck_policy import FsckPolicy
+from quorepo.storage.git.pack_entries import encode_header
 from quorepo.storage.layout import GroupLayout, fsync_dir
 from quorepo.storage.limits import StorageLimits, exceeded
 from quorepo.storage.objectformat import Hash, ObjectFormat
@@ -302,22 +303,11 @@ class _Ingest:
             _, end = pack.inflate(offset, header)
             return pack.slice(offset, end), header.type_num
         type_num, content = self._existing.get_at(pack, offset)
-        return _entry_header(type_num, len(content)) + zlib.compress(content), type_num
+        return encode_header(type_num, len(content)) + zlib.compress(content), type_num
 
     def _pack_trailer(self, file: IO[bytes]) -> bytes:
         file.seek(-self._format.hash_bytes, os.SEEK_END)
         return file.read(self._format.hash_bytes)
-
-
-def _entry_header(type_num: int, size: int) -> bytes:
-    """The bytes before the zlib stream of a whole object (gitformat-pack(5))."""
-    header = bytearray([type_num << 4 | size & 15])
-    size >>= 4
-    while size:
-        header[-1] |= 0x80
-        header.append(size & 0x7F)
-        size >>= 7
-    return bytes(header)
 
 
 def _feed(file: IO[bytes], hasher: Hash, size: int) -> IO[bytes]:
