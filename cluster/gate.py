@@ -138,6 +138,10 @@ class StagedPackGate:
         self.packs_arrived(group)
 
     def _start_check(self, group: int, replacement: Replacement) -> None:
+        if any(d in self._running and not self._held.has(group, d) for d in replacement.removed):
+            # The entry was only looked ahead at, and packs that it removes are on their way: it
+            # would be judged by a part of them, and again when its turn comes.
+            return
         name = replacement.SerializeToString(deterministic=True)
         if self._checks is not None and name not in self._running:
             task = self._loop.create_task(self._check(self._checks, group, replacement))

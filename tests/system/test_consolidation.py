@@ -248,8 +248,11 @@ def test_node_that_was_away_gets_removed_packs_from_the_others(
     demo.restart(away)
     objects = check_replicas(demo, path, asked)
     assert objects == objects_of(demo.nodes[away], repository_id_of(demo, path))
-    metrics = demo.metrics(away)
-    assert 'replacement_checks_total{outcome="passed"} 1.0' in metrics
+    # The node may still be starting, or its log may not have come to the entry yet.
+    eventually(
+        lambda: 'replacement_checks_total{outcome="passed"} 1.0' in demo.metrics(away),
+        what=f"{away} checked the replacement",
+    )
 
 
 def test_prune_removes_unreachable_objects_from_every_replica(
