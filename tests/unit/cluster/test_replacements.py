@@ -128,6 +128,45 @@ async def test_entry_passes_once_its_pack_was_checked(setup: Setup) -> None:
     await setup.checks.close()
 
 
+class SlowFetcher:
+    """Brings a pack once it is let."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._held = setup.held
+        self.let = asyncio.Event()
+
+    async def fetch(self, peers: Any, header: peer_pb2.PackHeader) -> None:
+        await self.let.wait()
+        self._held.add(header.group, header.digest)
+
+
+async def test_replacement_behind_a_waiting_entry_is_checked_once(setup: Setup) -> None:
+    """It was looked at early, judged by the packs that were there, and judged again at its turn."""
+    fetcher, arrived = SlowFetcher(setup), asyncio.Event()
+    gate = StagedPackGate(
+        setup.held, fetcher, asyncio.get_running_loop(), lambda *_: [], setup.checks
+    )
+    gate.packs_arrived = lambda group: arrived.set()
+    data = setup.command(setup.merged()).SerializeToString()
+    setup.held.discard(GROUP, setup.digests[0])
+    addition = log_pb2.PackAddition(digest=setup.digests[0], index_digest=bytes(32))
+    waiting = log_pb2.Command(transaction=transaction(packs=[addition]))
+    gate.want(GROUP, pack_needs(waiting), "n2@d")
+    assert gate.missing(GROUP, data), "looked ahead"
+    for _ in range(5):  # whatever it set off has begun
+        await asyncio.sleep(0)
+    fetcher.let.set()
+    async with asyncio.timeout(30):
+        await arrived.wait()
+        arrived.clear()
+        assert gate.missing(GROUP, data), "its turn"
+        await arrived.wait()
+    assert gate.missing(GROUP, data) == ()
+    assert setup.observed.outcomes == ["passed"]
+    await gate.close()
+    await setup.checks.close()
+
+
 async def test_wrong_replacement_never_passes_the_gate(setup: Setup) -> None:
     gate = gate_of(setup, asyncio.Event())
     command = setup.command(setup.merged(setup.digests[:2]))  # claims to replace all three
