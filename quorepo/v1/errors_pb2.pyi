@@ -91,3 +91,66 @@ class ReferenceNameConflict(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReferenceNameConflict: _TypeAlias = ReferenceNameConflict  # noqa: Y015
+
+@_typing.final
+class MergeConflict(_message.Message):
+    """Beside FAILED_PRECONDITION: a merge, cherry-pick, revert or rebase that needs a person. Nothing
+    was changed.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Conflict(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        PATH_FIELD_NUMBER: _builtins.int
+        ANCESTOR_OID_FIELD_NUMBER: _builtins.int
+        OUR_OID_FIELD_NUMBER: _builtins.int
+        THEIR_OID_FIELD_NUMBER: _builtins.int
+        path: _builtins.bytes
+        ancestor_oid: _builtins.str
+        """of the blob; empty: there was none"""
+        our_oid: _builtins.str
+        """in the branch that would be changed; empty: deleted there"""
+        their_oid: _builtins.str
+        """in what would be brought in; empty: deleted there"""
+        def __init__(
+            self,
+            *,
+            path: _builtins.bytes = ...,
+            ancestor_oid: _builtins.str = ...,
+            our_oid: _builtins.str = ...,
+            their_oid: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["ancestor_oid", b"ancestor_oid", "our_oid", b"our_oid", "path", b"path", "their_oid", b"their_oid"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    CONFLICTS_FIELD_NUMBER: _builtins.int
+    CONFLICT_COUNT_FIELD_NUMBER: _builtins.int
+    COMMIT_OID_FIELD_NUMBER: _builtins.int
+    conflict_count: _builtins.int
+    """of all"""
+    commit_oid: _builtins.str
+    """the commit that did not apply"""
+    @_builtins.property
+    def conflicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___MergeConflict.Conflict]:
+        """as many as fit"""
+
+    def __init__(
+        self,
+        *,
+        conflicts: _abc.Iterable[Global___MergeConflict.Conflict] | None = ...,
+        conflict_count: _builtins.int = ...,
+        commit_oid: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_oid", b"commit_oid", "conflict_count", b"conflict_count", "conflicts", b"conflicts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MergeConflict: _TypeAlias = MergeConflict  # noqa: Y015
