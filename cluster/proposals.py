@@ -33,6 +33,8 @@ _REPLACEMENT_ATTEMPTS = 4
 _REPLACEMENT_RETRY_S = 0.5
 # One attempt never waits longer than this for a verdict: a lost leader shows much earlier.
 _ATTEMPT_TIMEOUT_S = 5.0
+# A leader whose disk is full hands over to another, if there is one with room.
+_DISK_FULL_RETRIED_S = 2.0
 _NOT_RETRIED = frozenset({"too-large", "denied", "stopped"})
 
 
@@ -81,6 +83,7 @@ class ProposalDriver:
         payload = command.SerializeToString(deterministic=True)
         certain = True
         reason = "no leader"
+        started = time.monotonic()
         while (left := deadline - time.monotonic()) > 0:
             attempt = await asyncio.wrap_future(
                 self._host.propose(group, payload, min(left, _ATTEMPT_TIMEOUT_S))
@@ -90,7 +93,9 @@ class ProposalDriver:
             reason = attempt.reason
             if attempt.outcome is Outcome.UNKNOWN:
                 certain = False
-            elif reason in _NOT_RETRIED:
+            elif reason in _NOT_RETRIED or (
+                reason == "disk-full" and time.monotonic() > started + _DISK_FULL_RETRIED_S
+            ):
                 break
             elif reason == "packs-missing":
                 await self._replicate_again(group, command, deadline)

@@ -21,6 +21,7 @@ from quorepo.rpc.fetch_cache import FetchCache
 from quorepo.rpc.metrics import EdgeMetrics
 from quorepo.rpc.reads import Reads
 from quorepo.rpc.repositories import Origin, Repositories
+from quorepo.storage.disk_space import DiskReserve
 from quorepo.storage.errors import FatalError, Unavailable
 from quorepo.storage.logs import fields
 from quorepo.storage.packs import PackCache
@@ -82,6 +83,7 @@ class EdgeContext:
     fetch_cache: FetchCache
     push_slots: Slots
     fetch_slots: Slots
+    disk: DiskReserve
     clock_ms: Callable[[], int] = _clock_ms  # Unix time, ms
     stopping: bool = False  # new requests are refused, see `stop_taking`
     on_fatal: Callable[[FatalError], None] = _exit_at_once

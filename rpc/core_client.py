@@ -368,6 +368,7 @@ _REASONS = {
     "leader-changed": "no leader: it changed meanwhile",
     "queue-full": "this cluster is busy: too many writes are waiting",
     "packs-missing": "the leader does not hold the pack",
+    "disk-full": "the disk of the leader, or of most nodes, is below storage.reserve_bytes",
     "stopped": "this node is shutting down",
     "timeout": "no leader took it in time",
 }

@@ -269,7 +269,15 @@ class Upkeep:
         arguments: dict[str, list[str]],
         progress: Progress,
     ) -> tuple[IngestResult | None, int]:
-        """The new pack, durable in this node's quarantine; and how many objects were pruned."""
+        """The new pack, durable in this node's quarantine; and how many objects were pruned.
+
+        Raises StorageFull, before anything is built, when a pack as large as those it replaces
+        would not leave the reserve of this node's disk.
+        """
+        chosen = frozenset(digests)
+        self._edge.disk.check_new(
+            sum(row.pack_bytes for row in view.pack_rows if row.digest in chosen)
+        )
         upload = view.layout.new_upload()
         async with self._worker() as worker:
             answer = await worker.run(

@@ -14,6 +14,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+from quorepo.storage.disk_space import DiskReserve
 from quorepo.storage.errors import LimitExceeded, StorageFull, Unavailable
 from quorepo.storage.layout import GroupLayout
 
@@ -98,7 +99,9 @@ class Incoming:
 class Upload:
     """One `quarantine/upload-<uuid>.tmp`; gone when the `async with` block ends, in any way."""
 
-    def __init__(self, layout: GroupLayout) -> None:
+    def __init__(self, layout: GroupLayout, disk: DiskReserve) -> None:
+        """`disk` is asked before each write whether this node takes anything new."""
+        self._disk = disk
         self.path: Path = layout.new_upload()
         self.size_bytes = 0
         self._descriptor = -1
@@ -107,6 +110,7 @@ class Upload:
         self._lock = threading.Lock()
 
     async def __aenter__(self) -> Upload:
+        self._disk.check_new()
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
         self._descriptor = await asyncio.to_thread(os.open, self.path, flags, 0o600)
         return self
@@ -121,6 +125,7 @@ class Upload:
 
         Raises:
             LimitExceeded: more than `bytes_max` bytes arrived; the file is empty then.
+            StorageFull: this node's disk is below its reserve.
         """
         batch = bytearray()
         while piece := await incoming.read():
@@ -139,6 +144,7 @@ class Upload:
         self._close()
 
     async def _write(self, batch: bytearray) -> None:
+        self._disk.check_new(len(batch))
         await asyncio.to_thread(self._write_all, batch)
         self.size_bytes += len(batch)
 

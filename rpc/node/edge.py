@@ -20,6 +20,7 @@ from quorepo.rpc.metrics import EdgeMetrics
 from quorepo.rpc.reads import GROUP_DIRECTORY, GROUP_STORAGE, Reads
 from quorepo.rpc.repositories import Repositories
 from quorepo.rpc.uploads import remove_abandoned_uploads
+from quorepo.storage.disk_space import DiskReserve
 from quorepo.storage.errors import FatalError
 from quorepo.storage.layout import GroupLayout
 from quorepo.storage.packs import PackCache
@@ -68,6 +69,7 @@ async def open_edge(
         fetch_cache=FetchCache(fetch_files, limits.fetch_cache_bytes_max),
         push_slots=Slots("pushes", config.workers.queue_max),
         fetch_slots=Slots("fetches", config.workers.queue_max),
+        disk=DiskReserve(config.node.data_dir, config.storage.reserve_bytes),
     )
     if on_fatal is not None:
         edge.on_fatal = on_fatal
