@@ -244,9 +244,7 @@ class _Push:
         say = self._progress(alive)
         verifier = Verifier(self._edge, changes, say)
         if self._expects_pack and any(change.new for change in changes):
-            async with Upload(
-                self._edge.reads.layout(_group(target)), self._edge.disk
-            ) as upload:
+            async with Upload(self._edge.reads.layout(_group(target)), self._edge.disk) as upload:
                 with self._edge.metrics.phase("receive"):
                     await upload.receive(self._incoming, self._edge.config.limits.push_bytes_max)
                 async with alive:

@@ -55,6 +55,7 @@ class Demo:
         self.base_port = base_port or free_base_port(nodes)
         self.nodes: dict[str, DemoNode] = {}
         self.token = ""
+        self.wrapper: list[str] = []  # a command that runs the demo as its last arguments
 
     def __enter__(self) -> Demo:
         self.start()
@@ -66,7 +67,7 @@ class Demo:
     def start(self) -> None:
         self.log = (self.directory.parent / f"{self.directory.name}.out").open("ab")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "quorepo", "demo", "--nodes", str(self._count),
+            [*self.wrapper, sys.executable, "-m", "quorepo", "demo", "--nodes", str(self._count),
              "--data-dir", str(self.directory), "--base-port", str(self.base_port), *self._options],
             stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
