@@ -13,7 +13,7 @@ import sys
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from support.waiting import eventually
@@ -57,7 +57,7 @@ class Demo:
         self.token = ""
         self.wrapper: list[str] = []  # a command that runs the demo as its last arguments
 
-    def __enter__(self) -> Demo:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -107,13 +107,14 @@ class Demo:
             self._restarted.pop(name).wait()
         eventually(lambda: not node.alive(), what=f"{name} ended")
 
-    def restart(self, name: str) -> None:
-        """Starts a killed node again by its argv."""
+    def restart(self, name: str, **environment: str) -> None:
+        """Starts a killed node again by its argv, with these variables besides its environment."""
         node = self.nodes[name]
         with (self.directory.parent / f"{name}.restart.log").open("ab") as log:
             process = subprocess.Popen(
-                node.argv, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd="/"
-            )
+                node.argv, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd="/",
+                env={**os.environ, **environment},
+            )  # fmt: skip
         self._restarted[name] = process
         node.pid = process.pid
 

@@ -1,4 +1,4 @@
-"""A demo whose nodes have small disks of their own: one tmpfs each, in a mount namespace of the demo.
+"""A demo whose nodes have small disks: one tmpfs each, in a mount namespace of the demo's own.
 
 The tests look at them through /proc/<pid>/root, so that nothing is mounted on the machine itself
 and nothing is left when the demo ends.
