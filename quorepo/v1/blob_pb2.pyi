@@ -3,8 +3,10 @@
 isort:skip_file
 Blobs by object id."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from quorepo.v1 import common_pb2 as _common_pb2
 import builtins as _builtins
 import sys
@@ -172,3 +174,312 @@ class ReadBlobResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
 Global___ReadBlobResponse: _TypeAlias = ReadBlobResponse  # noqa: Y015
+
+@_typing.final
+class BatchGetBlobsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Item(_message.Message):
+        """One of both."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        OID_FIELD_NUMBER: _builtins.int
+        PATH_FIELD_NUMBER: _builtins.int
+        oid: _builtins.str
+        path: _builtins.bytes
+        """in `commit`"""
+        def __init__(
+            self,
+            *,
+            oid: _builtins.str = ...,
+            path: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["oid", b"oid", "path", b"path"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    COMMIT_FIELD_NUMBER: _builtins.int
+    BLOB_BYTES_MAX_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    repository: _builtins.str
+    commit: _builtins.bytes
+    """a revision; needed when an item has a path"""
+    blob_bytes_max: _builtins.int
+    """A blob larger than this comes as its header alone. Not set: no bound but api.batch_bytes_max,
+    above which the call ends with RESOURCE_EXHAUSTED.
+    """
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchGetBlobsRequest.Item]:
+        """at most api.batch_objects_max"""
+
+    @_builtins.property
+    def consistency(self) -> _common_pb2.Consistency: ...
+    def __init__(
+        self,
+        *,
+        repository: _builtins.str = ...,
+        items: _abc.Iterable[Global___BatchGetBlobsRequest.Item] | None = ...,
+        commit: _builtins.bytes = ...,
+        blob_bytes_max: _builtins.int | None = ...,
+        consistency: _common_pb2.Consistency | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_blob_bytes_max", b"_blob_bytes_max", "blob_bytes_max", b"blob_bytes_max", "consistency", b"consistency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_blob_bytes_max", b"_blob_bytes_max", "blob_bytes_max", b"blob_bytes_max", "commit", b"commit", "consistency", b"consistency", "items", b"items", "repository", b"repository"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__blob_bytes_max: _TypeAlias = _typing.Literal["blob_bytes_max"]  # noqa: Y015
+    _WhichOneofArgType__blob_bytes_max: _TypeAlias = _typing.Literal["_blob_bytes_max", b"_blob_bytes_max"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__blob_bytes_max) -> _WhichOneofReturnType__blob_bytes_max | None: ...
+
+Global___BatchGetBlobsRequest: _TypeAlias = BatchGetBlobsRequest  # noqa: Y015
+
+@_typing.final
+class BatchGetBlobsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Header(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        ITEMS_FIELD_NUMBER: _builtins.int
+        REVISION_FIELD_NUMBER: _builtins.int
+        items: _builtins.int
+        @_builtins.property
+        def revision(self) -> _common_pb2.Revision: ...
+        def __init__(
+            self,
+            *,
+            items: _builtins.int = ...,
+            revision: _common_pb2.Revision | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "revision", b"revision"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Blob(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        INDEX_FIELD_NUMBER: _builtins.int
+        OID_FIELD_NUMBER: _builtins.int
+        SIZE_FIELD_NUMBER: _builtins.int
+        PATH_FIELD_NUMBER: _builtins.int
+        MISSING_FIELD_NUMBER: _builtins.int
+        CONTENT_LEFT_OUT_FIELD_NUMBER: _builtins.int
+        DATA_FIELD_NUMBER: _builtins.int
+        index: _builtins.int
+        """of the item in the request"""
+        oid: _builtins.str
+        """empty: missing"""
+        size: _builtins.int
+        path: _builtins.bytes
+        missing: _builtins.bool
+        """no such object or path, or no blob"""
+        content_left_out: _builtins.bool
+        """larger than blob_bytes_max"""
+        data: _builtins.bytes
+        """the whole content when it has at most 64 KiB; else chunks follow"""
+        def __init__(
+            self,
+            *,
+            index: _builtins.int = ...,
+            oid: _builtins.str = ...,
+            size: _builtins.int = ...,
+            path: _builtins.bytes = ...,
+            missing: _builtins.bool = ...,
+            content_left_out: _builtins.bool = ...,
+            data: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["content_left_out", b"content_left_out", "data", b"data", "index", b"index", "missing", b"missing", "oid", b"oid", "path", b"path", "size", b"size"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Trailer(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        SHA256_FIELD_NUMBER: _builtins.int
+        sha256: _builtins.bytes
+        """of all content that was sent, in order; a stream without it was cut"""
+        def __init__(
+            self,
+            *,
+            sha256: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["sha256", b"sha256"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    BLOB_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    TRAILER_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """of the blob before it"""
+    @_builtins.property
+    def header(self) -> Global___BatchGetBlobsResponse.Header: ...
+    @_builtins.property
+    def blob(self) -> Global___BatchGetBlobsResponse.Blob: ...
+    @_builtins.property
+    def trailer(self) -> Global___BatchGetBlobsResponse.Trailer: ...
+    def __init__(
+        self,
+        *,
+        header: Global___BatchGetBlobsResponse.Header | None = ...,
+        blob: Global___BatchGetBlobsResponse.Blob | None = ...,
+        chunk: _builtins.bytes = ...,
+        trailer: Global___BatchGetBlobsResponse.Trailer | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "chunk", b"chunk", "header", b"header", "part", b"part", "trailer", b"trailer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "chunk", b"chunk", "header", b"header", "part", b"part", "trailer", b"trailer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "blob", "chunk", "trailer"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___BatchGetBlobsResponse: _TypeAlias = BatchGetBlobsResponse  # noqa: Y015
+
+@_typing.final
+class ListBlobsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    COMMIT_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    LFS_POINTERS_ONLY_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    repository: _builtins.str
+    commit: _builtins.bytes
+    """a revision, or the id of a tree"""
+    path: _builtins.bytes
+    """only below this folder; empty: all"""
+    page_size: _builtins.int
+    """default 100, at most api.page_size_max"""
+    page_token: _builtins.str
+    lfs_pointers_only: _builtins.bool
+    @_builtins.property
+    def consistency(self) -> _common_pb2.Consistency: ...
+    def __init__(
+        self,
+        *,
+        repository: _builtins.str = ...,
+        commit: _builtins.bytes = ...,
+        path: _builtins.bytes = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        lfs_pointers_only: _builtins.bool = ...,
+        consistency: _common_pb2.Consistency | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "consistency", b"consistency", "lfs_pointers_only", b"lfs_pointers_only", "page_size", b"page_size", "page_token", b"page_token", "path", b"path", "repository", b"repository"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBlobsRequest: _TypeAlias = ListBlobsRequest  # noqa: Y015
+
+@_typing.final
+class LfsPointer(_message.Message):
+    """What a Git LFS pointer file says."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OID_SHA256_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    oid_sha256: _builtins.str
+    """of the large file"""
+    size: _builtins.int
+    """of the large file"""
+    def __init__(
+        self,
+        *,
+        oid_sha256: _builtins.str = ...,
+        size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["oid_sha256", b"oid_sha256", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LfsPointer: _TypeAlias = LfsPointer  # noqa: Y015
+
+@_typing.final
+class BlobInfo(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    OID_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    LFS_POINTER_FIELD_NUMBER: _builtins.int
+    path: _builtins.bytes
+    oid: _builtins.str
+    mode: _builtins.int
+    size: _builtins.int
+    @_builtins.property
+    def lfs_pointer(self) -> Global___LfsPointer:
+        """not set: no pointer"""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.bytes = ...,
+        oid: _builtins.str = ...,
+        mode: _builtins.int = ...,
+        size: _builtins.int = ...,
+        lfs_pointer: Global___LfsPointer | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lfs_pointer", b"lfs_pointer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lfs_pointer", b"lfs_pointer", "mode", b"mode", "oid", b"oid", "path", b"path", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BlobInfo: _TypeAlias = BlobInfo  # noqa: Y015
+
+@_typing.final
+class ListBlobsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOBS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TREE_OID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """empty at the end"""
+    tree_oid: _builtins.str
+    @_builtins.property
+    def blobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlobInfo]: ...
+    @_builtins.property
+    def revision(self) -> _common_pb2.Revision: ...
+    def __init__(
+        self,
+        *,
+        blobs: _abc.Iterable[Global___BlobInfo] | None = ...,
+        next_page_token: _builtins.str = ...,
+        tree_oid: _builtins.str = ...,
+        revision: _common_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs", b"blobs", "next_page_token", b"next_page_token", "revision", b"revision", "tree_oid", b"tree_oid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBlobsResponse: _TypeAlias = ListBlobsResponse  # noqa: Y015

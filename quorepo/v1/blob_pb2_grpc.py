@@ -44,6 +44,16 @@ class BlobServiceStub:
                 request_serializer=quorepo_dot_v1_dot_blob__pb2.ReadBlobRequest.SerializeToString,
                 response_deserializer=quorepo_dot_v1_dot_blob__pb2.ReadBlobResponse.FromString,
                 _registered_method=True)
+        self.BatchGetBlobs = channel.unary_stream(
+                '/quorepo.v1.BlobService/BatchGetBlobs',
+                request_serializer=quorepo_dot_v1_dot_blob__pb2.BatchGetBlobsRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_blob__pb2.BatchGetBlobsResponse.FromString,
+                _registered_method=True)
+        self.ListBlobs = channel.unary_unary(
+                '/quorepo.v1.BlobService/ListBlobs',
+                request_serializer=quorepo_dot_v1_dot_blob__pb2.ListBlobsRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_blob__pb2.ListBlobsResponse.FromString,
+                _registered_method=True)
 
 
 class BlobServiceServicer:
@@ -63,6 +73,21 @@ class BlobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchGetBlobs(self, request, context):
+        """Many blobs in one stream: a header; for each blob, in the order of the request, a blob header and
+        chunks of at most 256 KiB; and the SHA-256 of all content together.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBlobs(self, request, context):
+        """The blobs of a commit with their paths and sizes, and which of them are Git LFS pointers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BlobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +100,16 @@ def add_BlobServiceServicer_to_server(servicer, server):
                     servicer.ReadBlob,
                     request_deserializer=quorepo_dot_v1_dot_blob__pb2.ReadBlobRequest.FromString,
                     response_serializer=quorepo_dot_v1_dot_blob__pb2.ReadBlobResponse.SerializeToString,
+            ),
+            'BatchGetBlobs': grpc.unary_stream_rpc_method_handler(
+                    servicer.BatchGetBlobs,
+                    request_deserializer=quorepo_dot_v1_dot_blob__pb2.BatchGetBlobsRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_blob__pb2.BatchGetBlobsResponse.SerializeToString,
+            ),
+            'ListBlobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBlobs,
+                    request_deserializer=quorepo_dot_v1_dot_blob__pb2.ListBlobsRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_blob__pb2.ListBlobsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +166,60 @@ class BlobService:
             '/quorepo.v1.BlobService/ReadBlob',
             quorepo_dot_v1_dot_blob__pb2.ReadBlobRequest.SerializeToString,
             quorepo_dot_v1_dot_blob__pb2.ReadBlobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchGetBlobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/quorepo.v1.BlobService/BatchGetBlobs',
+            quorepo_dot_v1_dot_blob__pb2.BatchGetBlobsRequest.SerializeToString,
+            quorepo_dot_v1_dot_blob__pb2.BatchGetBlobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBlobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.BlobService/ListBlobs',
+            quorepo_dot_v1_dot_blob__pb2.ListBlobsRequest.SerializeToString,
+            quorepo_dot_v1_dot_blob__pb2.ListBlobsResponse.FromString,
             options,
             channel_credentials,
             insecure,

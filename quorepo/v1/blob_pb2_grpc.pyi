@@ -35,6 +35,12 @@ class BlobServiceStub:
     """A blob of at most 3 MiB in one message; RESOURCE_EXHAUSTED for a larger one: use ReadBlob."""
     ReadBlob: _grpc.UnaryStreamMultiCallable[_blob_pb2.ReadBlobRequest, _blob_pb2.ReadBlobResponse]
     """A blob of any size: a header, chunks of at most 256 KiB, and the SHA-256 of all of them."""
+    BatchGetBlobs: _grpc.UnaryStreamMultiCallable[_blob_pb2.BatchGetBlobsRequest, _blob_pb2.BatchGetBlobsResponse]
+    """Many blobs in one stream: a header; for each blob, in the order of the request, a blob header and
+    chunks of at most 256 KiB; and the SHA-256 of all content together.
+    """
+    ListBlobs: _grpc.UnaryUnaryMultiCallable[_blob_pb2.ListBlobsRequest, _blob_pb2.ListBlobsResponse]
+    """The blobs of a commit with their paths and sizes, and which of them are Git LFS pointers."""
 
 @_typing.type_check_only
 class BlobServiceAsyncStub(BlobServiceStub):
@@ -43,6 +49,12 @@ class BlobServiceAsyncStub(BlobServiceStub):
     """A blob of at most 3 MiB in one message; RESOURCE_EXHAUSTED for a larger one: use ReadBlob."""
     ReadBlob: _aio.UnaryStreamMultiCallable[_blob_pb2.ReadBlobRequest, _blob_pb2.ReadBlobResponse]  # type: ignore[assignment]
     """A blob of any size: a header, chunks of at most 256 KiB, and the SHA-256 of all of them."""
+    BatchGetBlobs: _aio.UnaryStreamMultiCallable[_blob_pb2.BatchGetBlobsRequest, _blob_pb2.BatchGetBlobsResponse]  # type: ignore[assignment]
+    """Many blobs in one stream: a header; for each blob, in the order of the request, a blob header and
+    chunks of at most 256 KiB; and the SHA-256 of all content together.
+    """
+    ListBlobs: _aio.UnaryUnaryMultiCallable[_blob_pb2.ListBlobsRequest, _blob_pb2.ListBlobsResponse]  # type: ignore[assignment]
+    """The blobs of a commit with their paths and sizes, and which of them are Git LFS pointers."""
 
 class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -60,5 +72,23 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_blob_pb2.ReadBlobResponse], _abc.AsyncIterator[_blob_pb2.ReadBlobResponse]]:
         """A blob of any size: a header, chunks of at most 256 KiB, and the SHA-256 of all of them."""
+
+    @_abc_1.abstractmethod
+    def BatchGetBlobs(
+        self,
+        request: _blob_pb2.BatchGetBlobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_blob_pb2.BatchGetBlobsResponse], _abc.AsyncIterator[_blob_pb2.BatchGetBlobsResponse]]:
+        """Many blobs in one stream: a header; for each blob, in the order of the request, a blob header and
+        chunks of at most 256 KiB; and the SHA-256 of all content together.
+        """
+
+    @_abc_1.abstractmethod
+    def ListBlobs(
+        self,
+        request: _blob_pb2.ListBlobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_blob_pb2.ListBlobsResponse, _abc.Awaitable[_blob_pb2.ListBlobsResponse]]:
+        """The blobs of a commit with their paths and sizes, and which of them are Git LFS pointers."""
 
 def add_BlobServiceServicer_to_server(servicer: BlobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,13 +26,15 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from quorepo.v1 import common_pb2 as quorepo_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17quorepo/v1/commit.proto\x12\nquorepo.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17quorepo/v1/common.proto\"n\n\tSignature\x12\x0c\n\x04name\x18\x01 \x01(\x0c\x12\r\n\x05\x65mail\x18\x02 \x01(\x0c\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12utc_offset_minutes\x18\x04 \x01(\x05\"\xc7\x01\n\x06\x43ommit\x12\x0b\n\x03oid\x18\x01 \x01(\t\x12\x10\n\x08tree_oid\x18\x02 \x01(\t\x12\x13\n\x0bparent_oids\x18\x03 \x03(\t\x12%\n\x06\x61uthor\x18\x04 \x01(\x0b\x32\x15.quorepo.v1.Signature\x12(\n\tcommitter\x18\x05 \x01(\x0b\x32\x15.quorepo.v1.Signature\x12\x0f\n\x07message\x18\x06 \x01(\x0c\x12\x10\n\x08\x65ncoding\x18\x07 \x01(\t\x12\x15\n\rpgp_signature\x18\x08 \x01(\x0c\"d\n\x10GetCommitRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x02 \x01(\x0c\x12,\n\x0b\x63onsistency\x18\x03 \x01(\x0b\x32\x17.quorepo.v1.Consistency\"_\n\x11GetCommitResponse\x12\"\n\x06\x63ommit\x18\x01 \x01(\x0b\x32\x12.quorepo.v1.Commit\x12&\n\x08revision\x18\x02 \x01(\x0b\x32\x14.quorepo.v1.Revision\"h\n\tTreeEntry\x12\x0c\n\x04name\x18\x01 \x01(\x0c\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\x0c\n\x04mode\x18\x03 \x01(\r\x12$\n\x04type\x18\x04 \x01(\x0e\x32\x16.quorepo.v1.ObjectType\x12\x0b\n\x03oid\x18\x05 \x01(\t\"\x98\x01\n\x0fListTreeRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x02 \x01(\x0c\x12\x0c\n\x04path\x18\x03 \x01(\x0c\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12,\n\x0b\x63onsistency\x18\x06 \x01(\x0b\x32\x17.quorepo.v1.Consistency\"\x8d\x01\n\x10ListTreeResponse\x12&\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x15.quorepo.v1.TreeEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08tree_oid\x18\x03 \x01(\t\x12&\n\x08revision\x18\x04 \x01(\x0b\x32\x14.quorepo.v1.Revision\"\x8d\x01\n\x13GetTreeEntryRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x02 \x01(\x0c\x12\x0c\n\x04path\x18\x03 \x01(\x0c\x12\x16\n\x0e\x64\x61ta_bytes_max\x18\x04 \x01(\r\x12,\n\x0b\x63onsistency\x18\x05 \x01(\x0b\x32\x17.quorepo.v1.Consistency\"\x8e\x01\n\x14GetTreeEntryResponse\x12$\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x15.quorepo.v1.TreeEntry\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x11\n\x04\x64\x61ta\x18\x03 \x01(\x0cH\x00\x88\x01\x01\x12&\n\x08revision\x18\x04 \x01(\x0b\x32\x14.quorepo.v1.RevisionB\x07\n\x05_data2\xf3\x01\n\rCommitService\x12H\n\tGetCommit\x12\x1c.quorepo.v1.GetCommitRequest\x1a\x1d.quorepo.v1.GetCommitResponse\x12\x45\n\x08ListTree\x12\x1b.quorepo.v1.ListTreeRequest\x1a\x1c.quorepo.v1.ListTreeResponse\x12Q\n\x0cGetTreeEntry\x12\x1f.quorepo.v1.GetTreeEntryRequest\x1a .quorepo.v1.GetTreeEntryResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17quorepo/v1/commit.proto\x12\nquorepo.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17quorepo/v1/common.proto\"n\n\tSignature\x12\x0c\n\x04name\x18\x01 \x01(\x0c\x12\r\n\x05\x65mail\x18\x02 \x01(\x0c\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12utc_offset_minutes\x18\x04 \x01(\x05\"\xc7\x01\n\x06\x43ommit\x12\x0b\n\x03oid\x18\x01 \x01(\t\x12\x10\n\x08tree_oid\x18\x02 \x01(\t\x12\x13\n\x0bparent_oids\x18\x03 \x03(\t\x12%\n\x06\x61uthor\x18\x04 \x01(\x0b\x32\x15.quorepo.v1.Signature\x12(\n\tcommitter\x18\x05 \x01(\x0b\x32\x15.quorepo.v1.Signature\x12\x0f\n\x07message\x18\x06 \x01(\x0c\x12\x10\n\x08\x65ncoding\x18\x07 \x01(\t\x12\x15\n\rpgp_signature\x18\x08 \x01(\x0c\"d\n\x10GetCommitRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x02 \x01(\x0c\x12,\n\x0b\x63onsistency\x18\x03 \x01(\x0b\x32\x17.quorepo.v1.Consistency\"_\n\x11GetCommitResponse\x12\"\n\x06\x63ommit\x18\x01 \x01(\x0b\x32\x12.quorepo.v1.Commit\x12&\n\x08revision\x18\x02 \x01(\x0b\x32\x14.quorepo.v1.Revision\"\x91\x01\n\tTreeEntry\x12\x0c\n\x04name\x18\x01 \x01(\x0c\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\x0c\n\x04mode\x18\x03 \x01(\r\x12$\n\x04type\x18\x04 \x01(\x0e\x32\x16.quorepo.v1.ObjectType\x12\x0b\n\x03oid\x18\x05 \x01(\t\x12\'\n\x0blast_commit\x18\x06 \x01(\x0b\x32\x12.quorepo.v1.Commit\"\xdb\x01\n\x0fListTreeRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x02 \x01(\x0c\x12\x0c\n\x04path\x18\x03 \x01(\x0c\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12,\n\x0b\x63onsistency\x18\x06 \x01(\x0b\x32\x17.quorepo.v1.Consistency\x12\x11\n\trecursive\x18\x07 \x01(\x08\x12\x14\n\x0cwith_folders\x18\x08 \x01(\x08\x12\x18\n\x10with_last_commit\x18\t \x01(\x08\"\x8d\x01\n\x10ListTreeResponse\x12&\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x15.quorepo.v1.TreeEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08tree_oid\x18\x03 \x01(\t\x12&\n\x08revision\x18\x04 \x01(\x0b\x32\x14.quorepo.v1.Revision\"\x8d\x01\n\x13GetTreeEntryRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x02 \x01(\x0c\x12\x0c\n\x04path\x18\x03 \x01(\x0c\x12\x16\n\x0e\x64\x61ta_bytes_max\x18\x04 \x01(\r\x12,\n\x0b\x63onsistency\x18\x05 \x01(\x0b\x32\x17.quorepo.v1.Consistency\"\x8e\x01\n\x14GetTreeEntryResponse\x12$\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x15.quorepo.v1.TreeEntry\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x11\n\x04\x64\x61ta\x18\x03 \x01(\x0cH\x00\x88\x01\x01\x12&\n\x08revision\x18\x04 \x01(\x0b\x32\x14.quorepo.v1.RevisionB\x07\n\x05_data\"\x9b\x03\n\x12ListCommitsRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x11\n\trevisions\x18\x02 \x03(\x0c\x12\x12\n\nexclusions\x18\x03 \x03(\x0c\x12\r\n\x05paths\x18\x04 \x03(\x0c\x12\x0e\n\x06\x61uthor\x18\x05 \x01(\x0c\x12\x13\n\x0bignore_case\x18\x06 \x01(\x08\x12)\n\x05since\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x66irst_parent\x18\t \x01(\x08\x12&\n\x05order\x18\n \x01(\x0e\x32\x17.quorepo.v1.CommitOrder\x12\x11\n\tpage_size\x18\x0b \x01(\x05\x12\x12\n\npage_token\x18\x0c \x01(\t\x12,\n\x0b\x63onsistency\x18\r \x01(\x0b\x32\x17.quorepo.v1.Consistency\x12\x18\n\x10message_contains\x18\x0e \x01(\x0c\x12\x13\n\x0bparents_max\x18\x0f \x01(\x05\"{\n\x13ListCommitsResponse\x12#\n\x07\x63ommits\x18\x01 \x03(\x0b\x32\x12.quorepo.v1.Commit\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12&\n\x08revision\x18\x03 \x01(\x0b\x32\x14.quorepo.v1.Revision\"\x8c\x02\n\x13\x43ountCommitsRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x11\n\trevisions\x18\x02 \x03(\x0c\x12\x12\n\nexclusions\x18\x03 \x03(\x0c\x12\r\n\x05paths\x18\x04 \x03(\x0c\x12)\n\x05since\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x66irst_parent\x18\x07 \x01(\x08\x12\x11\n\tcount_max\x18\x08 \x01(\x03\x12,\n\x0b\x63onsistency\x18\t \x01(\x0b\x32\x17.quorepo.v1.Consistency\"M\n\x14\x43ountCommitsResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x03\x12&\n\x08revision\x18\x02 \x01(\x0b\x32\x14.quorepo.v1.Revision\"\x90\x01\n\x1c\x43ountDivergingCommitsRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x0c\n\x04left\x18\x02 \x01(\x0c\x12\r\n\x05right\x18\x03 \x01(\x0c\x12\x11\n\tcount_max\x18\x04 \x01(\x03\x12,\n\x0b\x63onsistency\x18\x05 \x01(\x0b\x32\x17.quorepo.v1.Consistency\"p\n\x1d\x43ountDivergingCommitsResponse\x12\x12\n\nleft_count\x18\x01 \x01(\x03\x12\x13\n\x0bright_count\x18\x02 \x01(\x03\x12&\n\x08revision\x18\x03 \x01(\x0b\x32\x14.quorepo.v1.Revision\"{\n\x11IsAncestorRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x10\n\x08\x61ncestor\x18\x02 \x01(\x0c\x12\x12\n\ndescendant\x18\x03 \x01(\x0c\x12,\n\x0b\x63onsistency\x18\x04 \x01(\x0b\x32\x17.quorepo.v1.Consistency\"Q\n\x12IsAncestorResponse\x12\x13\n\x0bis_ancestor\x18\x01 \x01(\x08\x12&\n\x08revision\x18\x02 \x01(\x0b\x32\x14.quorepo.v1.Revision\"}\n\x1bGetLastCommitForPathRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x02 \x01(\x0c\x12\x0c\n\x04path\x18\x03 \x01(\x0c\x12,\n\x0b\x63onsistency\x18\x04 \x01(\x0b\x32\x17.quorepo.v1.Consistency\"j\n\x1cGetLastCommitForPathResponse\x12\"\n\x06\x63ommit\x18\x01 \x01(\x0b\x32\x12.quorepo.v1.Commit\x12&\n\x08revision\x18\x02 \x01(\x0b\x32\x14.quorepo.v1.Revision\"\x95\x01\n\x0c\x42lameRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x02 \x01(\x0c\x12\x0c\n\x04path\x18\x03 \x01(\x0c\x12\x12\n\nfirst_line\x18\x04 \x01(\r\x12\x11\n\tlast_line\x18\x05 \x01(\r\x12,\n\x0b\x63onsistency\x18\x06 \x01(\x0b\x32\x17.quorepo.v1.Consistency\"\xe7\x03\n\rBlameResponse\x12\x32\n\x06header\x18\x01 \x01(\x0b\x32 .quorepo.v1.BlameResponse.HeaderH\x00\x12.\n\x04hunk\x18\x02 \x01(\x0b\x32\x1e.quorepo.v1.BlameResponse.HunkH\x00\x12\x34\n\x07trailer\x18\x03 \x01(\x0b\x32!.quorepo.v1.BlameResponse.TrailerH\x00\x1aj\n\x06Header\x12\x12\n\ncommit_oid\x18\x01 \x01(\t\x12\x10\n\x08\x62lob_oid\x18\x02 \x01(\t\x12\x12\n\nline_count\x18\x03 \x01(\r\x12&\n\x08revision\x18\x04 \x01(\x0b\x32\x14.quorepo.v1.Revision\x1a\xac\x01\n\x04Hunk\x12\x12\n\ncommit_oid\x18\x01 \x01(\t\x12\x12\n\nfirst_line\x18\x02 \x01(\r\x12\x12\n\nline_count\x18\x03 \x01(\r\x12\x1b\n\x13original_first_line\x18\x04 \x01(\r\x12\x15\n\roriginal_path\x18\x05 \x01(\x0c\x12\"\n\x06\x63ommit\x18\x06 \x01(\x0b\x32\x12.quorepo.v1.Commit\x12\x10\n\x08\x62oundary\x18\x07 \x01(\x08\x1a\x19\n\x07Trailer\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x42\x06\n\x04part\"i\n\x15GetCommitStatsRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x02 \x01(\x0c\x12,\n\x0b\x63onsistency\x18\x03 \x01(\x0b\x32\x17.quorepo.v1.Consistency\"\x95\x01\n\x16GetCommitStatsResponse\x12\x0b\n\x03oid\x18\x01 \x01(\t\x12\r\n\x05\x66iles\x18\x02 \x01(\r\x12\x11\n\tadditions\x18\x03 \x01(\x04\x12\x11\n\tdeletions\x18\x04 \x01(\x04\x12\x11\n\ttruncated\x18\x05 \x01(\x08\x12&\n\x08revision\x18\x06 \x01(\x0b\x32\x14.quorepo.v1.Revision\"o\n\x18\x43heckObjectsExistRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x11\n\trevisions\x18\x02 \x03(\x0c\x12,\n\x0b\x63onsistency\x18\x03 \x01(\x0b\x32\x17.quorepo.v1.Consistency\"\xcd\x01\n\x19\x43heckObjectsExistResponse\x12=\n\x07objects\x18\x01 \x03(\x0b\x32,.quorepo.v1.CheckObjectsExistResponse.Object\x12&\n\x08revision\x18\x02 \x01(\x0b\x32\x14.quorepo.v1.Revision\x1aI\n\x06Object\x12\x0c\n\x04name\x18\x01 \x01(\x0c\x12\x0b\n\x03oid\x18\x02 \x01(\t\x12$\n\x04type\x18\x03 \x01(\x0e\x32\x16.quorepo.v1.ObjectType\"\x99\x01\n\x10ListFilesRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x02 \x01(\x0c\x12\x0c\n\x04path\x18\x03 \x01(\x0c\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12,\n\x0b\x63onsistency\x18\x06 \x01(\x0b\x32\x17.quorepo.v1.Consistency\"u\n\x11ListFilesResponse\x12\r\n\x05paths\x18\x01 \x03(\x0c\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08tree_oid\x18\x03 \x01(\t\x12&\n\x08revision\x18\x04 \x01(\x0b\x32\x14.quorepo.v1.Revision\"\xce\x01\n\x14SearchContentRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x02 \x01(\x0c\x12\x0f\n\x07pattern\x18\x03 \x01(\x0c\x12\x1a\n\x12regular_expression\x18\x04 \x01(\x08\x12\x13\n\x0bignore_case\x18\x05 \x01(\x08\x12\r\n\x05paths\x18\x06 \x03(\x0c\x12\x13\n\x0bmatches_max\x18\x07 \x01(\x05\x12,\n\x0b\x63onsistency\x18\x08 \x01(\x0b\x32\x17.quorepo.v1.Consistency\"\xff\x01\n\x15SearchContentResponse\x12\x38\n\x07matches\x18\x01 \x03(\x0b\x32\'.quorepo.v1.SearchContentResponse.Match\x12\x12\n\ncommit_oid\x18\x02 \x01(\t\x12\x14\n\x0ctruncated_by\x18\x03 \x01(\t\x12&\n\x08revision\x18\x04 \x01(\x0b\x32\x14.quorepo.v1.Revision\x1aZ\n\x05Match\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x13\n\x0bline_number\x18\x02 \x01(\r\x12\x0c\n\x04line\x18\x03 \x01(\x0c\x12\x0e\n\x06\x63olumn\x18\x04 \x01(\r\x12\x10\n\x08\x62lob_oid\x18\x05 \x01(\t*`\n\x0b\x43ommitOrder\x12\x1c\n\x18\x43OMMIT_ORDER_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43OMMIT_ORDER_DATE\x10\x01\x12\x1c\n\x18\x43OMMIT_ORDER_TOPOLOGICAL\x10\x02\x32\xd7\x08\n\rCommitService\x12H\n\tGetCommit\x12\x1c.quorepo.v1.GetCommitRequest\x1a\x1d.quorepo.v1.GetCommitResponse\x12\x45\n\x08ListTree\x12\x1b.quorepo.v1.ListTreeRequest\x1a\x1c.quorepo.v1.ListTreeResponse\x12Q\n\x0cGetTreeEntry\x12\x1f.quorepo.v1.GetTreeEntryRequest\x1a .quorepo.v1.GetTreeEntryResponse\x12N\n\x0bListCommits\x12\x1e.quorepo.v1.ListCommitsRequest\x1a\x1f.quorepo.v1.ListCommitsResponse\x12Q\n\x0c\x43ountCommits\x12\x1f.quorepo.v1.CountCommitsRequest\x1a .quorepo.v1.CountCommitsResponse\x12l\n\x15\x43ountDivergingCommits\x12(.quorepo.v1.CountDivergingCommitsRequest\x1a).quorepo.v1.CountDivergingCommitsResponse\x12K\n\nIsAncestor\x12\x1d.quorepo.v1.IsAncestorRequest\x1a\x1e.quorepo.v1.IsAncestorResponse\x12i\n\x14GetLastCommitForPath\x12\'.quorepo.v1.GetLastCommitForPathRequest\x1a(.quorepo.v1.GetLastCommitForPathResponse\x12>\n\x05\x42lame\x12\x18.quorepo.v1.BlameRequest\x1a\x19.quorepo.v1.BlameResponse0\x01\x12W\n\x0eGetCommitStats\x12!.quorepo.v1.GetCommitStatsRequest\x1a\".quorepo.v1.GetCommitStatsResponse\x12`\n\x11\x43heckObjectsExist\x12$.quorepo.v1.CheckObjectsExistRequest\x1a%.quorepo.v1.CheckObjectsExistResponse\x12H\n\tListFiles\x12\x1c.quorepo.v1.ListFilesRequest\x1a\x1d.quorepo.v1.ListFilesResponse\x12T\n\rSearchContent\x12 .quorepo.v1.SearchContentRequest\x1a!.quorepo.v1.SearchContentResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'quorepo.v1.commit_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_COMMITORDER']._serialized_start=4970
+  _globals['_COMMITORDER']._serialized_end=5066
   _globals['_SIGNATURE']._serialized_start=97
   _globals['_SIGNATURE']._serialized_end=207
   _globals['_COMMIT']._serialized_start=210
@@ -41,16 +43,66 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETCOMMITREQUEST']._serialized_end=511
   _globals['_GETCOMMITRESPONSE']._serialized_start=513
   _globals['_GETCOMMITRESPONSE']._serialized_end=608
-  _globals['_TREEENTRY']._serialized_start=610
-  _globals['_TREEENTRY']._serialized_end=714
-  _globals['_LISTTREEREQUEST']._serialized_start=717
-  _globals['_LISTTREEREQUEST']._serialized_end=869
-  _globals['_LISTTREERESPONSE']._serialized_start=872
-  _globals['_LISTTREERESPONSE']._serialized_end=1013
-  _globals['_GETTREEENTRYREQUEST']._serialized_start=1016
-  _globals['_GETTREEENTRYREQUEST']._serialized_end=1157
-  _globals['_GETTREEENTRYRESPONSE']._serialized_start=1160
-  _globals['_GETTREEENTRYRESPONSE']._serialized_end=1302
-  _globals['_COMMITSERVICE']._serialized_start=1305
-  _globals['_COMMITSERVICE']._serialized_end=1548
+  _globals['_TREEENTRY']._serialized_start=611
+  _globals['_TREEENTRY']._serialized_end=756
+  _globals['_LISTTREEREQUEST']._serialized_start=759
+  _globals['_LISTTREEREQUEST']._serialized_end=978
+  _globals['_LISTTREERESPONSE']._serialized_start=981
+  _globals['_LISTTREERESPONSE']._serialized_end=1122
+  _globals['_GETTREEENTRYREQUEST']._serialized_start=1125
+  _globals['_GETTREEENTRYREQUEST']._serialized_end=1266
+  _globals['_GETTREEENTRYRESPONSE']._serialized_start=1269
+  _globals['_GETTREEENTRYRESPONSE']._serialized_end=1411
+  _globals['_LISTCOMMITSREQUEST']._serialized_start=1414
+  _globals['_LISTCOMMITSREQUEST']._serialized_end=1825
+  _globals['_LISTCOMMITSRESPONSE']._serialized_start=1827
+  _globals['_LISTCOMMITSRESPONSE']._serialized_end=1950
+  _globals['_COUNTCOMMITSREQUEST']._serialized_start=1953
+  _globals['_COUNTCOMMITSREQUEST']._serialized_end=2221
+  _globals['_COUNTCOMMITSRESPONSE']._serialized_start=2223
+  _globals['_COUNTCOMMITSRESPONSE']._serialized_end=2300
+  _globals['_COUNTDIVERGINGCOMMITSREQUEST']._serialized_start=2303
+  _globals['_COUNTDIVERGINGCOMMITSREQUEST']._serialized_end=2447
+  _globals['_COUNTDIVERGINGCOMMITSRESPONSE']._serialized_start=2449
+  _globals['_COUNTDIVERGINGCOMMITSRESPONSE']._serialized_end=2561
+  _globals['_ISANCESTORREQUEST']._serialized_start=2563
+  _globals['_ISANCESTORREQUEST']._serialized_end=2686
+  _globals['_ISANCESTORRESPONSE']._serialized_start=2688
+  _globals['_ISANCESTORRESPONSE']._serialized_end=2769
+  _globals['_GETLASTCOMMITFORPATHREQUEST']._serialized_start=2771
+  _globals['_GETLASTCOMMITFORPATHREQUEST']._serialized_end=2896
+  _globals['_GETLASTCOMMITFORPATHRESPONSE']._serialized_start=2898
+  _globals['_GETLASTCOMMITFORPATHRESPONSE']._serialized_end=3004
+  _globals['_BLAMEREQUEST']._serialized_start=3007
+  _globals['_BLAMEREQUEST']._serialized_end=3156
+  _globals['_BLAMERESPONSE']._serialized_start=3159
+  _globals['_BLAMERESPONSE']._serialized_end=3646
+  _globals['_BLAMERESPONSE_HEADER']._serialized_start=3330
+  _globals['_BLAMERESPONSE_HEADER']._serialized_end=3436
+  _globals['_BLAMERESPONSE_HUNK']._serialized_start=3439
+  _globals['_BLAMERESPONSE_HUNK']._serialized_end=3611
+  _globals['_BLAMERESPONSE_TRAILER']._serialized_start=3613
+  _globals['_BLAMERESPONSE_TRAILER']._serialized_end=3638
+  _globals['_GETCOMMITSTATSREQUEST']._serialized_start=3648
+  _globals['_GETCOMMITSTATSREQUEST']._serialized_end=3753
+  _globals['_GETCOMMITSTATSRESPONSE']._serialized_start=3756
+  _globals['_GETCOMMITSTATSRESPONSE']._serialized_end=3905
+  _globals['_CHECKOBJECTSEXISTREQUEST']._serialized_start=3907
+  _globals['_CHECKOBJECTSEXISTREQUEST']._serialized_end=4018
+  _globals['_CHECKOBJECTSEXISTRESPONSE']._serialized_start=4021
+  _globals['_CHECKOBJECTSEXISTRESPONSE']._serialized_end=4226
+  _globals['_CHECKOBJECTSEXISTRESPONSE_OBJECT']._serialized_start=4153
+  _globals['_CHECKOBJECTSEXISTRESPONSE_OBJECT']._serialized_end=4226
+  _globals['_LISTFILESREQUEST']._serialized_start=4229
+  _globals['_LISTFILESREQUEST']._serialized_end=4382
+  _globals['_LISTFILESRESPONSE']._serialized_start=4384
+  _globals['_LISTFILESRESPONSE']._serialized_end=4501
+  _globals['_SEARCHCONTENTREQUEST']._serialized_start=4504
+  _globals['_SEARCHCONTENTREQUEST']._serialized_end=4710
+  _globals['_SEARCHCONTENTRESPONSE']._serialized_start=4713
+  _globals['_SEARCHCONTENTRESPONSE']._serialized_end=4968
+  _globals['_SEARCHCONTENTRESPONSE_MATCH']._serialized_start=4878
+  _globals['_SEARCHCONTENTRESPONSE_MATCH']._serialized_end=4968
+  _globals['_COMMITSERVICE']._serialized_start=5069
+  _globals['_COMMITSERVICE']._serialized_end=6180
 # @@protoc_insertion_point(module_scope)

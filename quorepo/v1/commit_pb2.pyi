@@ -3,8 +3,10 @@
 isort:skip_file
 Commits and the trees under them.
 
-A commit is named as git names it, without suffixes: a full object id, `HEAD`, a full ref name, or
-a short one that is looked up as refs/NAME, refs/tags/NAME, refs/heads/NAME. Tags are followed.
+A revision is a `bytes` field that names an object as git does: `HEAD`, a full ref name, a short
+one that is looked up as refs/NAME, refs/tags/NAME, refs/heads/NAME, or an object id, abbreviated
+to no less than four digits. After it may follow, in any number, `~N` (N times the first parent),
+`^N` (the Nth parent), `^{commit}`, `^{tree}`, `^{blob}`, `^{tag}` and `^{}`. Tags are followed.
 """
 
 from collections import abc as _abc
@@ -12,6 +14,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from quorepo.v1 import common_pb2 as _common_pb2
 import builtins as _builtins
 import sys
@@ -23,6 +26,27 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _CommitOrder:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CommitOrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CommitOrder.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    COMMIT_ORDER_UNSPECIFIED: _CommitOrder.ValueType  # 0
+    """by date, as `git log`"""
+    COMMIT_ORDER_DATE: _CommitOrder.ValueType  # 1
+    COMMIT_ORDER_TOPOLOGICAL: _CommitOrder.ValueType  # 2
+    """no parent before its children, as `git log --topo-order`"""
+
+class CommitOrder(_CommitOrder, metaclass=_CommitOrderEnumTypeWrapper): ...
+
+COMMIT_ORDER_UNSPECIFIED: CommitOrder.ValueType  # 0
+"""by date, as `git log`"""
+COMMIT_ORDER_DATE: CommitOrder.ValueType  # 1
+COMMIT_ORDER_TOPOLOGICAL: CommitOrder.ValueType  # 2
+"""no parent before its children, as `git log --topo-order`"""
+Global___CommitOrder: _TypeAlias = CommitOrder  # noqa: Y015
 
 @_typing.final
 class Signature(_message.Message):
@@ -157,6 +181,7 @@ class TreeEntry(_message.Message):
     MODE_FIELD_NUMBER: _builtins.int
     TYPE_FIELD_NUMBER: _builtins.int
     OID_FIELD_NUMBER: _builtins.int
+    LAST_COMMIT_FIELD_NUMBER: _builtins.int
     name: _builtins.bytes
     """the last part of the path"""
     path: _builtins.bytes
@@ -165,6 +190,10 @@ class TreeEntry(_message.Message):
     """git's: 0100644, 0100755, 0120000, 040000, 0160000"""
     type: _common_pb2.ObjectType.ValueType
     oid: _builtins.str
+    @_builtins.property
+    def last_commit(self) -> Global___Commit:
+        """with with_last_commit: the last one that changed it"""
+
     def __init__(
         self,
         *,
@@ -173,10 +202,11 @@ class TreeEntry(_message.Message):
         mode: _builtins.int = ...,
         type: _common_pb2.ObjectType.ValueType = ...,
         oid: _builtins.str = ...,
+        last_commit: Global___Commit | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_commit", b"last_commit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "name", b"name", "oid", b"oid", "path", b"path", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_commit", b"last_commit", "mode", b"mode", "name", b"name", "oid", b"oid", "path", b"path", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -192,14 +222,23 @@ class ListTreeRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     CONSISTENCY_FIELD_NUMBER: _builtins.int
+    RECURSIVE_FIELD_NUMBER: _builtins.int
+    WITH_FOLDERS_FIELD_NUMBER: _builtins.int
+    WITH_LAST_COMMIT_FIELD_NUMBER: _builtins.int
     repository: _builtins.str
     commit: _builtins.bytes
     """or the id of a tree"""
     path: _builtins.bytes
     """a folder; empty: the root"""
     page_size: _builtins.int
-    """default 100, at most 1000"""
+    """default 100, at most api.page_size_max"""
     page_token: _builtins.str
+    recursive: _builtins.bool
+    """every file and submodule below, folders themselves left out"""
+    with_folders: _builtins.bool
+    """with recursive: folders too, each before what is in it"""
+    with_last_commit: _builtins.bool
+    """needs a commit, not the id of a tree; page_size at most 100"""
     @_builtins.property
     def consistency(self) -> _common_pb2.Consistency: ...
     def __init__(
@@ -211,10 +250,13 @@ class ListTreeRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         consistency: _common_pb2.Consistency | None = ...,
+        recursive: _builtins.bool = ...,
+        with_folders: _builtins.bool = ...,
+        with_last_commit: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "consistency", b"consistency", "page_size", b"page_size", "page_token", b"page_token", "path", b"path", "repository", b"repository"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "consistency", b"consistency", "page_size", b"page_size", "page_token", b"page_token", "path", b"path", "recursive", b"recursive", "repository", b"repository", "with_folders", b"with_folders", "with_last_commit", b"with_last_commit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -319,3 +361,850 @@ class GetTreeEntryResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__data) -> _WhichOneofReturnType__data | None: ...
 
 Global___GetTreeEntryResponse: _TypeAlias = GetTreeEntryResponse  # noqa: Y015
+
+@_typing.final
+class ListCommitsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    REVISIONS_FIELD_NUMBER: _builtins.int
+    EXCLUSIONS_FIELD_NUMBER: _builtins.int
+    PATHS_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    IGNORE_CASE_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    FIRST_PARENT_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    MESSAGE_CONTAINS_FIELD_NUMBER: _builtins.int
+    PARENTS_MAX_FIELD_NUMBER: _builtins.int
+    repository: _builtins.str
+    author: _builtins.bytes
+    """only commits whose author, "Name <email>", has this text"""
+    ignore_case: _builtins.bool
+    """of author"""
+    first_parent: _builtins.bool
+    order: Global___CommitOrder.ValueType
+    page_size: _builtins.int
+    """default 100, at most api.page_size_max"""
+    page_token: _builtins.str
+    """keeps to the objects that the first page's revisions named"""
+    message_contains: _builtins.bytes
+    """only commits whose message has this text"""
+    parents_max: _builtins.int
+    """1: no merges; 0: any number"""
+    @_builtins.property
+    def revisions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """where the walk begins; empty: HEAD"""
+
+    @_builtins.property
+    def exclusions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """what these reach is left out, as `^NAME`"""
+
+    @_builtins.property
+    def paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """only commits that changed one of these, history simplified as git does"""
+
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """of the committer, both ends included"""
+
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def consistency(self) -> _common_pb2.Consistency: ...
+    def __init__(
+        self,
+        *,
+        repository: _builtins.str = ...,
+        revisions: _abc.Iterable[_builtins.bytes] | None = ...,
+        exclusions: _abc.Iterable[_builtins.bytes] | None = ...,
+        paths: _abc.Iterable[_builtins.bytes] | None = ...,
+        author: _builtins.bytes = ...,
+        ignore_case: _builtins.bool = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        first_parent: _builtins.bool = ...,
+        order: Global___CommitOrder.ValueType = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        consistency: _common_pb2.Consistency | None = ...,
+        message_contains: _builtins.bytes = ...,
+        parents_max: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "since", b"since", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "consistency", b"consistency", "exclusions", b"exclusions", "first_parent", b"first_parent", "ignore_case", b"ignore_case", "message_contains", b"message_contains", "order", b"order", "page_size", b"page_size", "page_token", b"page_token", "parents_max", b"parents_max", "paths", b"paths", "repository", b"repository", "revisions", b"revisions", "since", b"since", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCommitsRequest: _TypeAlias = ListCommitsRequest  # noqa: Y015
+
+@_typing.final
+class ListCommitsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMITS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """empty at the end"""
+    @_builtins.property
+    def commits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Commit]: ...
+    @_builtins.property
+    def revision(self) -> _common_pb2.Revision: ...
+    def __init__(
+        self,
+        *,
+        commits: _abc.Iterable[Global___Commit] | None = ...,
+        next_page_token: _builtins.str = ...,
+        revision: _common_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commits", b"commits", "next_page_token", b"next_page_token", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCommitsResponse: _TypeAlias = ListCommitsResponse  # noqa: Y015
+
+@_typing.final
+class CountCommitsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    REVISIONS_FIELD_NUMBER: _builtins.int
+    EXCLUSIONS_FIELD_NUMBER: _builtins.int
+    PATHS_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    FIRST_PARENT_FIELD_NUMBER: _builtins.int
+    COUNT_MAX_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    repository: _builtins.str
+    first_parent: _builtins.bool
+    count_max: _builtins.int
+    """counting stops there; 0: no bound"""
+    @_builtins.property
+    def revisions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """as in ListCommitsRequest"""
+
+    @_builtins.property
+    def exclusions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    @_builtins.property
+    def paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def consistency(self) -> _common_pb2.Consistency: ...
+    def __init__(
+        self,
+        *,
+        repository: _builtins.str = ...,
+        revisions: _abc.Iterable[_builtins.bytes] | None = ...,
+        exclusions: _abc.Iterable[_builtins.bytes] | None = ...,
+        paths: _abc.Iterable[_builtins.bytes] | None = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        first_parent: _builtins.bool = ...,
+        count_max: _builtins.int = ...,
+        consistency: _common_pb2.Consistency | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "since", b"since", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "count_max", b"count_max", "exclusions", b"exclusions", "first_parent", b"first_parent", "paths", b"paths", "repository", b"repository", "revisions", b"revisions", "since", b"since", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountCommitsRequest: _TypeAlias = CountCommitsRequest  # noqa: Y015
+
+@_typing.final
+class CountCommitsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    @_builtins.property
+    def revision(self) -> _common_pb2.Revision: ...
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+        revision: _common_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountCommitsResponse: _TypeAlias = CountCommitsResponse  # noqa: Y015
+
+@_typing.final
+class CountDivergingCommitsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    RIGHT_FIELD_NUMBER: _builtins.int
+    COUNT_MAX_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    repository: _builtins.str
+    left: _builtins.bytes
+    """revisions"""
+    right: _builtins.bytes
+    count_max: _builtins.int
+    """of both together; counting stops there; 0: no bound"""
+    @_builtins.property
+    def consistency(self) -> _common_pb2.Consistency: ...
+    def __init__(
+        self,
+        *,
+        repository: _builtins.str = ...,
+        left: _builtins.bytes = ...,
+        right: _builtins.bytes = ...,
+        count_max: _builtins.int = ...,
+        consistency: _common_pb2.Consistency | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "count_max", b"count_max", "left", b"left", "repository", b"repository", "right", b"right"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountDivergingCommitsRequest: _TypeAlias = CountDivergingCommitsRequest  # noqa: Y015
+
+@_typing.final
+class CountDivergingCommitsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEFT_COUNT_FIELD_NUMBER: _builtins.int
+    RIGHT_COUNT_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    left_count: _builtins.int
+    """in left and not in right"""
+    right_count: _builtins.int
+    @_builtins.property
+    def revision(self) -> _common_pb2.Revision: ...
+    def __init__(
+        self,
+        *,
+        left_count: _builtins.int = ...,
+        right_count: _builtins.int = ...,
+        revision: _common_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["left_count", b"left_count", "revision", b"revision", "right_count", b"right_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountDivergingCommitsResponse: _TypeAlias = CountDivergingCommitsResponse  # noqa: Y015
+
+@_typing.final
+class IsAncestorRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    ANCESTOR_FIELD_NUMBER: _builtins.int
+    DESCENDANT_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    repository: _builtins.str
+    ancestor: _builtins.bytes
+    """revisions"""
+    descendant: _builtins.bytes
+    @_builtins.property
+    def consistency(self) -> _common_pb2.Consistency: ...
+    def __init__(
+        self,
+        *,
+        repository: _builtins.str = ...,
+        ancestor: _builtins.bytes = ...,
+        descendant: _builtins.bytes = ...,
+        consistency: _common_pb2.Consistency | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ancestor", b"ancestor", "consistency", b"consistency", "descendant", b"descendant", "repository", b"repository"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IsAncestorRequest: _TypeAlias = IsAncestorRequest  # noqa: Y015
+
+@_typing.final
+class IsAncestorResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IS_ANCESTOR_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    is_ancestor: _builtins.bool
+    @_builtins.property
+    def revision(self) -> _common_pb2.Revision: ...
+    def __init__(
+        self,
+        *,
+        is_ancestor: _builtins.bool = ...,
+        revision: _common_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_ancestor", b"is_ancestor", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IsAncestorResponse: _TypeAlias = IsAncestorResponse  # noqa: Y015
+
+@_typing.final
+class GetLastCommitForPathRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    COMMIT_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    repository: _builtins.str
+    commit: _builtins.bytes
+    """a revision"""
+    path: _builtins.bytes
+    """a file or folder; it need not exist any more"""
+    @_builtins.property
+    def consistency(self) -> _common_pb2.Consistency: ...
+    def __init__(
+        self,
+        *,
+        repository: _builtins.str = ...,
+        commit: _builtins.bytes = ...,
+        path: _builtins.bytes = ...,
+        consistency: _common_pb2.Consistency | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "consistency", b"consistency", "path", b"path", "repository", b"repository"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLastCommitForPathRequest: _TypeAlias = GetLastCommitForPathRequest  # noqa: Y015
+
+@_typing.final
+class GetLastCommitForPathResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMIT_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def commit(self) -> Global___Commit:
+        """not set: no commit ever had the path"""
+
+    @_builtins.property
+    def revision(self) -> _common_pb2.Revision: ...
+    def __init__(
+        self,
+        *,
+        commit: Global___Commit | None = ...,
+        revision: _common_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLastCommitForPathResponse: _TypeAlias = GetLastCommitForPathResponse  # noqa: Y015
+
+@_typing.final
+class BlameRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    COMMIT_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    FIRST_LINE_FIELD_NUMBER: _builtins.int
+    LAST_LINE_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    repository: _builtins.str
+    commit: _builtins.bytes
+    """a revision"""
+    path: _builtins.bytes
+    """a file"""
+    first_line: _builtins.int
+    """0 or 1: from the first"""
+    last_line: _builtins.int
+    """0: to the last"""
+    @_builtins.property
+    def consistency(self) -> _common_pb2.Consistency: ...
+    def __init__(
+        self,
+        *,
+        repository: _builtins.str = ...,
+        commit: _builtins.bytes = ...,
+        path: _builtins.bytes = ...,
+        first_line: _builtins.int = ...,
+        last_line: _builtins.int = ...,
+        consistency: _common_pb2.Consistency | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "consistency", b"consistency", "first_line", b"first_line", "last_line", b"last_line", "path", b"path", "repository", b"repository"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BlameRequest: _TypeAlias = BlameRequest  # noqa: Y015
+
+@_typing.final
+class BlameResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Header(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        COMMIT_OID_FIELD_NUMBER: _builtins.int
+        BLOB_OID_FIELD_NUMBER: _builtins.int
+        LINE_COUNT_FIELD_NUMBER: _builtins.int
+        REVISION_FIELD_NUMBER: _builtins.int
+        commit_oid: _builtins.str
+        """what was asked about"""
+        blob_oid: _builtins.str
+        line_count: _builtins.int
+        """of the file"""
+        @_builtins.property
+        def revision(self) -> _common_pb2.Revision: ...
+        def __init__(
+            self,
+            *,
+            commit_oid: _builtins.str = ...,
+            blob_oid: _builtins.str = ...,
+            line_count: _builtins.int = ...,
+            revision: _common_pb2.Revision | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_oid", b"blob_oid", "commit_oid", b"commit_oid", "line_count", b"line_count", "revision", b"revision"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Hunk(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        COMMIT_OID_FIELD_NUMBER: _builtins.int
+        FIRST_LINE_FIELD_NUMBER: _builtins.int
+        LINE_COUNT_FIELD_NUMBER: _builtins.int
+        ORIGINAL_FIRST_LINE_FIELD_NUMBER: _builtins.int
+        ORIGINAL_PATH_FIELD_NUMBER: _builtins.int
+        COMMIT_FIELD_NUMBER: _builtins.int
+        BOUNDARY_FIELD_NUMBER: _builtins.int
+        commit_oid: _builtins.str
+        """that the lines come from"""
+        first_line: _builtins.int
+        """in the file that was asked about, from 1"""
+        line_count: _builtins.int
+        original_first_line: _builtins.int
+        """in the commit that they come from"""
+        original_path: _builtins.bytes
+        """there: it may have been renamed since"""
+        boundary: _builtins.bool
+        """a root commit"""
+        @_builtins.property
+        def commit(self) -> Global___Commit:
+            """the first time that a commit comes up"""
+
+        def __init__(
+            self,
+            *,
+            commit_oid: _builtins.str = ...,
+            first_line: _builtins.int = ...,
+            line_count: _builtins.int = ...,
+            original_first_line: _builtins.int = ...,
+            original_path: _builtins.bytes = ...,
+            commit: Global___Commit | None = ...,
+            boundary: _builtins.bool = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["boundary", b"boundary", "commit", b"commit", "commit_oid", b"commit_oid", "first_line", b"first_line", "line_count", b"line_count", "original_first_line", b"original_first_line", "original_path", b"original_path"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Trailer(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        SHA256_FIELD_NUMBER: _builtins.int
+        sha256: _builtins.bytes
+        """of "commit_oid first_line line_count original_first_line\\n" of each hunk"""
+        def __init__(
+            self,
+            *,
+            sha256: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["sha256", b"sha256"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    HUNK_FIELD_NUMBER: _builtins.int
+    TRAILER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def header(self) -> Global___BlameResponse.Header: ...
+    @_builtins.property
+    def hunk(self) -> Global___BlameResponse.Hunk: ...
+    @_builtins.property
+    def trailer(self) -> Global___BlameResponse.Trailer:
+        """a stream without a trailer was cut"""
+
+    def __init__(
+        self,
+        *,
+        header: Global___BlameResponse.Header | None = ...,
+        hunk: Global___BlameResponse.Hunk | None = ...,
+        trailer: Global___BlameResponse.Trailer | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "hunk", b"hunk", "part", b"part", "trailer", b"trailer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "hunk", b"hunk", "part", b"part", "trailer", b"trailer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "hunk", "trailer"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___BlameResponse: _TypeAlias = BlameResponse  # noqa: Y015
+
+@_typing.final
+class GetCommitStatsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    COMMIT_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    repository: _builtins.str
+    commit: _builtins.bytes
+    """a revision"""
+    @_builtins.property
+    def consistency(self) -> _common_pb2.Consistency: ...
+    def __init__(
+        self,
+        *,
+        repository: _builtins.str = ...,
+        commit: _builtins.bytes = ...,
+        consistency: _common_pb2.Consistency | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "consistency", b"consistency", "repository", b"repository"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCommitStatsRequest: _TypeAlias = GetCommitStatsRequest  # noqa: Y015
+
+@_typing.final
+class GetCommitStatsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OID_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    ADDITIONS_FIELD_NUMBER: _builtins.int
+    DELETIONS_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    oid: _builtins.str
+    files: _builtins.int
+    """changed against the first parent, or against nothing"""
+    additions: _builtins.int
+    """lines"""
+    deletions: _builtins.int
+    truncated: _builtins.bool
+    """a limit of diffs was met; the figures are lower bounds"""
+    @_builtins.property
+    def revision(self) -> _common_pb2.Revision: ...
+    def __init__(
+        self,
+        *,
+        oid: _builtins.str = ...,
+        files: _builtins.int = ...,
+        additions: _builtins.int = ...,
+        deletions: _builtins.int = ...,
+        truncated: _builtins.bool = ...,
+        revision: _common_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["additions", b"additions", "deletions", b"deletions", "files", b"files", "oid", b"oid", "revision", b"revision", "truncated", b"truncated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCommitStatsResponse: _TypeAlias = GetCommitStatsResponse  # noqa: Y015
+
+@_typing.final
+class CheckObjectsExistRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    REVISIONS_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    repository: _builtins.str
+    @_builtins.property
+    def revisions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """at most api.batch_objects_max"""
+
+    @_builtins.property
+    def consistency(self) -> _common_pb2.Consistency: ...
+    def __init__(
+        self,
+        *,
+        repository: _builtins.str = ...,
+        revisions: _abc.Iterable[_builtins.bytes] | None = ...,
+        consistency: _common_pb2.Consistency | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "repository", b"repository", "revisions", b"revisions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckObjectsExistRequest: _TypeAlias = CheckObjectsExistRequest  # noqa: Y015
+
+@_typing.final
+class CheckObjectsExistResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Object(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        NAME_FIELD_NUMBER: _builtins.int
+        OID_FIELD_NUMBER: _builtins.int
+        TYPE_FIELD_NUMBER: _builtins.int
+        name: _builtins.bytes
+        """as asked"""
+        oid: _builtins.str
+        """empty: it names nothing"""
+        type: _common_pb2.ObjectType.ValueType
+        def __init__(
+            self,
+            *,
+            name: _builtins.bytes = ...,
+            oid: _builtins.str = ...,
+            type: _common_pb2.ObjectType.ValueType = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "oid", b"oid", "type", b"type"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    OBJECTS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def objects(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckObjectsExistResponse.Object]:
+        """in the order of the request"""
+
+    @_builtins.property
+    def revision(self) -> _common_pb2.Revision: ...
+    def __init__(
+        self,
+        *,
+        objects: _abc.Iterable[Global___CheckObjectsExistResponse.Object] | None = ...,
+        revision: _common_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["objects", b"objects", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckObjectsExistResponse: _TypeAlias = CheckObjectsExistResponse  # noqa: Y015
+
+@_typing.final
+class ListFilesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    COMMIT_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    repository: _builtins.str
+    commit: _builtins.bytes
+    """a revision, or the id of a tree"""
+    path: _builtins.bytes
+    """only files below this folder; empty: all"""
+    page_size: _builtins.int
+    """default 1000, at most api.page_size_max"""
+    page_token: _builtins.str
+    @_builtins.property
+    def consistency(self) -> _common_pb2.Consistency: ...
+    def __init__(
+        self,
+        *,
+        repository: _builtins.str = ...,
+        commit: _builtins.bytes = ...,
+        path: _builtins.bytes = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        consistency: _common_pb2.Consistency | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "consistency", b"consistency", "page_size", b"page_size", "page_token", b"page_token", "path", b"path", "repository", b"repository"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFilesRequest: _TypeAlias = ListFilesRequest  # noqa: Y015
+
+@_typing.final
+class ListFilesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATHS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TREE_OID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """empty at the end"""
+    tree_oid: _builtins.str
+    @_builtins.property
+    def paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """from the root of the commit; submodules are left out"""
+
+    @_builtins.property
+    def revision(self) -> _common_pb2.Revision: ...
+    def __init__(
+        self,
+        *,
+        paths: _abc.Iterable[_builtins.bytes] | None = ...,
+        next_page_token: _builtins.str = ...,
+        tree_oid: _builtins.str = ...,
+        revision: _common_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "paths", b"paths", "revision", b"revision", "tree_oid", b"tree_oid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFilesResponse: _TypeAlias = ListFilesResponse  # noqa: Y015
+
+@_typing.final
+class SearchContentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    COMMIT_FIELD_NUMBER: _builtins.int
+    PATTERN_FIELD_NUMBER: _builtins.int
+    REGULAR_EXPRESSION_FIELD_NUMBER: _builtins.int
+    IGNORE_CASE_FIELD_NUMBER: _builtins.int
+    PATHS_FIELD_NUMBER: _builtins.int
+    MATCHES_MAX_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    repository: _builtins.str
+    commit: _builtins.bytes
+    """a revision"""
+    pattern: _builtins.bytes
+    """a text, without a line end"""
+    regular_expression: _builtins.bool
+    """of Python's `re`, over bytes"""
+    ignore_case: _builtins.bool
+    matches_max: _builtins.int
+    """default 100, at most api.search_matches_max"""
+    @_builtins.property
+    def paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """only files at or below these; empty: all"""
+
+    @_builtins.property
+    def consistency(self) -> _common_pb2.Consistency: ...
+    def __init__(
+        self,
+        *,
+        repository: _builtins.str = ...,
+        commit: _builtins.bytes = ...,
+        pattern: _builtins.bytes = ...,
+        regular_expression: _builtins.bool = ...,
+        ignore_case: _builtins.bool = ...,
+        paths: _abc.Iterable[_builtins.bytes] | None = ...,
+        matches_max: _builtins.int = ...,
+        consistency: _common_pb2.Consistency | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "consistency", b"consistency", "ignore_case", b"ignore_case", "matches_max", b"matches_max", "paths", b"paths", "pattern", b"pattern", "regular_expression", b"regular_expression", "repository", b"repository"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchContentRequest: _TypeAlias = SearchContentRequest  # noqa: Y015
+
+@_typing.final
+class SearchContentResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Match(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        PATH_FIELD_NUMBER: _builtins.int
+        LINE_NUMBER_FIELD_NUMBER: _builtins.int
+        LINE_FIELD_NUMBER: _builtins.int
+        COLUMN_FIELD_NUMBER: _builtins.int
+        BLOB_OID_FIELD_NUMBER: _builtins.int
+        path: _builtins.bytes
+        line_number: _builtins.int
+        """from 1"""
+        line: _builtins.bytes
+        """without its end; at most 1024 bytes of it"""
+        column: _builtins.int
+        """of the first match in the line, in bytes, from 1"""
+        blob_oid: _builtins.str
+        def __init__(
+            self,
+            *,
+            path: _builtins.bytes = ...,
+            line_number: _builtins.int = ...,
+            line: _builtins.bytes = ...,
+            column: _builtins.int = ...,
+            blob_oid: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_oid", b"blob_oid", "column", b"column", "line", b"line", "line_number", b"line_number", "path", b"path"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    MATCHES_FIELD_NUMBER: _builtins.int
+    COMMIT_OID_FIELD_NUMBER: _builtins.int
+    TRUNCATED_BY_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    commit_oid: _builtins.str
+    truncated_by: _builtins.str
+    """The configuration key of the limit that ended the search early, or "matches_max"; empty: the
+    search is complete.
+    """
+    @_builtins.property
+    def matches(self) -> _containers.RepeatedCompositeFieldContainer[Global___SearchContentResponse.Match]:
+        """in order of paths and lines; files with a zero byte are left out"""
+
+    @_builtins.property
+    def revision(self) -> _common_pb2.Revision: ...
+    def __init__(
+        self,
+        *,
+        matches: _abc.Iterable[Global___SearchContentResponse.Match] | None = ...,
+        commit_oid: _builtins.str = ...,
+        truncated_by: _builtins.str = ...,
+        revision: _common_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_oid", b"commit_oid", "matches", b"matches", "revision", b"revision", "truncated_by", b"truncated_by"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchContentResponse: _TypeAlias = SearchContentResponse  # noqa: Y015

@@ -49,6 +49,56 @@ class CommitServiceStub:
                 request_serializer=quorepo_dot_v1_dot_commit__pb2.GetTreeEntryRequest.SerializeToString,
                 response_deserializer=quorepo_dot_v1_dot_commit__pb2.GetTreeEntryResponse.FromString,
                 _registered_method=True)
+        self.ListCommits = channel.unary_unary(
+                '/quorepo.v1.CommitService/ListCommits',
+                request_serializer=quorepo_dot_v1_dot_commit__pb2.ListCommitsRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_commit__pb2.ListCommitsResponse.FromString,
+                _registered_method=True)
+        self.CountCommits = channel.unary_unary(
+                '/quorepo.v1.CommitService/CountCommits',
+                request_serializer=quorepo_dot_v1_dot_commit__pb2.CountCommitsRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_commit__pb2.CountCommitsResponse.FromString,
+                _registered_method=True)
+        self.CountDivergingCommits = channel.unary_unary(
+                '/quorepo.v1.CommitService/CountDivergingCommits',
+                request_serializer=quorepo_dot_v1_dot_commit__pb2.CountDivergingCommitsRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_commit__pb2.CountDivergingCommitsResponse.FromString,
+                _registered_method=True)
+        self.IsAncestor = channel.unary_unary(
+                '/quorepo.v1.CommitService/IsAncestor',
+                request_serializer=quorepo_dot_v1_dot_commit__pb2.IsAncestorRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_commit__pb2.IsAncestorResponse.FromString,
+                _registered_method=True)
+        self.GetLastCommitForPath = channel.unary_unary(
+                '/quorepo.v1.CommitService/GetLastCommitForPath',
+                request_serializer=quorepo_dot_v1_dot_commit__pb2.GetLastCommitForPathRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_commit__pb2.GetLastCommitForPathResponse.FromString,
+                _registered_method=True)
+        self.Blame = channel.unary_stream(
+                '/quorepo.v1.CommitService/Blame',
+                request_serializer=quorepo_dot_v1_dot_commit__pb2.BlameRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_commit__pb2.BlameResponse.FromString,
+                _registered_method=True)
+        self.GetCommitStats = channel.unary_unary(
+                '/quorepo.v1.CommitService/GetCommitStats',
+                request_serializer=quorepo_dot_v1_dot_commit__pb2.GetCommitStatsRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_commit__pb2.GetCommitStatsResponse.FromString,
+                _registered_method=True)
+        self.CheckObjectsExist = channel.unary_unary(
+                '/quorepo.v1.CommitService/CheckObjectsExist',
+                request_serializer=quorepo_dot_v1_dot_commit__pb2.CheckObjectsExistRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_commit__pb2.CheckObjectsExistResponse.FromString,
+                _registered_method=True)
+        self.ListFiles = channel.unary_unary(
+                '/quorepo.v1.CommitService/ListFiles',
+                request_serializer=quorepo_dot_v1_dot_commit__pb2.ListFilesRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_commit__pb2.ListFilesResponse.FromString,
+                _registered_method=True)
+        self.SearchContent = channel.unary_unary(
+                '/quorepo.v1.CommitService/SearchContent',
+                request_serializer=quorepo_dot_v1_dot_commit__pb2.SearchContentRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_commit__pb2.SearchContentResponse.FromString,
+                _registered_method=True)
 
 
 class CommitServiceServicer:
@@ -61,7 +111,7 @@ class CommitServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListTree(self, request, context):
-        """Lists one level of a tree, in git's own order.
+        """Lists one level of a tree, or everything below it, in git's own order.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -69,6 +119,78 @@ class CommitServiceServicer:
 
     def GetTreeEntry(self, request, context):
         """What lies at one path of a commit, on request with a blob's content.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCommits(self, request, context):
+        """The commits of a range, as `git log` lists them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CountCommits(self, request, context):
+        """How many commits ListCommits would list.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CountDivergingCommits(self, request, context):
+        """How many commits each of two histories has that the other has not.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def IsAncestor(self, request, context):
+        """Whether a commit is in the history of another; a commit is in its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLastCommitForPath(self, request, context):
+        """The last commit that changed what lies at a path, as `git log -1 -- PATH` finds it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Blame(self, request, context):
+        """Which commit each line of a file comes from, as `git blame` tells: a header, then hunks in the
+        order of the lines, then a trailer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCommitStats(self, request, context):
+        """What a commit changed against its first parent, in numbers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckObjectsExist(self, request, context):
+        """Which of the revisions name an object, and what kind it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListFiles(self, request, context):
+        """The paths of all files of a commit, in order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SearchContent(self, request, context):
+        """Lines of the files of a commit that have a text or match a regular expression. Bounded by
+        matches, bytes looked at and time; the answer says when it is not complete.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -91,6 +213,56 @@ def add_CommitServiceServicer_to_server(servicer, server):
                     servicer.GetTreeEntry,
                     request_deserializer=quorepo_dot_v1_dot_commit__pb2.GetTreeEntryRequest.FromString,
                     response_serializer=quorepo_dot_v1_dot_commit__pb2.GetTreeEntryResponse.SerializeToString,
+            ),
+            'ListCommits': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCommits,
+                    request_deserializer=quorepo_dot_v1_dot_commit__pb2.ListCommitsRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_commit__pb2.ListCommitsResponse.SerializeToString,
+            ),
+            'CountCommits': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountCommits,
+                    request_deserializer=quorepo_dot_v1_dot_commit__pb2.CountCommitsRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_commit__pb2.CountCommitsResponse.SerializeToString,
+            ),
+            'CountDivergingCommits': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountDivergingCommits,
+                    request_deserializer=quorepo_dot_v1_dot_commit__pb2.CountDivergingCommitsRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_commit__pb2.CountDivergingCommitsResponse.SerializeToString,
+            ),
+            'IsAncestor': grpc.unary_unary_rpc_method_handler(
+                    servicer.IsAncestor,
+                    request_deserializer=quorepo_dot_v1_dot_commit__pb2.IsAncestorRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_commit__pb2.IsAncestorResponse.SerializeToString,
+            ),
+            'GetLastCommitForPath': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLastCommitForPath,
+                    request_deserializer=quorepo_dot_v1_dot_commit__pb2.GetLastCommitForPathRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_commit__pb2.GetLastCommitForPathResponse.SerializeToString,
+            ),
+            'Blame': grpc.unary_stream_rpc_method_handler(
+                    servicer.Blame,
+                    request_deserializer=quorepo_dot_v1_dot_commit__pb2.BlameRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_commit__pb2.BlameResponse.SerializeToString,
+            ),
+            'GetCommitStats': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCommitStats,
+                    request_deserializer=quorepo_dot_v1_dot_commit__pb2.GetCommitStatsRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_commit__pb2.GetCommitStatsResponse.SerializeToString,
+            ),
+            'CheckObjectsExist': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckObjectsExist,
+                    request_deserializer=quorepo_dot_v1_dot_commit__pb2.CheckObjectsExistRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_commit__pb2.CheckObjectsExistResponse.SerializeToString,
+            ),
+            'ListFiles': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFiles,
+                    request_deserializer=quorepo_dot_v1_dot_commit__pb2.ListFilesRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_commit__pb2.ListFilesResponse.SerializeToString,
+            ),
+            'SearchContent': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchContent,
+                    request_deserializer=quorepo_dot_v1_dot_commit__pb2.SearchContentRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_commit__pb2.SearchContentResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -174,6 +346,276 @@ class CommitService:
             '/quorepo.v1.CommitService/GetTreeEntry',
             quorepo_dot_v1_dot_commit__pb2.GetTreeEntryRequest.SerializeToString,
             quorepo_dot_v1_dot_commit__pb2.GetTreeEntryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCommits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.CommitService/ListCommits',
+            quorepo_dot_v1_dot_commit__pb2.ListCommitsRequest.SerializeToString,
+            quorepo_dot_v1_dot_commit__pb2.ListCommitsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountCommits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.CommitService/CountCommits',
+            quorepo_dot_v1_dot_commit__pb2.CountCommitsRequest.SerializeToString,
+            quorepo_dot_v1_dot_commit__pb2.CountCommitsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountDivergingCommits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.CommitService/CountDivergingCommits',
+            quorepo_dot_v1_dot_commit__pb2.CountDivergingCommitsRequest.SerializeToString,
+            quorepo_dot_v1_dot_commit__pb2.CountDivergingCommitsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IsAncestor(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.CommitService/IsAncestor',
+            quorepo_dot_v1_dot_commit__pb2.IsAncestorRequest.SerializeToString,
+            quorepo_dot_v1_dot_commit__pb2.IsAncestorResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLastCommitForPath(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.CommitService/GetLastCommitForPath',
+            quorepo_dot_v1_dot_commit__pb2.GetLastCommitForPathRequest.SerializeToString,
+            quorepo_dot_v1_dot_commit__pb2.GetLastCommitForPathResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Blame(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/quorepo.v1.CommitService/Blame',
+            quorepo_dot_v1_dot_commit__pb2.BlameRequest.SerializeToString,
+            quorepo_dot_v1_dot_commit__pb2.BlameResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCommitStats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.CommitService/GetCommitStats',
+            quorepo_dot_v1_dot_commit__pb2.GetCommitStatsRequest.SerializeToString,
+            quorepo_dot_v1_dot_commit__pb2.GetCommitStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckObjectsExist(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.CommitService/CheckObjectsExist',
+            quorepo_dot_v1_dot_commit__pb2.CheckObjectsExistRequest.SerializeToString,
+            quorepo_dot_v1_dot_commit__pb2.CheckObjectsExistResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.CommitService/ListFiles',
+            quorepo_dot_v1_dot_commit__pb2.ListFilesRequest.SerializeToString,
+            quorepo_dot_v1_dot_commit__pb2.ListFilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchContent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.CommitService/SearchContent',
+            quorepo_dot_v1_dot_commit__pb2.SearchContentRequest.SerializeToString,
+            quorepo_dot_v1_dot_commit__pb2.SearchContentResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -3,8 +3,10 @@
 isort:skip_file
 Commits and the trees under them.
 
-A commit is named as git names it, without suffixes: a full object id, `HEAD`, a full ref name, or
-a short one that is looked up as refs/NAME, refs/tags/NAME, refs/heads/NAME. Tags are followed.
+A revision is a `bytes` field that names an object as git does: `HEAD`, a full ref name, a short
+one that is looked up as refs/NAME, refs/tags/NAME, refs/heads/NAME, or an object id, abbreviated
+to no less than four digits. After it may follow, in any number, `~N` (N times the first parent),
+`^N` (the Nth parent), `^{commit}`, `^{tree}`, `^{blob}`, `^{tag}` and `^{}`. Tags are followed.
 """
 
 from collections import abc as _abc
@@ -37,18 +39,66 @@ class CommitServiceStub:
     def __new__(cls, channel: _aio.Channel) -> CommitServiceAsyncStub: ...
     GetCommit: _grpc.UnaryUnaryMultiCallable[_commit_pb2.GetCommitRequest, _commit_pb2.GetCommitResponse]
     ListTree: _grpc.UnaryUnaryMultiCallable[_commit_pb2.ListTreeRequest, _commit_pb2.ListTreeResponse]
-    """Lists one level of a tree, in git's own order."""
+    """Lists one level of a tree, or everything below it, in git's own order."""
     GetTreeEntry: _grpc.UnaryUnaryMultiCallable[_commit_pb2.GetTreeEntryRequest, _commit_pb2.GetTreeEntryResponse]
     """What lies at one path of a commit, on request with a blob's content."""
+    ListCommits: _grpc.UnaryUnaryMultiCallable[_commit_pb2.ListCommitsRequest, _commit_pb2.ListCommitsResponse]
+    """The commits of a range, as `git log` lists them."""
+    CountCommits: _grpc.UnaryUnaryMultiCallable[_commit_pb2.CountCommitsRequest, _commit_pb2.CountCommitsResponse]
+    """How many commits ListCommits would list."""
+    CountDivergingCommits: _grpc.UnaryUnaryMultiCallable[_commit_pb2.CountDivergingCommitsRequest, _commit_pb2.CountDivergingCommitsResponse]
+    """How many commits each of two histories has that the other has not."""
+    IsAncestor: _grpc.UnaryUnaryMultiCallable[_commit_pb2.IsAncestorRequest, _commit_pb2.IsAncestorResponse]
+    """Whether a commit is in the history of another; a commit is in its own."""
+    GetLastCommitForPath: _grpc.UnaryUnaryMultiCallable[_commit_pb2.GetLastCommitForPathRequest, _commit_pb2.GetLastCommitForPathResponse]
+    """The last commit that changed what lies at a path, as `git log -1 -- PATH` finds it."""
+    Blame: _grpc.UnaryStreamMultiCallable[_commit_pb2.BlameRequest, _commit_pb2.BlameResponse]
+    """Which commit each line of a file comes from, as `git blame` tells: a header, then hunks in the
+    order of the lines, then a trailer.
+    """
+    GetCommitStats: _grpc.UnaryUnaryMultiCallable[_commit_pb2.GetCommitStatsRequest, _commit_pb2.GetCommitStatsResponse]
+    """What a commit changed against its first parent, in numbers."""
+    CheckObjectsExist: _grpc.UnaryUnaryMultiCallable[_commit_pb2.CheckObjectsExistRequest, _commit_pb2.CheckObjectsExistResponse]
+    """Which of the revisions name an object, and what kind it is."""
+    ListFiles: _grpc.UnaryUnaryMultiCallable[_commit_pb2.ListFilesRequest, _commit_pb2.ListFilesResponse]
+    """The paths of all files of a commit, in order."""
+    SearchContent: _grpc.UnaryUnaryMultiCallable[_commit_pb2.SearchContentRequest, _commit_pb2.SearchContentResponse]
+    """Lines of the files of a commit that have a text or match a regular expression. Bounded by
+    matches, bytes looked at and time; the answer says when it is not complete.
+    """
 
 @_typing.type_check_only
 class CommitServiceAsyncStub(CommitServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetCommit: _aio.UnaryUnaryMultiCallable[_commit_pb2.GetCommitRequest, _commit_pb2.GetCommitResponse]  # type: ignore[assignment]
     ListTree: _aio.UnaryUnaryMultiCallable[_commit_pb2.ListTreeRequest, _commit_pb2.ListTreeResponse]  # type: ignore[assignment]
-    """Lists one level of a tree, in git's own order."""
+    """Lists one level of a tree, or everything below it, in git's own order."""
     GetTreeEntry: _aio.UnaryUnaryMultiCallable[_commit_pb2.GetTreeEntryRequest, _commit_pb2.GetTreeEntryResponse]  # type: ignore[assignment]
     """What lies at one path of a commit, on request with a blob's content."""
+    ListCommits: _aio.UnaryUnaryMultiCallable[_commit_pb2.ListCommitsRequest, _commit_pb2.ListCommitsResponse]  # type: ignore[assignment]
+    """The commits of a range, as `git log` lists them."""
+    CountCommits: _aio.UnaryUnaryMultiCallable[_commit_pb2.CountCommitsRequest, _commit_pb2.CountCommitsResponse]  # type: ignore[assignment]
+    """How many commits ListCommits would list."""
+    CountDivergingCommits: _aio.UnaryUnaryMultiCallable[_commit_pb2.CountDivergingCommitsRequest, _commit_pb2.CountDivergingCommitsResponse]  # type: ignore[assignment]
+    """How many commits each of two histories has that the other has not."""
+    IsAncestor: _aio.UnaryUnaryMultiCallable[_commit_pb2.IsAncestorRequest, _commit_pb2.IsAncestorResponse]  # type: ignore[assignment]
+    """Whether a commit is in the history of another; a commit is in its own."""
+    GetLastCommitForPath: _aio.UnaryUnaryMultiCallable[_commit_pb2.GetLastCommitForPathRequest, _commit_pb2.GetLastCommitForPathResponse]  # type: ignore[assignment]
+    """The last commit that changed what lies at a path, as `git log -1 -- PATH` finds it."""
+    Blame: _aio.UnaryStreamMultiCallable[_commit_pb2.BlameRequest, _commit_pb2.BlameResponse]  # type: ignore[assignment]
+    """Which commit each line of a file comes from, as `git blame` tells: a header, then hunks in the
+    order of the lines, then a trailer.
+    """
+    GetCommitStats: _aio.UnaryUnaryMultiCallable[_commit_pb2.GetCommitStatsRequest, _commit_pb2.GetCommitStatsResponse]  # type: ignore[assignment]
+    """What a commit changed against its first parent, in numbers."""
+    CheckObjectsExist: _aio.UnaryUnaryMultiCallable[_commit_pb2.CheckObjectsExistRequest, _commit_pb2.CheckObjectsExistResponse]  # type: ignore[assignment]
+    """Which of the revisions name an object, and what kind it is."""
+    ListFiles: _aio.UnaryUnaryMultiCallable[_commit_pb2.ListFilesRequest, _commit_pb2.ListFilesResponse]  # type: ignore[assignment]
+    """The paths of all files of a commit, in order."""
+    SearchContent: _aio.UnaryUnaryMultiCallable[_commit_pb2.SearchContentRequest, _commit_pb2.SearchContentResponse]  # type: ignore[assignment]
+    """Lines of the files of a commit that have a text or match a regular expression. Bounded by
+    matches, bytes looked at and time; the answer says when it is not complete.
+    """
 
 class CommitServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -64,7 +114,7 @@ class CommitServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _commit_pb2.ListTreeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_commit_pb2.ListTreeResponse, _abc.Awaitable[_commit_pb2.ListTreeResponse]]:
-        """Lists one level of a tree, in git's own order."""
+        """Lists one level of a tree, or everything below it, in git's own order."""
 
     @_abc_1.abstractmethod
     def GetTreeEntry(
@@ -73,5 +123,89 @@ class CommitServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_commit_pb2.GetTreeEntryResponse, _abc.Awaitable[_commit_pb2.GetTreeEntryResponse]]:
         """What lies at one path of a commit, on request with a blob's content."""
+
+    @_abc_1.abstractmethod
+    def ListCommits(
+        self,
+        request: _commit_pb2.ListCommitsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_commit_pb2.ListCommitsResponse, _abc.Awaitable[_commit_pb2.ListCommitsResponse]]:
+        """The commits of a range, as `git log` lists them."""
+
+    @_abc_1.abstractmethod
+    def CountCommits(
+        self,
+        request: _commit_pb2.CountCommitsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_commit_pb2.CountCommitsResponse, _abc.Awaitable[_commit_pb2.CountCommitsResponse]]:
+        """How many commits ListCommits would list."""
+
+    @_abc_1.abstractmethod
+    def CountDivergingCommits(
+        self,
+        request: _commit_pb2.CountDivergingCommitsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_commit_pb2.CountDivergingCommitsResponse, _abc.Awaitable[_commit_pb2.CountDivergingCommitsResponse]]:
+        """How many commits each of two histories has that the other has not."""
+
+    @_abc_1.abstractmethod
+    def IsAncestor(
+        self,
+        request: _commit_pb2.IsAncestorRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_commit_pb2.IsAncestorResponse, _abc.Awaitable[_commit_pb2.IsAncestorResponse]]:
+        """Whether a commit is in the history of another; a commit is in its own."""
+
+    @_abc_1.abstractmethod
+    def GetLastCommitForPath(
+        self,
+        request: _commit_pb2.GetLastCommitForPathRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_commit_pb2.GetLastCommitForPathResponse, _abc.Awaitable[_commit_pb2.GetLastCommitForPathResponse]]:
+        """The last commit that changed what lies at a path, as `git log -1 -- PATH` finds it."""
+
+    @_abc_1.abstractmethod
+    def Blame(
+        self,
+        request: _commit_pb2.BlameRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_commit_pb2.BlameResponse], _abc.AsyncIterator[_commit_pb2.BlameResponse]]:
+        """Which commit each line of a file comes from, as `git blame` tells: a header, then hunks in the
+        order of the lines, then a trailer.
+        """
+
+    @_abc_1.abstractmethod
+    def GetCommitStats(
+        self,
+        request: _commit_pb2.GetCommitStatsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_commit_pb2.GetCommitStatsResponse, _abc.Awaitable[_commit_pb2.GetCommitStatsResponse]]:
+        """What a commit changed against its first parent, in numbers."""
+
+    @_abc_1.abstractmethod
+    def CheckObjectsExist(
+        self,
+        request: _commit_pb2.CheckObjectsExistRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_commit_pb2.CheckObjectsExistResponse, _abc.Awaitable[_commit_pb2.CheckObjectsExistResponse]]:
+        """Which of the revisions name an object, and what kind it is."""
+
+    @_abc_1.abstractmethod
+    def ListFiles(
+        self,
+        request: _commit_pb2.ListFilesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_commit_pb2.ListFilesResponse, _abc.Awaitable[_commit_pb2.ListFilesResponse]]:
+        """The paths of all files of a commit, in order."""
+
+    @_abc_1.abstractmethod
+    def SearchContent(
+        self,
+        request: _commit_pb2.SearchContentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_commit_pb2.SearchContentResponse, _abc.Awaitable[_commit_pb2.SearchContentResponse]]:
+        """Lines of the files of a commit that have a text or match a regular expression. Bounded by
+        matches, bytes looked at and time; the answer says when it is not complete.
+        """
 
 def add_CommitServiceServicer_to_server(servicer: CommitServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17quorepo/v1/errors.proto\x12\nquorepo.v1\"\x93\x01\n\x11ReferenceMismatch\x12:\n\nmismatches\x18\x01 \x03(\x0b\x32&.quorepo.v1.ReferenceMismatch.Mismatch\x1a\x42\n\x08Mismatch\x12\x0c\n\x04name\x18\x01 \x01(\x0c\x12\x14\n\x0c\x65xpected_oid\x18\x02 \x01(\t\x12\x12\n\nactual_oid\x18\x03 \x01(\t\"?\n\x15ReferenceNameConflict\x12\x0c\n\x04name\x18\x01 \x01(\x0c\x12\x18\n\x10\x63onflicting_name\x18\x02 \x01(\x0c\"\xc6\x01\n\rMergeConflict\x12\x35\n\tconflicts\x18\x01 \x03(\x0b\x32\".quorepo.v1.MergeConflict.Conflict\x12\x16\n\x0e\x63onflict_count\x18\x02 \x01(\x04\x12\x12\n\ncommit_oid\x18\x03 \x01(\t\x1aR\n\x08\x43onflict\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x14\n\x0c\x61ncestor_oid\x18\x02 \x01(\t\x12\x0f\n\x07our_oid\x18\x03 \x01(\t\x12\x11\n\ttheir_oid\x18\x04 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17quorepo/v1/errors.proto\x12\nquorepo.v1\"\x93\x01\n\x11ReferenceMismatch\x12:\n\nmismatches\x18\x01 \x03(\x0b\x32&.quorepo.v1.ReferenceMismatch.Mismatch\x1a\x42\n\x08Mismatch\x12\x0c\n\x04name\x18\x01 \x01(\x0c\x12\x14\n\x0c\x65xpected_oid\x18\x02 \x01(\t\x12\x12\n\nactual_oid\x18\x03 \x01(\t\"?\n\x15ReferenceNameConflict\x12\x0c\n\x04name\x18\x01 \x01(\x0c\x12\x18\n\x10\x63onflicting_name\x18\x02 \x01(\x0c\"\xc6\x01\n\rMergeConflict\x12\x35\n\tconflicts\x18\x01 \x03(\x0b\x32\".quorepo.v1.MergeConflict.Conflict\x12\x16\n\x0e\x63onflict_count\x18\x02 \x01(\x04\x12\x12\n\ncommit_oid\x18\x03 \x01(\t\x1aR\n\x08\x43onflict\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x14\n\x0c\x61ncestor_oid\x18\x02 \x01(\t\x12\x0f\n\x07our_oid\x18\x03 \x01(\t\x12\x11\n\ttheir_oid\x18\x04 \x01(\t\"?\n\x0eLimitViolation\x12\r\n\x05limit\x18\x01 \x01(\t\x12\x0f\n\x07\x61t_most\x18\x02 \x01(\x04\x12\r\n\x05\x61sked\x18\x03 \x01(\x04\";\n\x11\x41mbiguousObjectId\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x16\n\x0e\x63\x61ndidate_oids\x18\x02 \x03(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,4 +41,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MERGECONFLICT']._serialized_end=453
   _globals['_MERGECONFLICT_CONFLICT']._serialized_start=371
   _globals['_MERGECONFLICT_CONFLICT']._serialized_end=453
+  _globals['_LIMITVIOLATION']._serialized_start=455
+  _globals['_LIMITVIOLATION']._serialized_end=518
+  _globals['_AMBIGUOUSOBJECTID']._serialized_start=520
+  _globals['_AMBIGUOUSOBJECTID']._serialized_end=579
 # @@protoc_insertion_point(module_scope)

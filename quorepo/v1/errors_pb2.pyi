@@ -154,3 +154,60 @@ class MergeConflict(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MergeConflict: _TypeAlias = MergeConflict  # noqa: Y015
+
+@_typing.final
+class LimitViolation(_message.Message):
+    """Beside RESOURCE_EXHAUSTED: what was too much. `limit` is also in ErrorInfo's metadata."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: _builtins.int
+    AT_MOST_FIELD_NUMBER: _builtins.int
+    ASKED_FIELD_NUMBER: _builtins.int
+    limit: _builtins.str
+    """its configuration key, such as "api.page_size_max" """
+    at_most: _builtins.int
+    """0: not known where the error arose"""
+    asked: _builtins.int
+    """0: the work was stopped when it went above"""
+    def __init__(
+        self,
+        *,
+        limit: _builtins.str = ...,
+        at_most: _builtins.int = ...,
+        asked: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked", b"asked", "at_most", b"at_most", "limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LimitViolation: _TypeAlias = LimitViolation  # noqa: Y015
+
+@_typing.final
+class AmbiguousObjectId(_message.Message):
+    """Beside INVALID_ARGUMENT: an abbreviated object id that several objects begin with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREFIX_FIELD_NUMBER: _builtins.int
+    CANDIDATE_OIDS_FIELD_NUMBER: _builtins.int
+    prefix: _builtins.str
+    @_builtins.property
+    def candidate_oids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """at most 16 of them"""
+
+    def __init__(
+        self,
+        *,
+        prefix: _builtins.str = ...,
+        candidate_oids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate_oids", b"candidate_oids", "prefix", b"prefix"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AmbiguousObjectId: _TypeAlias = AmbiguousObjectId  # noqa: Y015

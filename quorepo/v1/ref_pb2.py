@@ -25,33 +25,51 @@ _sym_db = _symbol_database.Default()
 from quorepo.v1 import common_pb2 as quorepo_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14quorepo/v1/ref.proto\x12\nquorepo.v1\x1a\x17quorepo/v1/common.proto\"M\n\x03Ref\x12\x0c\n\x04name\x18\x01 \x01(\x0c\x12\x0b\n\x03oid\x18\x02 \x01(\t\x12\x12\n\npeeled_oid\x18\x03 \x01(\t\x12\x17\n\x0fsymbolic_target\x18\x04 \x01(\x0c\"\x8a\x01\n\x0fListRefsRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x0e\n\x06prefix\x18\x02 \x01(\x0c\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12,\n\x0b\x63onsistency\x18\x05 \x01(\x0b\x32\x17.quorepo.v1.Consistency\"\x80\x01\n\x10ListRefsResponse\x12\x1d\n\x04refs\x18\x01 \x03(\x0b\x32\x0f.quorepo.v1.Ref\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x0c\n\x04head\x18\x03 \x01(\x0c\x12&\n\x08revision\x18\x04 \x01(\x0b\x32\x14.quorepo.v1.Revision\"_\n\rGetRefRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\x0c\x12,\n\x0b\x63onsistency\x18\x03 \x01(\x0b\x32\x17.quorepo.v1.Consistency\"V\n\x0eGetRefResponse\x12\x1c\n\x03ref\x18\x01 \x01(\x0b\x32\x0f.quorepo.v1.Ref\x12&\n\x08revision\x18\x02 \x01(\x0b\x32\x14.quorepo.v1.Revision\"h\n\tRefUpdate\x12\x0c\n\x04name\x18\x01 \x01(\x0c\x12\x0f\n\x07new_oid\x18\x02 \x01(\t\x12\x1a\n\x10\x65xpected_old_oid\x18\x03 \x01(\tH\x00\x12\x11\n\x07\x61ny_old\x18\x04 \x01(\x08H\x00\x42\r\n\x0b\x65xpectation\"z\n\x11UpdateRefsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nrepository\x18\x02 \x01(\t\x12&\n\x07updates\x18\x03 \x03(\x0b\x32\x15.quorepo.v1.RefUpdate\x12\x15\n\rallow_partial\x18\x04 \x01(\x08\"~\n\x0fRefUpdateResult\x12\x0c\n\x04name\x18\x01 \x01(\x0c\x12+\n\x06status\x18\x02 \x01(\x0e\x32\x1b.quorepo.v1.RefUpdateStatus\x12\x16\n\x0e\x61\x63tual_old_oid\x18\x03 \x01(\t\x12\x18\n\x10\x63onflicting_name\x18\x04 \x01(\x0c\"j\n\x12UpdateRefsResponse\x12&\n\x08revision\x18\x01 \x01(\x0b\x32\x14.quorepo.v1.Revision\x12,\n\x07results\x18\x02 \x03(\x0b\x32\x1b.quorepo.v1.RefUpdateResult*\x90\x01\n\x0fRefUpdateStatus\x12!\n\x1dREF_UPDATE_STATUS_UNSPECIFIED\x10\x00\x12\x18\n\x14REF_UPDATE_STATUS_OK\x10\x01\x12\x1b\n\x17REF_UPDATE_STATUS_STALE\x10\x02\x12#\n\x1fREF_UPDATE_STATUS_NAME_CONFLICT\x10\x03\x32\xe1\x01\n\nRefService\x12\x45\n\x08ListRefs\x12\x1b.quorepo.v1.ListRefsRequest\x1a\x1c.quorepo.v1.ListRefsResponse\x12?\n\x06GetRef\x12\x19.quorepo.v1.GetRefRequest\x1a\x1a.quorepo.v1.GetRefResponse\x12K\n\nUpdateRefs\x12\x1d.quorepo.v1.UpdateRefsRequest\x1a\x1e.quorepo.v1.UpdateRefsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14quorepo/v1/ref.proto\x12\nquorepo.v1\x1a\x17quorepo/v1/common.proto\"M\n\x03Ref\x12\x0c\n\x04name\x18\x01 \x01(\x0c\x12\x0b\n\x03oid\x18\x02 \x01(\t\x12\x12\n\npeeled_oid\x18\x03 \x01(\t\x12\x17\n\x0fsymbolic_target\x18\x04 \x01(\x0c\"\xec\x01\n\x0fListRefsRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x0e\n\x06prefix\x18\x02 \x01(\x0c\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12,\n\x0b\x63onsistency\x18\x05 \x01(\x0b\x32\x17.quorepo.v1.Consistency\x12#\n\x05order\x18\x06 \x01(\x0e\x32\x14.quorepo.v1.RefOrder\x12\x12\n\ndescending\x18\x07 \x01(\x08\x12\x13\n\x0bpointing_at\x18\x08 \x01(\x0c\x12\x12\n\ncontaining\x18\t \x01(\x0c\"\x80\x01\n\x10ListRefsResponse\x12\x1d\n\x04refs\x18\x01 \x03(\x0b\x32\x0f.quorepo.v1.Ref\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x0c\n\x04head\x18\x03 \x01(\x0c\x12&\n\x08revision\x18\x04 \x01(\x0b\x32\x14.quorepo.v1.Revision\"_\n\rGetRefRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\x0c\x12,\n\x0b\x63onsistency\x18\x03 \x01(\x0b\x32\x17.quorepo.v1.Consistency\"V\n\x0eGetRefResponse\x12\x1c\n\x03ref\x18\x01 \x01(\x0b\x32\x0f.quorepo.v1.Ref\x12&\n\x08revision\x18\x02 \x01(\x0b\x32\x14.quorepo.v1.Revision\"h\n\tRefUpdate\x12\x0c\n\x04name\x18\x01 \x01(\x0c\x12\x0f\n\x07new_oid\x18\x02 \x01(\t\x12\x1a\n\x10\x65xpected_old_oid\x18\x03 \x01(\tH\x00\x12\x11\n\x07\x61ny_old\x18\x04 \x01(\x08H\x00\x42\r\n\x0b\x65xpectation\"z\n\x11UpdateRefsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nrepository\x18\x02 \x01(\t\x12&\n\x07updates\x18\x03 \x03(\x0b\x32\x15.quorepo.v1.RefUpdate\x12\x15\n\rallow_partial\x18\x04 \x01(\x08\"~\n\x0fRefUpdateResult\x12\x0c\n\x04name\x18\x01 \x01(\x0c\x12+\n\x06status\x18\x02 \x01(\x0e\x32\x1b.quorepo.v1.RefUpdateStatus\x12\x16\n\x0e\x61\x63tual_old_oid\x18\x03 \x01(\t\x12\x18\n\x10\x63onflicting_name\x18\x04 \x01(\x0c\"j\n\x12UpdateRefsResponse\x12&\n\x08revision\x18\x01 \x01(\x0b\x32\x14.quorepo.v1.Revision\x12,\n\x07results\x18\x02 \x03(\x0b\x32\x1b.quorepo.v1.RefUpdateResult\"g\n\x15\x43heckRefExistsRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\x0c\x12,\n\x0b\x63onsistency\x18\x03 \x01(\x0b\x32\x17.quorepo.v1.Consistency\"P\n\x16\x43heckRefExistsResponse\x12\x0e\n\x06\x65xists\x18\x01 \x01(\x08\x12&\n\x08revision\x18\x02 \x01(\x0b\x32\x14.quorepo.v1.Revision\"[\n\x17GetDefaultBranchRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12,\n\x0b\x63onsistency\x18\x02 \x01(\x0b\x32\x17.quorepo.v1.Consistency\"]\n\x18GetDefaultBranchResponse\x12\x0c\n\x04name\x18\x01 \x01(\x0c\x12\x0b\n\x03oid\x18\x02 \x01(\t\x12&\n\x08revision\x18\x03 \x01(\x0b\x32\x14.quorepo.v1.Revision\"i\n\x14\x46indMergeBaseRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x0f\n\x07\x63ommits\x18\x02 \x03(\x0c\x12,\n\x0b\x63onsistency\x18\x03 \x01(\x0b\x32\x17.quorepo.v1.Consistency\"M\n\x15\x46indMergeBaseResponse\x12\x0c\n\x04oids\x18\x01 \x03(\t\x12&\n\x08revision\x18\x02 \x01(\x0b\x32\x14.quorepo.v1.Revision\"\xa4\x01\n\x19ListRefsContainingRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x02 \x01(\x0c\x12\x0e\n\x06prefix\x18\x03 \x01(\x0c\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12,\n\x0b\x63onsistency\x18\x06 \x01(\x0b\x32\x17.quorepo.v1.Consistency\"|\n\x1aListRefsContainingResponse\x12\x1d\n\x04refs\x18\x01 \x03(\x0b\x32\x0f.quorepo.v1.Ref\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12&\n\x08revision\x18\x03 \x01(\x0b\x32\x14.quorepo.v1.Revision*W\n\x08RefOrder\x12\x19\n\x15REF_ORDER_UNSPECIFIED\x10\x00\x12\x12\n\x0eREF_ORDER_NAME\x10\x01\x12\x1c\n\x18REF_ORDER_COMMITTER_DATE\x10\x02*\x90\x01\n\x0fRefUpdateStatus\x12!\n\x1dREF_UPDATE_STATUS_UNSPECIFIED\x10\x00\x12\x18\n\x14REF_UPDATE_STATUS_OK\x10\x01\x12\x1b\n\x17REF_UPDATE_STATUS_STALE\x10\x02\x12#\n\x1fREF_UPDATE_STATUS_NAME_CONFLICT\x10\x03\x32\xd4\x04\n\nRefService\x12\x45\n\x08ListRefs\x12\x1b.quorepo.v1.ListRefsRequest\x1a\x1c.quorepo.v1.ListRefsResponse\x12?\n\x06GetRef\x12\x19.quorepo.v1.GetRefRequest\x1a\x1a.quorepo.v1.GetRefResponse\x12W\n\x0e\x43heckRefExists\x12!.quorepo.v1.CheckRefExistsRequest\x1a\".quorepo.v1.CheckRefExistsResponse\x12]\n\x10GetDefaultBranch\x12#.quorepo.v1.GetDefaultBranchRequest\x1a$.quorepo.v1.GetDefaultBranchResponse\x12T\n\rFindMergeBase\x12 .quorepo.v1.FindMergeBaseRequest\x1a!.quorepo.v1.FindMergeBaseResponse\x12\x63\n\x12ListRefsContaining\x12%.quorepo.v1.ListRefsContainingRequest\x1a&.quorepo.v1.ListRefsContainingResponse\x12K\n\nUpdateRefs\x12\x1d.quorepo.v1.UpdateRefsRequest\x1a\x1e.quorepo.v1.UpdateRefsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'quorepo.v1.ref_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REFUPDATESTATUS']._serialized_start=1064
-  _globals['_REFUPDATESTATUS']._serialized_end=1208
+  _globals['_REFORDER']._serialized_start=2015
+  _globals['_REFORDER']._serialized_end=2102
+  _globals['_REFUPDATESTATUS']._serialized_start=2105
+  _globals['_REFUPDATESTATUS']._serialized_end=2249
   _globals['_REF']._serialized_start=61
   _globals['_REF']._serialized_end=138
   _globals['_LISTREFSREQUEST']._serialized_start=141
-  _globals['_LISTREFSREQUEST']._serialized_end=279
-  _globals['_LISTREFSRESPONSE']._serialized_start=282
-  _globals['_LISTREFSRESPONSE']._serialized_end=410
-  _globals['_GETREFREQUEST']._serialized_start=412
-  _globals['_GETREFREQUEST']._serialized_end=507
-  _globals['_GETREFRESPONSE']._serialized_start=509
-  _globals['_GETREFRESPONSE']._serialized_end=595
-  _globals['_REFUPDATE']._serialized_start=597
-  _globals['_REFUPDATE']._serialized_end=701
-  _globals['_UPDATEREFSREQUEST']._serialized_start=703
-  _globals['_UPDATEREFSREQUEST']._serialized_end=825
-  _globals['_REFUPDATERESULT']._serialized_start=827
-  _globals['_REFUPDATERESULT']._serialized_end=953
-  _globals['_UPDATEREFSRESPONSE']._serialized_start=955
-  _globals['_UPDATEREFSRESPONSE']._serialized_end=1061
-  _globals['_REFSERVICE']._serialized_start=1211
-  _globals['_REFSERVICE']._serialized_end=1436
+  _globals['_LISTREFSREQUEST']._serialized_end=377
+  _globals['_LISTREFSRESPONSE']._serialized_start=380
+  _globals['_LISTREFSRESPONSE']._serialized_end=508
+  _globals['_GETREFREQUEST']._serialized_start=510
+  _globals['_GETREFREQUEST']._serialized_end=605
+  _globals['_GETREFRESPONSE']._serialized_start=607
+  _globals['_GETREFRESPONSE']._serialized_end=693
+  _globals['_REFUPDATE']._serialized_start=695
+  _globals['_REFUPDATE']._serialized_end=799
+  _globals['_UPDATEREFSREQUEST']._serialized_start=801
+  _globals['_UPDATEREFSREQUEST']._serialized_end=923
+  _globals['_REFUPDATERESULT']._serialized_start=925
+  _globals['_REFUPDATERESULT']._serialized_end=1051
+  _globals['_UPDATEREFSRESPONSE']._serialized_start=1053
+  _globals['_UPDATEREFSRESPONSE']._serialized_end=1159
+  _globals['_CHECKREFEXISTSREQUEST']._serialized_start=1161
+  _globals['_CHECKREFEXISTSREQUEST']._serialized_end=1264
+  _globals['_CHECKREFEXISTSRESPONSE']._serialized_start=1266
+  _globals['_CHECKREFEXISTSRESPONSE']._serialized_end=1346
+  _globals['_GETDEFAULTBRANCHREQUEST']._serialized_start=1348
+  _globals['_GETDEFAULTBRANCHREQUEST']._serialized_end=1439
+  _globals['_GETDEFAULTBRANCHRESPONSE']._serialized_start=1441
+  _globals['_GETDEFAULTBRANCHRESPONSE']._serialized_end=1534
+  _globals['_FINDMERGEBASEREQUEST']._serialized_start=1536
+  _globals['_FINDMERGEBASEREQUEST']._serialized_end=1641
+  _globals['_FINDMERGEBASERESPONSE']._serialized_start=1643
+  _globals['_FINDMERGEBASERESPONSE']._serialized_end=1720
+  _globals['_LISTREFSCONTAININGREQUEST']._serialized_start=1723
+  _globals['_LISTREFSCONTAININGREQUEST']._serialized_end=1887
+  _globals['_LISTREFSCONTAININGRESPONSE']._serialized_start=1889
+  _globals['_LISTREFSCONTAININGRESPONSE']._serialized_end=2013
+  _globals['_REFSERVICE']._serialized_start=2252
+  _globals['_REFSERVICE']._serialized_end=2848
 # @@protoc_insertion_point(module_scope)

@@ -20,6 +20,27 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _RefOrder:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RefOrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RefOrder.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REF_ORDER_UNSPECIFIED: _RefOrder.ValueType  # 0
+    """by name"""
+    REF_ORDER_NAME: _RefOrder.ValueType  # 1
+    REF_ORDER_COMMITTER_DATE: _RefOrder.ValueType  # 2
+    """of the commit that the ref leads to; others first, then by name"""
+
+class RefOrder(_RefOrder, metaclass=_RefOrderEnumTypeWrapper): ...
+
+REF_ORDER_UNSPECIFIED: RefOrder.ValueType  # 0
+"""by name"""
+REF_ORDER_NAME: RefOrder.ValueType  # 1
+REF_ORDER_COMMITTER_DATE: RefOrder.ValueType  # 2
+"""of the commit that the ref leads to; others first, then by name"""
+Global___RefOrder: _TypeAlias = RefOrder  # noqa: Y015
+
 class _RefUpdateStatus:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -82,12 +103,22 @@ class ListRefsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     CONSISTENCY_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    DESCENDING_FIELD_NUMBER: _builtins.int
+    POINTING_AT_FIELD_NUMBER: _builtins.int
+    CONTAINING_FIELD_NUMBER: _builtins.int
     repository: _builtins.str
     prefix: _builtins.bytes
     """"refs/heads/" for branches"""
     page_size: _builtins.int
     """default 100, at most 10000"""
     page_token: _builtins.str
+    order: Global___RefOrder.ValueType
+    descending: _builtins.bool
+    pointing_at: _builtins.bytes
+    """only refs that have, or whose tag leads to, what this revision names"""
+    containing: _builtins.bytes
+    """only refs whose history has this commit"""
     @_builtins.property
     def consistency(self) -> _common_pb2.Consistency: ...
     def __init__(
@@ -98,10 +129,14 @@ class ListRefsRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         consistency: _common_pb2.Consistency | None = ...,
+        order: Global___RefOrder.ValueType = ...,
+        descending: _builtins.bool = ...,
+        pointing_at: _builtins.bytes = ...,
+        containing: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "page_size", b"page_size", "page_token", b"page_token", "prefix", b"prefix", "repository", b"repository"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "containing", b"containing", "descending", b"descending", "order", b"order", "page_size", b"page_size", "page_token", b"page_token", "pointing_at", b"pointing_at", "prefix", b"prefix", "repository", b"repository"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -313,3 +348,225 @@ class UpdateRefsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpdateRefsResponse: _TypeAlias = UpdateRefsResponse  # noqa: Y015
+
+@_typing.final
+class CheckRefExistsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    repository: _builtins.str
+    name: _builtins.bytes
+    """full name, or `HEAD`"""
+    @_builtins.property
+    def consistency(self) -> _common_pb2.Consistency: ...
+    def __init__(
+        self,
+        *,
+        repository: _builtins.str = ...,
+        name: _builtins.bytes = ...,
+        consistency: _common_pb2.Consistency | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "name", b"name", "repository", b"repository"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckRefExistsRequest: _TypeAlias = CheckRefExistsRequest  # noqa: Y015
+
+@_typing.final
+class CheckRefExistsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXISTS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    exists: _builtins.bool
+    @_builtins.property
+    def revision(self) -> _common_pb2.Revision: ...
+    def __init__(
+        self,
+        *,
+        exists: _builtins.bool = ...,
+        revision: _common_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exists", b"exists", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckRefExistsResponse: _TypeAlias = CheckRefExistsResponse  # noqa: Y015
+
+@_typing.final
+class GetDefaultBranchRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    repository: _builtins.str
+    @_builtins.property
+    def consistency(self) -> _common_pb2.Consistency: ...
+    def __init__(
+        self,
+        *,
+        repository: _builtins.str = ...,
+        consistency: _common_pb2.Consistency | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "repository", b"repository"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDefaultBranchRequest: _TypeAlias = GetDefaultBranchRequest  # noqa: Y015
+
+@_typing.final
+class GetDefaultBranchResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    OID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    name: _builtins.bytes
+    """full name of the ref that HEAD points to"""
+    oid: _builtins.str
+    """empty: the branch does not exist yet"""
+    @_builtins.property
+    def revision(self) -> _common_pb2.Revision: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.bytes = ...,
+        oid: _builtins.str = ...,
+        revision: _common_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "oid", b"oid", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDefaultBranchResponse: _TypeAlias = GetDefaultBranchResponse  # noqa: Y015
+
+@_typing.final
+class FindMergeBaseRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    COMMITS_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    repository: _builtins.str
+    @_builtins.property
+    def commits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """two or more revisions"""
+
+    @_builtins.property
+    def consistency(self) -> _common_pb2.Consistency: ...
+    def __init__(
+        self,
+        *,
+        repository: _builtins.str = ...,
+        commits: _abc.Iterable[_builtins.bytes] | None = ...,
+        consistency: _common_pb2.Consistency | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commits", b"commits", "consistency", b"consistency", "repository", b"repository"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindMergeBaseRequest: _TypeAlias = FindMergeBaseRequest  # noqa: Y015
+
+@_typing.final
+class FindMergeBaseResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OIDS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def oids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """none: no common history; the newest first"""
+
+    @_builtins.property
+    def revision(self) -> _common_pb2.Revision: ...
+    def __init__(
+        self,
+        *,
+        oids: _abc.Iterable[_builtins.str] | None = ...,
+        revision: _common_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["oids", b"oids", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindMergeBaseResponse: _TypeAlias = FindMergeBaseResponse  # noqa: Y015
+
+@_typing.final
+class ListRefsContainingRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    COMMIT_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    repository: _builtins.str
+    commit: _builtins.bytes
+    """a revision"""
+    prefix: _builtins.bytes
+    """"refs/heads/" for branches; empty: all refs"""
+    page_size: _builtins.int
+    """default 100, at most api.page_size_max"""
+    page_token: _builtins.str
+    @_builtins.property
+    def consistency(self) -> _common_pb2.Consistency: ...
+    def __init__(
+        self,
+        *,
+        repository: _builtins.str = ...,
+        commit: _builtins.bytes = ...,
+        prefix: _builtins.bytes = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        consistency: _common_pb2.Consistency | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "consistency", b"consistency", "page_size", b"page_size", "page_token", b"page_token", "prefix", b"prefix", "repository", b"repository"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRefsContainingRequest: _TypeAlias = ListRefsContainingRequest  # noqa: Y015
+
+@_typing.final
+class ListRefsContainingResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """empty at the end"""
+    @_builtins.property
+    def refs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Ref]: ...
+    @_builtins.property
+    def revision(self) -> _common_pb2.Revision: ...
+    def __init__(
+        self,
+        *,
+        refs: _abc.Iterable[Global___Ref] | None = ...,
+        next_page_token: _builtins.str = ...,
+        revision: _common_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "refs", b"refs", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRefsContainingResponse: _TypeAlias = ListRefsContainingResponse  # noqa: Y015

@@ -44,6 +44,26 @@ class RefServiceStub:
                 request_serializer=quorepo_dot_v1_dot_ref__pb2.GetRefRequest.SerializeToString,
                 response_deserializer=quorepo_dot_v1_dot_ref__pb2.GetRefResponse.FromString,
                 _registered_method=True)
+        self.CheckRefExists = channel.unary_unary(
+                '/quorepo.v1.RefService/CheckRefExists',
+                request_serializer=quorepo_dot_v1_dot_ref__pb2.CheckRefExistsRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_ref__pb2.CheckRefExistsResponse.FromString,
+                _registered_method=True)
+        self.GetDefaultBranch = channel.unary_unary(
+                '/quorepo.v1.RefService/GetDefaultBranch',
+                request_serializer=quorepo_dot_v1_dot_ref__pb2.GetDefaultBranchRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_ref__pb2.GetDefaultBranchResponse.FromString,
+                _registered_method=True)
+        self.FindMergeBase = channel.unary_unary(
+                '/quorepo.v1.RefService/FindMergeBase',
+                request_serializer=quorepo_dot_v1_dot_ref__pb2.FindMergeBaseRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_ref__pb2.FindMergeBaseResponse.FromString,
+                _registered_method=True)
+        self.ListRefsContaining = channel.unary_unary(
+                '/quorepo.v1.RefService/ListRefsContaining',
+                request_serializer=quorepo_dot_v1_dot_ref__pb2.ListRefsContainingRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_ref__pb2.ListRefsContainingResponse.FromString,
+                _registered_method=True)
         self.UpdateRefs = channel.unary_unary(
                 '/quorepo.v1.RefService/UpdateRefs',
                 request_serializer=quorepo_dot_v1_dot_ref__pb2.UpdateRefsRequest.SerializeToString,
@@ -55,7 +75,7 @@ class RefServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def ListRefs(self, request, context):
-        """Lists refs in order of their names (bytewise).
+        """Lists refs in order of their names (bytewise), or in another order on request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -63,6 +83,33 @@ class RefServiceServicer:
 
     def GetRef(self, request, context):
         """`HEAD` or a full name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckRefExists(self, request, context):
+        """Whether a ref exists, without an error when it does not.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDefaultBranch(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FindMergeBase(self, request, context):
+        """The best common ancestors of two or more commits, as `git merge-base --all` finds them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRefsContaining(self, request, context):
+        """The branches and tags whose history has a commit, in order of their names.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,6 +134,26 @@ def add_RefServiceServicer_to_server(servicer, server):
                     servicer.GetRef,
                     request_deserializer=quorepo_dot_v1_dot_ref__pb2.GetRefRequest.FromString,
                     response_serializer=quorepo_dot_v1_dot_ref__pb2.GetRefResponse.SerializeToString,
+            ),
+            'CheckRefExists': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckRefExists,
+                    request_deserializer=quorepo_dot_v1_dot_ref__pb2.CheckRefExistsRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_ref__pb2.CheckRefExistsResponse.SerializeToString,
+            ),
+            'GetDefaultBranch': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDefaultBranch,
+                    request_deserializer=quorepo_dot_v1_dot_ref__pb2.GetDefaultBranchRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_ref__pb2.GetDefaultBranchResponse.SerializeToString,
+            ),
+            'FindMergeBase': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindMergeBase,
+                    request_deserializer=quorepo_dot_v1_dot_ref__pb2.FindMergeBaseRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_ref__pb2.FindMergeBaseResponse.SerializeToString,
+            ),
+            'ListRefsContaining': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRefsContaining,
+                    request_deserializer=quorepo_dot_v1_dot_ref__pb2.ListRefsContainingRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_ref__pb2.ListRefsContainingResponse.SerializeToString,
             ),
             'UpdateRefs': grpc.unary_unary_rpc_method_handler(
                     servicer.UpdateRefs,
@@ -148,6 +215,114 @@ class RefService:
             '/quorepo.v1.RefService/GetRef',
             quorepo_dot_v1_dot_ref__pb2.GetRefRequest.SerializeToString,
             quorepo_dot_v1_dot_ref__pb2.GetRefResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckRefExists(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.RefService/CheckRefExists',
+            quorepo_dot_v1_dot_ref__pb2.CheckRefExistsRequest.SerializeToString,
+            quorepo_dot_v1_dot_ref__pb2.CheckRefExistsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDefaultBranch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.RefService/GetDefaultBranch',
+            quorepo_dot_v1_dot_ref__pb2.GetDefaultBranchRequest.SerializeToString,
+            quorepo_dot_v1_dot_ref__pb2.GetDefaultBranchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindMergeBase(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.RefService/FindMergeBase',
+            quorepo_dot_v1_dot_ref__pb2.FindMergeBaseRequest.SerializeToString,
+            quorepo_dot_v1_dot_ref__pb2.FindMergeBaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRefsContaining(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.RefService/ListRefsContaining',
+            quorepo_dot_v1_dot_ref__pb2.ListRefsContainingRequest.SerializeToString,
+            quorepo_dot_v1_dot_ref__pb2.ListRefsContainingResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -32,9 +32,16 @@ class RefServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RefServiceAsyncStub: ...
     ListRefs: _grpc.UnaryUnaryMultiCallable[_ref_pb2.ListRefsRequest, _ref_pb2.ListRefsResponse]
-    """Lists refs in order of their names (bytewise)."""
+    """Lists refs in order of their names (bytewise), or in another order on request."""
     GetRef: _grpc.UnaryUnaryMultiCallable[_ref_pb2.GetRefRequest, _ref_pb2.GetRefResponse]
     """`HEAD` or a full name."""
+    CheckRefExists: _grpc.UnaryUnaryMultiCallable[_ref_pb2.CheckRefExistsRequest, _ref_pb2.CheckRefExistsResponse]
+    """Whether a ref exists, without an error when it does not."""
+    GetDefaultBranch: _grpc.UnaryUnaryMultiCallable[_ref_pb2.GetDefaultBranchRequest, _ref_pb2.GetDefaultBranchResponse]
+    FindMergeBase: _grpc.UnaryUnaryMultiCallable[_ref_pb2.FindMergeBaseRequest, _ref_pb2.FindMergeBaseResponse]
+    """The best common ancestors of two or more commits, as `git merge-base --all` finds them."""
+    ListRefsContaining: _grpc.UnaryUnaryMultiCallable[_ref_pb2.ListRefsContainingRequest, _ref_pb2.ListRefsContainingResponse]
+    """The branches and tags whose history has a commit, in order of their names."""
     UpdateRefs: _grpc.UnaryUnaryMultiCallable[_ref_pb2.UpdateRefsRequest, _ref_pb2.UpdateRefsResponse]
     """Creates, moves and deletes refs to objects that the repository has, in one transaction."""
 
@@ -42,9 +49,16 @@ class RefServiceStub:
 class RefServiceAsyncStub(RefServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListRefs: _aio.UnaryUnaryMultiCallable[_ref_pb2.ListRefsRequest, _ref_pb2.ListRefsResponse]  # type: ignore[assignment]
-    """Lists refs in order of their names (bytewise)."""
+    """Lists refs in order of their names (bytewise), or in another order on request."""
     GetRef: _aio.UnaryUnaryMultiCallable[_ref_pb2.GetRefRequest, _ref_pb2.GetRefResponse]  # type: ignore[assignment]
     """`HEAD` or a full name."""
+    CheckRefExists: _aio.UnaryUnaryMultiCallable[_ref_pb2.CheckRefExistsRequest, _ref_pb2.CheckRefExistsResponse]  # type: ignore[assignment]
+    """Whether a ref exists, without an error when it does not."""
+    GetDefaultBranch: _aio.UnaryUnaryMultiCallable[_ref_pb2.GetDefaultBranchRequest, _ref_pb2.GetDefaultBranchResponse]  # type: ignore[assignment]
+    FindMergeBase: _aio.UnaryUnaryMultiCallable[_ref_pb2.FindMergeBaseRequest, _ref_pb2.FindMergeBaseResponse]  # type: ignore[assignment]
+    """The best common ancestors of two or more commits, as `git merge-base --all` finds them."""
+    ListRefsContaining: _aio.UnaryUnaryMultiCallable[_ref_pb2.ListRefsContainingRequest, _ref_pb2.ListRefsContainingResponse]  # type: ignore[assignment]
+    """The branches and tags whose history has a commit, in order of their names."""
     UpdateRefs: _aio.UnaryUnaryMultiCallable[_ref_pb2.UpdateRefsRequest, _ref_pb2.UpdateRefsResponse]  # type: ignore[assignment]
     """Creates, moves and deletes refs to objects that the repository has, in one transaction."""
 
@@ -55,7 +69,7 @@ class RefServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ref_pb2.ListRefsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ref_pb2.ListRefsResponse, _abc.Awaitable[_ref_pb2.ListRefsResponse]]:
-        """Lists refs in order of their names (bytewise)."""
+        """Lists refs in order of their names (bytewise), or in another order on request."""
 
     @_abc_1.abstractmethod
     def GetRef(
@@ -64,6 +78,37 @@ class RefServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ref_pb2.GetRefResponse, _abc.Awaitable[_ref_pb2.GetRefResponse]]:
         """`HEAD` or a full name."""
+
+    @_abc_1.abstractmethod
+    def CheckRefExists(
+        self,
+        request: _ref_pb2.CheckRefExistsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ref_pb2.CheckRefExistsResponse, _abc.Awaitable[_ref_pb2.CheckRefExistsResponse]]:
+        """Whether a ref exists, without an error when it does not."""
+
+    @_abc_1.abstractmethod
+    def GetDefaultBranch(
+        self,
+        request: _ref_pb2.GetDefaultBranchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ref_pb2.GetDefaultBranchResponse, _abc.Awaitable[_ref_pb2.GetDefaultBranchResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def FindMergeBase(
+        self,
+        request: _ref_pb2.FindMergeBaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ref_pb2.FindMergeBaseResponse, _abc.Awaitable[_ref_pb2.FindMergeBaseResponse]]:
+        """The best common ancestors of two or more commits, as `git merge-base --all` finds them."""
+
+    @_abc_1.abstractmethod
+    def ListRefsContaining(
+        self,
+        request: _ref_pb2.ListRefsContainingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ref_pb2.ListRefsContainingResponse, _abc.Awaitable[_ref_pb2.ListRefsContainingResponse]]:
+        """The branches and tags whose history has a commit, in order of their names."""
 
     @_abc_1.abstractmethod
     def UpdateRefs(

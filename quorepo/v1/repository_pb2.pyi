@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from quorepo.v1 import common_pb2 as _common_pb2
 import builtins as _builtins
 import sys
@@ -19,6 +20,27 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _ArchiveFormat:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ArchiveFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ArchiveFormat.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ARCHIVE_FORMAT_UNSPECIFIED: _ArchiveFormat.ValueType  # 0
+    """tar"""
+    ARCHIVE_FORMAT_TAR: _ArchiveFormat.ValueType  # 1
+    ARCHIVE_FORMAT_TAR_GZ: _ArchiveFormat.ValueType  # 2
+    ARCHIVE_FORMAT_ZIP: _ArchiveFormat.ValueType  # 3
+
+class ArchiveFormat(_ArchiveFormat, metaclass=_ArchiveFormatEnumTypeWrapper): ...
+
+ARCHIVE_FORMAT_UNSPECIFIED: ArchiveFormat.ValueType  # 0
+"""tar"""
+ARCHIVE_FORMAT_TAR: ArchiveFormat.ValueType  # 1
+ARCHIVE_FORMAT_TAR_GZ: ArchiveFormat.ValueType  # 2
+ARCHIVE_FORMAT_ZIP: ArchiveFormat.ValueType  # 3
+Global___ArchiveFormat: _TypeAlias = ArchiveFormat  # noqa: Y015
 
 @_typing.final
 class Repository(_message.Message):
@@ -420,3 +442,467 @@ class PackChange(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PackChange: _TypeAlias = PackChange  # noqa: Y015
+
+@_typing.final
+class CheckRepositoryExistsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    @_builtins.property
+    def consistency(self) -> _common_pb2.Consistency:
+        """at_least is refused: there may be nothing to have a revision"""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        consistency: _common_pb2.Consistency | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckRepositoryExistsRequest: _TypeAlias = CheckRepositoryExistsRequest  # noqa: Y015
+
+@_typing.final
+class CheckRepositoryExistsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXISTS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    exists: _builtins.bool
+    @_builtins.property
+    def revision(self) -> _common_pb2.Revision:
+        """not set when it does not exist"""
+
+    def __init__(
+        self,
+        *,
+        exists: _builtins.bool = ...,
+        revision: _common_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exists", b"exists", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckRepositoryExistsResponse: _TypeAlias = CheckRepositoryExistsResponse  # noqa: Y015
+
+@_typing.final
+class GetRepositorySizeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    @_builtins.property
+    def consistency(self) -> _common_pb2.Consistency: ...
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        consistency: _common_pb2.Consistency | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRepositorySizeRequest: _TypeAlias = GetRepositorySizeRequest  # noqa: Y015
+
+@_typing.final
+class GetRepositorySizeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PACK_BYTES_FIELD_NUMBER: _builtins.int
+    OBJECTS_FIELD_NUMBER: _builtins.int
+    PACK_COUNT_FIELD_NUMBER: _builtins.int
+    REF_COUNT_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    pack_bytes: _builtins.int
+    """of all packs, without their indexes"""
+    objects: _builtins.int
+    """in all packs; one that is in two counts twice"""
+    pack_count: _builtins.int
+    ref_count: _builtins.int
+    @_builtins.property
+    def revision(self) -> _common_pb2.Revision: ...
+    def __init__(
+        self,
+        *,
+        pack_bytes: _builtins.int = ...,
+        objects: _builtins.int = ...,
+        pack_count: _builtins.int = ...,
+        ref_count: _builtins.int = ...,
+        revision: _common_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["objects", b"objects", "pack_bytes", b"pack_bytes", "pack_count", b"pack_count", "ref_count", b"ref_count", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRepositorySizeResponse: _TypeAlias = GetRepositorySizeResponse  # noqa: Y015
+
+@_typing.final
+class GetRepositoryChecksumRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    @_builtins.property
+    def consistency(self) -> _common_pb2.Consistency: ...
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        consistency: _common_pb2.Consistency | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRepositoryChecksumRequest: _TypeAlias = GetRepositoryChecksumRequest  # noqa: Y015
+
+@_typing.final
+class GetRepositoryChecksumResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKSUM_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    checksum: _builtins.str
+    """hex"""
+    @_builtins.property
+    def revision(self) -> _common_pb2.Revision: ...
+    def __init__(
+        self,
+        *,
+        checksum: _builtins.str = ...,
+        revision: _common_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRepositoryChecksumResponse: _TypeAlias = GetRepositoryChecksumResponse  # noqa: Y015
+
+@_typing.final
+class FsckRepositoryRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    @_builtins.property
+    def consistency(self) -> _common_pb2.Consistency: ...
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        consistency: _common_pb2.Consistency | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FsckRepositoryRequest: _TypeAlias = FsckRepositoryRequest  # noqa: Y015
+
+@_typing.final
+class FsckRepositoryResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Problem(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        MESSAGE_ID_FIELD_NUMBER: _builtins.int
+        OID_FIELD_NUMBER: _builtins.int
+        REF_NAME_FIELD_NUMBER: _builtins.int
+        TEXT_FIELD_NUMBER: _builtins.int
+        message_id: _builtins.str
+        """git's, such as "missingEmail", or "missingObject", "damagedPack" """
+        oid: _builtins.str
+        """of the object, or empty"""
+        ref_name: _builtins.bytes
+        """of a ref that leads nowhere"""
+        text: _builtins.str
+        def __init__(
+            self,
+            *,
+            message_id: _builtins.str = ...,
+            oid: _builtins.str = ...,
+            ref_name: _builtins.bytes = ...,
+            text: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["message_id", b"message_id", "oid", b"oid", "ref_name", b"ref_name", "text", b"text"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PROBLEMS_FIELD_NUMBER: _builtins.int
+    OBJECTS_FIELD_NUMBER: _builtins.int
+    PACKS_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    objects: _builtins.int
+    """looked at"""
+    packs: _builtins.int
+    truncated: _builtins.bool
+    """more problems than api.fsck_problems_max"""
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___FsckRepositoryResponse.Problem]:
+        """none: all is well"""
+
+    @_builtins.property
+    def revision(self) -> _common_pb2.Revision: ...
+    def __init__(
+        self,
+        *,
+        problems: _abc.Iterable[Global___FsckRepositoryResponse.Problem] | None = ...,
+        objects: _builtins.int = ...,
+        packs: _builtins.int = ...,
+        truncated: _builtins.bool = ...,
+        revision: _common_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["objects", b"objects", "packs", b"packs", "problems", b"problems", "revision", b"revision", "truncated", b"truncated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FsckRepositoryResponse: _TypeAlias = FsckRepositoryResponse  # noqa: Y015
+
+@_typing.final
+class GetArchiveRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    COMMIT_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    FOLDER_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """of the repository"""
+    commit: _builtins.bytes
+    """a revision, or the id of a tree"""
+    format: Global___ArchiveFormat.ValueType
+    folder: _builtins.bytes
+    """only what is below this folder; empty: all"""
+    prefix: _builtins.bytes
+    """before every path in the archive, such as "project-1.0/" """
+    @_builtins.property
+    def consistency(self) -> _common_pb2.Consistency: ...
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        commit: _builtins.bytes = ...,
+        format: Global___ArchiveFormat.ValueType = ...,
+        folder: _builtins.bytes = ...,
+        prefix: _builtins.bytes = ...,
+        consistency: _common_pb2.Consistency | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "consistency", b"consistency", "folder", b"folder", "format", b"format", "path", b"path", "prefix", b"prefix"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetArchiveRequest: _TypeAlias = GetArchiveRequest  # noqa: Y015
+
+@_typing.final
+class GetArchiveResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Header(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        COMMIT_OID_FIELD_NUMBER: _builtins.int
+        TREE_OID_FIELD_NUMBER: _builtins.int
+        REVISION_FIELD_NUMBER: _builtins.int
+        commit_oid: _builtins.str
+        """empty for a tree"""
+        tree_oid: _builtins.str
+        @_builtins.property
+        def revision(self) -> _common_pb2.Revision: ...
+        def __init__(
+            self,
+            *,
+            commit_oid: _builtins.str = ...,
+            tree_oid: _builtins.str = ...,
+            revision: _common_pb2.Revision | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_oid", b"commit_oid", "revision", b"revision", "tree_oid", b"tree_oid"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Trailer(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        SHA256_FIELD_NUMBER: _builtins.int
+        SIZE_FIELD_NUMBER: _builtins.int
+        sha256: _builtins.bytes
+        """of all chunks; a stream without a trailer was cut"""
+        size: _builtins.int
+        def __init__(
+            self,
+            *,
+            sha256: _builtins.bytes = ...,
+            size: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["sha256", b"sha256", "size", b"size"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    TRAILER_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    @_builtins.property
+    def header(self) -> Global___GetArchiveResponse.Header: ...
+    @_builtins.property
+    def trailer(self) -> Global___GetArchiveResponse.Trailer: ...
+    def __init__(
+        self,
+        *,
+        header: Global___GetArchiveResponse.Header | None = ...,
+        chunk: _builtins.bytes = ...,
+        trailer: Global___GetArchiveResponse.Trailer | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part", "trailer", b"trailer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part", "trailer", b"trailer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "chunk", "trailer"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___GetArchiveResponse: _TypeAlias = GetArchiveResponse  # noqa: Y015
+
+@_typing.final
+class CreateBundleRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    REFS_FIELD_NUMBER: _builtins.int
+    EXCLUSIONS_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """of the repository"""
+    @_builtins.property
+    def refs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """full names; empty: all, and HEAD"""
+
+    @_builtins.property
+    def exclusions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """revisions that the receiver has"""
+
+    @_builtins.property
+    def consistency(self) -> _common_pb2.Consistency: ...
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        refs: _abc.Iterable[_builtins.bytes] | None = ...,
+        exclusions: _abc.Iterable[_builtins.bytes] | None = ...,
+        consistency: _common_pb2.Consistency | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "exclusions", b"exclusions", "path", b"path", "refs", b"refs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateBundleRequest: _TypeAlias = CreateBundleRequest  # noqa: Y015
+
+@_typing.final
+class CreateBundleResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Header(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        REFS_FIELD_NUMBER: _builtins.int
+        REVISION_FIELD_NUMBER: _builtins.int
+        refs: _builtins.int
+        @_builtins.property
+        def revision(self) -> _common_pb2.Revision: ...
+        def __init__(
+            self,
+            *,
+            refs: _builtins.int = ...,
+            revision: _common_pb2.Revision | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["refs", b"refs", "revision", b"revision"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Trailer(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        SHA256_FIELD_NUMBER: _builtins.int
+        SIZE_FIELD_NUMBER: _builtins.int
+        sha256: _builtins.bytes
+        """of all chunks; a stream without a trailer was cut"""
+        size: _builtins.int
+        def __init__(
+            self,
+            *,
+            sha256: _builtins.bytes = ...,
+            size: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["sha256", b"sha256", "size", b"size"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    TRAILER_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    @_builtins.property
+    def header(self) -> Global___CreateBundleResponse.Header: ...
+    @_builtins.property
+    def trailer(self) -> Global___CreateBundleResponse.Trailer: ...
+    def __init__(
+        self,
+        *,
+        header: Global___CreateBundleResponse.Header | None = ...,
+        chunk: _builtins.bytes = ...,
+        trailer: Global___CreateBundleResponse.Trailer | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part", "trailer", b"trailer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part", "trailer", b"trailer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "chunk", "trailer"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___CreateBundleResponse: _TypeAlias = CreateBundleResponse  # noqa: Y015

@@ -64,6 +64,36 @@ class RepositoryServiceStub:
                 request_serializer=quorepo_dot_v1_dot_repository__pb2.PruneRepositoryRequest.SerializeToString,
                 response_deserializer=quorepo_dot_v1_dot_repository__pb2.PruneRepositoryResponse.FromString,
                 _registered_method=True)
+        self.CheckRepositoryExists = channel.unary_unary(
+                '/quorepo.v1.RepositoryService/CheckRepositoryExists',
+                request_serializer=quorepo_dot_v1_dot_repository__pb2.CheckRepositoryExistsRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_repository__pb2.CheckRepositoryExistsResponse.FromString,
+                _registered_method=True)
+        self.GetRepositorySize = channel.unary_unary(
+                '/quorepo.v1.RepositoryService/GetRepositorySize',
+                request_serializer=quorepo_dot_v1_dot_repository__pb2.GetRepositorySizeRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_repository__pb2.GetRepositorySizeResponse.FromString,
+                _registered_method=True)
+        self.GetRepositoryChecksum = channel.unary_unary(
+                '/quorepo.v1.RepositoryService/GetRepositoryChecksum',
+                request_serializer=quorepo_dot_v1_dot_repository__pb2.GetRepositoryChecksumRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_repository__pb2.GetRepositoryChecksumResponse.FromString,
+                _registered_method=True)
+        self.FsckRepository = channel.unary_unary(
+                '/quorepo.v1.RepositoryService/FsckRepository',
+                request_serializer=quorepo_dot_v1_dot_repository__pb2.FsckRepositoryRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_repository__pb2.FsckRepositoryResponse.FromString,
+                _registered_method=True)
+        self.GetArchive = channel.unary_stream(
+                '/quorepo.v1.RepositoryService/GetArchive',
+                request_serializer=quorepo_dot_v1_dot_repository__pb2.GetArchiveRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_repository__pb2.GetArchiveResponse.FromString,
+                _registered_method=True)
+        self.CreateBundle = channel.unary_stream(
+                '/quorepo.v1.RepositoryService/CreateBundle',
+                request_serializer=quorepo_dot_v1_dot_repository__pb2.CreateBundleRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_repository__pb2.CreateBundleResponse.FromString,
+                _registered_method=True)
 
 
 class RepositoryServiceServicer:
@@ -113,6 +143,48 @@ class RepositoryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckRepositoryExists(self, request, context):
+        """Whether a path has a repository, without an error when it has none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRepositorySize(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRepositoryChecksum(self, request, context):
+        """A digest of all refs, kept by the replicated log: equal on all replicas at one revision.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FsckRepository(self, request, context):
+        """Reads every object of the repository on the node that is asked, checks it as `git fsck` does,
+        and that everything it refers to is there. Takes minutes for large ones.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetArchive(self, request, context):
+        """The files of a commit as an archive: a header, chunks of at most 256 KiB, the digest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateBundle(self, request, context):
+        """Refs with their history as a git bundle (version 2): a header, chunks, the digest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RepositoryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -145,6 +217,36 @@ def add_RepositoryServiceServicer_to_server(servicer, server):
                     servicer.PruneRepository,
                     request_deserializer=quorepo_dot_v1_dot_repository__pb2.PruneRepositoryRequest.FromString,
                     response_serializer=quorepo_dot_v1_dot_repository__pb2.PruneRepositoryResponse.SerializeToString,
+            ),
+            'CheckRepositoryExists': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckRepositoryExists,
+                    request_deserializer=quorepo_dot_v1_dot_repository__pb2.CheckRepositoryExistsRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_repository__pb2.CheckRepositoryExistsResponse.SerializeToString,
+            ),
+            'GetRepositorySize': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRepositorySize,
+                    request_deserializer=quorepo_dot_v1_dot_repository__pb2.GetRepositorySizeRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_repository__pb2.GetRepositorySizeResponse.SerializeToString,
+            ),
+            'GetRepositoryChecksum': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRepositoryChecksum,
+                    request_deserializer=quorepo_dot_v1_dot_repository__pb2.GetRepositoryChecksumRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_repository__pb2.GetRepositoryChecksumResponse.SerializeToString,
+            ),
+            'FsckRepository': grpc.unary_unary_rpc_method_handler(
+                    servicer.FsckRepository,
+                    request_deserializer=quorepo_dot_v1_dot_repository__pb2.FsckRepositoryRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_repository__pb2.FsckRepositoryResponse.SerializeToString,
+            ),
+            'GetArchive': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetArchive,
+                    request_deserializer=quorepo_dot_v1_dot_repository__pb2.GetArchiveRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_repository__pb2.GetArchiveResponse.SerializeToString,
+            ),
+            'CreateBundle': grpc.unary_stream_rpc_method_handler(
+                    servicer.CreateBundle,
+                    request_deserializer=quorepo_dot_v1_dot_repository__pb2.CreateBundleRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_repository__pb2.CreateBundleResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -309,6 +411,168 @@ class RepositoryService:
             '/quorepo.v1.RepositoryService/PruneRepository',
             quorepo_dot_v1_dot_repository__pb2.PruneRepositoryRequest.SerializeToString,
             quorepo_dot_v1_dot_repository__pb2.PruneRepositoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckRepositoryExists(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.RepositoryService/CheckRepositoryExists',
+            quorepo_dot_v1_dot_repository__pb2.CheckRepositoryExistsRequest.SerializeToString,
+            quorepo_dot_v1_dot_repository__pb2.CheckRepositoryExistsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRepositorySize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.RepositoryService/GetRepositorySize',
+            quorepo_dot_v1_dot_repository__pb2.GetRepositorySizeRequest.SerializeToString,
+            quorepo_dot_v1_dot_repository__pb2.GetRepositorySizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRepositoryChecksum(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.RepositoryService/GetRepositoryChecksum',
+            quorepo_dot_v1_dot_repository__pb2.GetRepositoryChecksumRequest.SerializeToString,
+            quorepo_dot_v1_dot_repository__pb2.GetRepositoryChecksumResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FsckRepository(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.RepositoryService/FsckRepository',
+            quorepo_dot_v1_dot_repository__pb2.FsckRepositoryRequest.SerializeToString,
+            quorepo_dot_v1_dot_repository__pb2.FsckRepositoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetArchive(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/quorepo.v1.RepositoryService/GetArchive',
+            quorepo_dot_v1_dot_repository__pb2.GetArchiveRequest.SerializeToString,
+            quorepo_dot_v1_dot_repository__pb2.GetArchiveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateBundle(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/quorepo.v1.RepositoryService/CreateBundle',
+            quorepo_dot_v1_dot_repository__pb2.CreateBundleRequest.SerializeToString,
+            quorepo_dot_v1_dot_repository__pb2.CreateBundleResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,19 @@ class RepositoryServiceStub:
     """
     PruneRepository: _grpc.UnaryUnaryMultiCallable[_repository_pb2.PruneRepositoryRequest, _repository_pb2.PruneRepositoryResponse]
     """Removes objects that nothing has led to during the grace time. Answers when that is done."""
+    CheckRepositoryExists: _grpc.UnaryUnaryMultiCallable[_repository_pb2.CheckRepositoryExistsRequest, _repository_pb2.CheckRepositoryExistsResponse]
+    """Whether a path has a repository, without an error when it has none."""
+    GetRepositorySize: _grpc.UnaryUnaryMultiCallable[_repository_pb2.GetRepositorySizeRequest, _repository_pb2.GetRepositorySizeResponse]
+    GetRepositoryChecksum: _grpc.UnaryUnaryMultiCallable[_repository_pb2.GetRepositoryChecksumRequest, _repository_pb2.GetRepositoryChecksumResponse]
+    """A digest of all refs, kept by the replicated log: equal on all replicas at one revision."""
+    FsckRepository: _grpc.UnaryUnaryMultiCallable[_repository_pb2.FsckRepositoryRequest, _repository_pb2.FsckRepositoryResponse]
+    """Reads every object of the repository on the node that is asked, checks it as `git fsck` does,
+    and that everything it refers to is there. Takes minutes for large ones.
+    """
+    GetArchive: _grpc.UnaryStreamMultiCallable[_repository_pb2.GetArchiveRequest, _repository_pb2.GetArchiveResponse]
+    """The files of a commit as an archive: a header, chunks of at most 256 KiB, the digest."""
+    CreateBundle: _grpc.UnaryStreamMultiCallable[_repository_pb2.CreateBundleRequest, _repository_pb2.CreateBundleResponse]
+    """Refs with their history as a git bundle (version 2): a header, chunks, the digest."""
 
 @_typing.type_check_only
 class RepositoryServiceAsyncStub(RepositoryServiceStub):
@@ -67,6 +80,19 @@ class RepositoryServiceAsyncStub(RepositoryServiceStub):
     """
     PruneRepository: _aio.UnaryUnaryMultiCallable[_repository_pb2.PruneRepositoryRequest, _repository_pb2.PruneRepositoryResponse]  # type: ignore[assignment]
     """Removes objects that nothing has led to during the grace time. Answers when that is done."""
+    CheckRepositoryExists: _aio.UnaryUnaryMultiCallable[_repository_pb2.CheckRepositoryExistsRequest, _repository_pb2.CheckRepositoryExistsResponse]  # type: ignore[assignment]
+    """Whether a path has a repository, without an error when it has none."""
+    GetRepositorySize: _aio.UnaryUnaryMultiCallable[_repository_pb2.GetRepositorySizeRequest, _repository_pb2.GetRepositorySizeResponse]  # type: ignore[assignment]
+    GetRepositoryChecksum: _aio.UnaryUnaryMultiCallable[_repository_pb2.GetRepositoryChecksumRequest, _repository_pb2.GetRepositoryChecksumResponse]  # type: ignore[assignment]
+    """A digest of all refs, kept by the replicated log: equal on all replicas at one revision."""
+    FsckRepository: _aio.UnaryUnaryMultiCallable[_repository_pb2.FsckRepositoryRequest, _repository_pb2.FsckRepositoryResponse]  # type: ignore[assignment]
+    """Reads every object of the repository on the node that is asked, checks it as `git fsck` does,
+    and that everything it refers to is there. Takes minutes for large ones.
+    """
+    GetArchive: _aio.UnaryStreamMultiCallable[_repository_pb2.GetArchiveRequest, _repository_pb2.GetArchiveResponse]  # type: ignore[assignment]
+    """The files of a commit as an archive: a header, chunks of at most 256 KiB, the digest."""
+    CreateBundle: _aio.UnaryStreamMultiCallable[_repository_pb2.CreateBundleRequest, _repository_pb2.CreateBundleResponse]  # type: ignore[assignment]
+    """Refs with their history as a git bundle (version 2): a header, chunks, the digest."""
 
 class RepositoryServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -120,5 +146,54 @@ class RepositoryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_repository_pb2.PruneRepositoryResponse, _abc.Awaitable[_repository_pb2.PruneRepositoryResponse]]:
         """Removes objects that nothing has led to during the grace time. Answers when that is done."""
+
+    @_abc_1.abstractmethod
+    def CheckRepositoryExists(
+        self,
+        request: _repository_pb2.CheckRepositoryExistsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_repository_pb2.CheckRepositoryExistsResponse, _abc.Awaitable[_repository_pb2.CheckRepositoryExistsResponse]]:
+        """Whether a path has a repository, without an error when it has none."""
+
+    @_abc_1.abstractmethod
+    def GetRepositorySize(
+        self,
+        request: _repository_pb2.GetRepositorySizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_repository_pb2.GetRepositorySizeResponse, _abc.Awaitable[_repository_pb2.GetRepositorySizeResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetRepositoryChecksum(
+        self,
+        request: _repository_pb2.GetRepositoryChecksumRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_repository_pb2.GetRepositoryChecksumResponse, _abc.Awaitable[_repository_pb2.GetRepositoryChecksumResponse]]:
+        """A digest of all refs, kept by the replicated log: equal on all replicas at one revision."""
+
+    @_abc_1.abstractmethod
+    def FsckRepository(
+        self,
+        request: _repository_pb2.FsckRepositoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_repository_pb2.FsckRepositoryResponse, _abc.Awaitable[_repository_pb2.FsckRepositoryResponse]]:
+        """Reads every object of the repository on the node that is asked, checks it as `git fsck` does,
+        and that everything it refers to is there. Takes minutes for large ones.
+        """
+
+    @_abc_1.abstractmethod
+    def GetArchive(
+        self,
+        request: _repository_pb2.GetArchiveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_repository_pb2.GetArchiveResponse], _abc.AsyncIterator[_repository_pb2.GetArchiveResponse]]:
+        """The files of a commit as an archive: a header, chunks of at most 256 KiB, the digest."""
+
+    @_abc_1.abstractmethod
+    def CreateBundle(
+        self,
+        request: _repository_pb2.CreateBundleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_repository_pb2.CreateBundleResponse], _abc.AsyncIterator[_repository_pb2.CreateBundleResponse]]:
+        """Refs with their history as a git bundle (version 2): a header, chunks, the digest."""
 
 def add_RepositoryServiceServicer_to_server(servicer: RepositoryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

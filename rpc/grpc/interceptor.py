@@ -50,7 +50,7 @@ def caller() -> Identity:
 
 
 class EdgeInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps the unary and server-streaming methods of all services but health and reflection."""
+    """Wraps the methods of all services but health and reflection."""
 
     def __init__(self, edge: EdgeContext) -> None:
         self._edge = edge
@@ -62,19 +62,23 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):
         service = details.method.rpartition("/")[0].lstrip("/")
         if handler is None or service in _OPEN_SERVICES:
             return handler
+        # A method that takes a stream is given an iterator where the others are given a message.
+        serializers = (handler.request_deserializer, handler.response_serializer)
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(
-                self._unary(handler.unary_unary),
-                handler.request_deserializer,
-                handler.response_serializer,
+                self._unary(handler.unary_unary), *serializers
             )
         if handler.unary_stream is not None:
             return grpc.unary_stream_rpc_method_handler(
-                self._stream(handler.unary_stream),
-                handler.request_deserializer,
-                handler.response_serializer,
+                self._stream(handler.unary_stream), *serializers
             )
-        raise TypeError(f"{details.method} takes a stream: add its wrapper here")
+        if handler.stream_unary is not None:
+            return grpc.stream_unary_rpc_method_handler(
+                self._unary(handler.stream_unary), *serializers
+            )
+        return grpc.stream_stream_rpc_method_handler(
+            self._stream(handler.stream_stream), *serializers
+        )
 
     def _unary(self, behaviour: Any) -> Any:
         async def call(request: Any, context: Context) -> Any:

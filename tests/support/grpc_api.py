@@ -14,6 +14,7 @@ from quorepo.v1 import (
     blob_pb2_grpc,
     cluster_pb2_grpc,
     commit_pb2_grpc,
+    diff_pb2_grpc,
     ref_pb2_grpc,
     repository_pb2_grpc,
 )
@@ -59,6 +60,7 @@ class Api:
         self.repositories = repository_pb2_grpc.RepositoryServiceStub(self.channel)
         self.refs = ref_pb2_grpc.RefServiceStub(self.channel)
         self.commits = commit_pb2_grpc.CommitServiceStub(self.channel)
+        self.diffs = diff_pb2_grpc.DiffServiceStub(self.channel)
         self.blobs = blob_pb2_grpc.BlobServiceStub(self.channel)
         self.cluster = cluster_pb2_grpc.ClusterServiceStub(self.channel)
 

@@ -10,6 +10,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
 PROTOS = ROOT / "protos"
+READS = re.compile(
+    "Get|List|Read|Find|Check|Count|IsAncestor|Search|Blame|Diff|BatchGet|Fsck|CreateBundle$"
+)
 
 
 def proto_files() -> list[Path]:
@@ -46,20 +49,22 @@ def test_committed_stubs_are_what_the_protos_generate(tmp_path: Path) -> None:
 def test_every_mutating_request_has_a_request_id_and_every_response_a_revision() -> None:
     from google.protobuf.descriptor import Descriptor
 
-    from quorepo.v1 import blob_pb2, commit_pb2, ref_pb2, repository_pb2
+    from quorepo.v1 import blob_pb2, commit_pb2, diff_pb2, ref_pb2, repository_pb2
 
-    for module in (blob_pb2, commit_pb2, ref_pb2, repository_pb2):
+    for module in (blob_pb2, commit_pb2, diff_pb2, ref_pb2, repository_pb2):
         for service in module.DESCRIPTOR.services_by_name.values():
             for method in service.methods:
                 request: Descriptor = method.input_type
                 response: Descriptor = method.output_type
                 assert request.name == f"{method.name}Request"
                 assert response.name == f"{method.name}Response"
-                reads = re.match("Get|List|Read", method.name)
+                reads = READS.match(method.name)
                 wanted = "consistency" if reads else "request_id"
                 assert wanted in request.fields_by_name, f"{request.full_name} has no {wanted}"
-                if method.name in ("ListRepositories", "ReadBlob"):
-                    continue  # a revision per row, and in the header
+                if method.name == "ListRepositories":
+                    continue  # a revision per row
+                if "header" in response.fields_by_name:
+                    response = response.nested_types_by_name["Header"]  # a stream's first message
                 assert "revision" in response.fields_by_name, response.full_name
 
 
