@@ -132,7 +132,7 @@ class Stub(repository_pb2_grpc.RepositoryServiceServicer, cluster_pb2_grpc.Clust
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[tuple[Stub, str]]:
-    stub = Stub()
+    stub = Stub()  # type: ignore[abstract]
     with ThreadPoolExecutor(4) as pool:
         server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
         repository_pb2_grpc.add_RepositoryServiceServicer_to_server(stub, server)
