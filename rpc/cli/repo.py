@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import uuid
 from typing import Any
 
 import click
 
-from quorepo.rpc.cli.failures import EXIT_USAGE, Failure
+from quorepo.rpc.cli.completers import complete_repository
+from quorepo.rpc.cli.groups import CommandGroup
 from quorepo.rpc.cli.options import Settings, common_options
 from quorepo.rpc.cli.repo_upkeep import optimize, prune
 from quorepo.rpc.request_ids import new_request_uuid
@@ -19,7 +19,7 @@ _PAGE_SIZE = 1000
 _REQUEST_ID_HELP = "Repeat an earlier request whose outcome is not known (a UUID)."
 
 
-@click.group("repo")
+@click.group("repo", cls=CommandGroup)
 def command() -> None:
     """Create, list, inspect, optimize and delete repositories.
 
@@ -91,7 +91,7 @@ def list_(prefix: str, settings: Settings) -> None:
       quorepo repo list --prefix team/ -o json
     """
     from quorepo.rpc.cli.client import connected
-    from quorepo.rpc.cli.output import print_json, print_table
+    from quorepo.rpc.cli.output import emit, print_table
     from quorepo.v1 import repository_pb2
 
     found: list[Any] = []
@@ -103,22 +103,21 @@ def list_(prefix: str, settings: Settings) -> None:
             if not answer.next_page_token:
                 break
             request.page_token = answer.next_page_token
-    if settings.output == "json":
-        print_json([_document(repository) for repository in found])
-        return
     documents = [_document(repository) for repository in found]
-    print_table(
-        "",
-        ("path", "revision", "refs", "packs", "head", "created"),
-        [
-            (d["path"], d["revision"], d["ref_count"], d["pack_count"], d["head"], d["create_time"])
-            for d in documents
-        ],
+    keys = ("path", "revision", "ref_count", "pack_count", "head", "create_time")
+    emit(
+        documents,
+        settings.output,
+        lambda: print_table(
+            "",
+            ("path", "revision", "refs", "packs", "head", "created"),
+            [[document[key] for key in keys] for document in documents],
+        ),
     )
 
 
 @command.command("info")
-@click.argument("path")
+@click.argument("path", shell_complete=complete_repository)
 @common_options
 def info(path: str, settings: Settings) -> None:
     """Shows one repository.
@@ -138,7 +137,7 @@ def info(path: str, settings: Settings) -> None:
 
 
 @command.command("delete")
-@click.argument("path")
+@click.argument("path", shell_complete=complete_repository)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--request-id", type=click.UUID, help=_REQUEST_ID_HELP)
 @common_options
@@ -150,26 +149,21 @@ def delete(path: str, yes: bool, request_id: uuid.UUID | None, settings: Setting
       quorepo repo delete team/app --yes
     """
     from quorepo.rpc.cli.client import connected
-    from quorepo.rpc.cli.output import print_json
+    from quorepo.rpc.cli.confirm import confirm
+    from quorepo.rpc.cli.output import emit_done
     from quorepo.v1 import repository_pb2
 
-    if not yes:
-        if not sys.stdin.isatty():
-            raise Failure(
-                f"deleting {path!r} needs a yes, and nobody can be asked; nothing was changed",
-                next_step=f"quorepo repo delete {path} --yes",
-                exit_code=EXIT_USAGE,
-            )
-        click.confirm(f"Delete {path!r} with all its history, for good?", abort=True, err=True)
+    confirm(
+        f"Delete {path!r} with all its history, for good?",
+        yes=yes,
+        again=f"quorepo repo delete {path} --yes",
+    )
     request = repository_pb2.DeleteRepositoryRequest(
         request_id=str(request_id or new_request_uuid()), path=path
     )
     with connected(settings) as client:
         client.call(client.repositories.DeleteRepository, request, request_id=request.request_id)
-    if settings.output == "json":
-        print_json({"deleted": path})
-    else:
-        click.echo(f"deleted {path}")
+    emit_done({"deleted": path}, settings.output, f"deleted {path}")
 
 
 def _document(repository: Any) -> dict[str, Any]:
@@ -190,15 +184,10 @@ def _document(repository: Any) -> dict[str, Any]:
 
 
 def _print_one(repository: Any, settings: Settings, headline: str) -> None:
-    from quorepo.rpc.cli.output import print_json
+    from quorepo.rpc.cli.output import emit_done, emit_one
 
     document = _document(repository)
-    if settings.output == "json":
-        print_json(document)
-        return
     if headline:
-        click.echo(headline)
-        return
-    width = max(len(key) for key in document)
-    for key, value in document.items():
-        click.echo(f"{key.ljust(width)}  {value}")
+        emit_done(document, settings.output, headline)
+    else:
+        emit_one(document, settings.output)

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from quorepo.rpc.cli.completers import complete_repository
 from quorepo.rpc.cli.options import Settings, common_options
 
 __all__ = ["optimize", "prune"]
@@ -18,7 +19,7 @@ _REQUEST_ID_HELP = "Repeat an earlier request whose outcome is not known (a UUID
 
 
 @click.command("optimize")
-@click.argument("path")
+@click.argument("path", shell_complete=complete_repository)
 @click.option(
     "--incremental", is_flag=True, help="Merge only the small packs, as automatic runs do."
 )
@@ -50,7 +51,7 @@ def optimize(
 
 
 @click.command("prune")
-@click.argument("path")
+@click.argument("path", shell_complete=complete_repository)
 @click.option(
     "--grace",
     "grace_s",
@@ -88,22 +89,20 @@ def _patient(settings: Settings) -> Settings:
 
 
 def _print(answer: Any, settings: Settings, path: str, done: str, nothing: str) -> None:
-    from quorepo.rpc.cli.output import print_json
+    from quorepo.rpc.cli.output import emit_done
 
     change = answer.change
-    if settings.output == "json":
-        print_json(
-            {
-                "path": path,
-                "revision": f"{answer.revision.incarnation}.{answer.revision.counter}",
-                **{field.name: getattr(change, field.name) for field in change.DESCRIPTOR.fields},
-            }
-        )
-    elif not change.packs_removed:
-        click.echo(f"{path}: {nothing} ({change.packs_before} packs)")
-    else:
-        click.echo(
+    document = {
+        "path": path,
+        "revision": f"{answer.revision.incarnation}.{answer.revision.counter}",
+        **{field.name: getattr(change, field.name) for field in change.DESCRIPTOR.fields},
+    }
+    if change.packs_removed:
+        sentence = (
             f"{done} {path}: {change.packs_before} packs became {change.packs_after},"
             f" {change.bytes_removed} bytes became {change.bytes_added},"
             f" {change.objects_dropped} objects dropped"
         )
+    else:
+        sentence = f"{path}: {nothing} ({change.packs_before} packs)"
+    emit_done(document, settings.output, sentence)

@@ -2,74 +2,72 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import click
 
+from quorepo.rpc.cli.failures import Failure
 from quorepo.rpc.cli.options import Settings, common_options
 
-__all__ = ["command", "status_document"]
+__all__ = ["command", "read_status", "status_document"]
+
+_INTERVAL_S = 2.0
 
 
 @click.command("status")
+@click.option("-W", "--watch", is_flag=True, help="Draw it again and again until Ctrl-C.")
+@click.option(
+    "--interval",
+    "interval_s",
+    type=click.FloatRange(min=0.1),
+    default=_INTERVAL_S,
+    show_default=True,
+    help="With --watch: seconds between two looks.",
+)
 @common_options
-def command(settings: Settings) -> None:
+def command(watch: bool, interval_s: float, settings: Settings) -> None:
     """Nodes, groups, leaders and how far each replica is.
 
-    Works without a leader. A node that does not answer is shown as not reachable.
+    Works without a leader. A node that does not answer is shown as not reachable. What is wrong is
+    said on standard error, each with what to do; `quorepo cluster health` has an exit code for it.
 
     \b
     Examples:
       quorepo status
+      quorepo status --watch --interval 1
       quorepo --endpoint 127.0.0.1:7431 status -o json
     """
+    if watch:
+        _watch(settings, interval_s)
+        return
+    document = read_status(settings)
+    from quorepo.rpc.cli.output import console, emit, note
+
+    emit(document, settings.output, lambda: console().print(_picture(document)))
+    for line in _warnings(document):
+        note(line)
+
+
+def read_status(settings: Settings) -> dict[str, Any]:
+    """Asks a node. Raises Failure."""
     from quorepo.rpc.cli.client import connected
-    from quorepo.rpc.cli.output import print_json, print_table
     from quorepo.v1 import cluster_pb2
 
     with connected(settings) as client:
         answer = client.call(client.cluster.GetStatus, cluster_pb2.GetStatusRequest())
-    document = status_document(answer)
-    if settings.output == "json":
-        print_json(document)
-        return
-    print_table(
-        f"Cluster {answer.cluster_id or '(not formed)'}, as {answer.answered_by} sees it",
-        ("node", "state", "http", "grpc", "version"),
-        [
-            (node["name"], _state(node), node["http"], node["grpc"], node["version"])
-            for node in document["nodes"]
-        ],
-    )
-    silent = {node["name"] for node in document["nodes"] if not node["reachable"]}
-    print_table(
-        "Groups",
-        ("group", "node", "role", "applied", "commit", "term"),
-        [
-            (
-                group["group"],
-                replica["node"],
-                replica["role"],
-                "?" if replica["node"] in silent else replica["applied_index"],
-                group["commit_index"],
-                group["term"],
-            )
-            for group in document["groups"]
-            for replica in group["replicas"]
-        ],
-    )
-    for group in document["groups"]:
-        if group["leader"] is None:
-            click.echo(f"group {group['group']} has no leader: writes wait for one", err=True)
+    return status_document(answer)
 
 
-def status_document(answer: Any) -> dict[str, list[dict[str, Any]]]:
-    """What `-o json` prints: `nodes` and `groups`; a leader is a node's name, or null.
+def status_document(answer: Any) -> dict[str, Any]:
+    """What `-o json` prints; a leader is a node's name, or null.
 
     Args:
         answer: a GetStatusResponse.
     """
     return {
+        "cluster_id": answer.cluster_id or None,
+        "answered_by": answer.answered_by,
         "nodes": [
             {
                 "name": node.name,
@@ -109,7 +107,113 @@ def status_document(answer: Any) -> dict[str, list[dict[str, Any]]]:
     }
 
 
+def _picture(document: dict[str, Any]) -> Any:
+    """The tables, as something to print."""
+    from rich.console import Group
+
+    from quorepo.rpc.cli.output import table
+
+    silent = {node["name"] for node in document["nodes"] if not node["reachable"]}
+    cluster = document["cluster_id"] or "(not formed)"
+    return Group(
+        table(
+            f"Cluster {cluster}, as {document['answered_by']} sees it",
+            ("node", "state", "http", "grpc", "version"),
+            [
+                (node["name"], _state(node), node["http"], node["grpc"], node["version"])
+                for node in document["nodes"]
+            ],
+        ),
+        table(
+            "Groups",
+            ("group", "node", "role", "applied", "commit", "term"),
+            [
+                (
+                    group["group"],
+                    replica["node"],
+                    replica["role"],
+                    "?" if replica["node"] in silent else replica["applied_index"],
+                    group["commit_index"],
+                    group["term"],
+                )
+                for group in document["groups"]
+                for replica in group["replicas"]
+            ],
+        ),
+    )
+
+
 def _state(node: dict[str, Any]) -> str:
     if not node["reachable"]:
         return "not reachable"
     return "ready" if node["ready"] else f"not ready ({node['phase']})"
+
+
+def _warnings(document: dict[str, Any]) -> list[str]:
+    from quorepo.rpc.cli.health import problems
+
+    lines = []
+    for problem in problems(document):
+        if problem.severity != "info":
+            lines += [f"{problem.severity}: {problem.what}", f"  next: {problem.next_step}"]
+    return lines
+
+
+def _watch(settings: Settings, interval_s: float) -> None:
+    """Until Ctrl-C, which is a clean end. A node that does not answer is asked again."""
+    from rich.live import Live
+
+    from quorepo.rpc.cli.output import console
+
+    settings.token()  # without one, waiting is no use
+    pause = threading.Event()
+    screen = console()
+    last: Any = None
+    try:
+        if settings.output != "table" or not screen.is_terminal:
+            while True:
+                _print_once(settings)
+                pause.wait(interval_s)
+        with Live(console=screen, screen=True, auto_refresh=False) as live:
+            while True:
+                last = _look(settings)
+                live.update(last, refresh=True)
+                pause.wait(interval_s)
+    except KeyboardInterrupt:
+        if last is not None:
+            screen.print(last)
+
+
+def _look(settings: Settings) -> Any:
+    from rich.console import Group
+    from rich.text import Text
+
+    try:
+        document = read_status(settings)
+    except Failure as failure:
+        next_step = f"\nnext: {failure.next_step}" if failure.next_step else ""
+        return Text(f"{failure.message}{next_step}\n\nasking again …  Ctrl-C ends")
+    lines = "\n".join(_warnings(document)) or "nothing is wrong"
+    return Group(_picture(document), Text(f"{lines}\n\nCtrl-C ends"))
+
+
+def _print_once(settings: Settings) -> None:
+    """One document per look: JSON on a line of its own, YAML documents apart with ---."""
+    import json
+
+    from quorepo.rpc.cli.output import console, note, print_yaml
+
+    try:
+        document = read_status(settings)
+    except Failure as failure:
+        note(f"quorepo: {failure.message}")
+        return
+    if settings.output == "json":
+        click.echo(json.dumps(document, ensure_ascii=False))
+    elif settings.output == "yaml":
+        click.echo("---")
+        print_yaml(document)
+    else:
+        console().print(_picture(document))
+        for line in _warnings(document):
+            note(line)

@@ -15,15 +15,13 @@ __all__ = ["command"]
 @click.command("version")
 @output_option
 def command(output: str) -> None:
-    """The version of this program.
+    """The version of this program; `quorepo status` shows those of the nodes.
 
     \b
     Example:
       quorepo version -o json
     """
-    if output == "json":
-        from quorepo.rpc.cli.output import print_json
+    from quorepo.rpc.cli.output import emit_done
 
-        print_json({"quorepo": __version__, "python": platform.python_version()})
-    else:
-        click.echo(f"quorepo {__version__}")
+    document = {"quorepo": __version__, "python": platform.python_version()}
+    emit_done(document, output, f"quorepo {__version__}")

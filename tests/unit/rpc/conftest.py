@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from support.cli import Run, Stub, runner, serving
 from support.edge import edge_config, running_edge
 from support.git import WorkTree
 from support.grpc_api import Api, push_history
@@ -51,3 +52,22 @@ def pushed(api: Api, work: WorkTree, path: str) -> str:
     """The path of a repository with the history of `push_history`."""
     push_history(api, work, path)
     return path
+
+
+@pytest.fixture(scope="module")
+def cli_server() -> Iterator[Stub]:
+    with serving() as stub:
+        yield stub
+
+
+@pytest.fixture
+def stub(cli_server: Stub) -> Stub:
+    """What the command line of `run` talks to."""
+    cli_server.reset()
+    return cli_server
+
+
+@pytest.fixture
+def run(stub: Stub, tmp_path: Path) -> Run:
+    """Runs `quorepo ARGUMENTS` in this process."""
+    return runner(tmp_path / "home", stub.address)

@@ -1,0 +1,24 @@
+"""`quorepo cluster`: the cluster as a whole."""
+
+from __future__ import annotations
+
+import click
+
+from quorepo.rpc.cli.cluster_health import health
+from quorepo.rpc.cli.groups import CommandGroup
+
+__all__ = ["command"]
+
+
+@click.group("cluster", cls=CommandGroup)
+def command() -> None:
+    """The cluster as a whole: is it well, and what to do when it is not.
+
+    \b
+    Examples:
+      quorepo cluster health
+      quorepo cluster health -o json
+    """
+
+
+command.add_command(health)
