@@ -20,7 +20,6 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from quorepo.rpc.context import EdgeContext
 from quorepo.rpc.fetch_cache import Answer
@@ -32,7 +31,6 @@ from quorepo.rpc.shared_calls import Tell
 from quorepo.rpc.uploads import Incoming
 from quorepo.storage.errors import DamagedPack, NotFound, QuorepoError, Unavailable
 from quorepo.storage.git.fetch_answer import KEEPALIVE
-from quorepo.storage.git.ref_lines import RefLines
 from quorepo.storage.git.upload_pack import (
     FetchRequest,
     LsRefsRequest,
@@ -44,6 +42,7 @@ from quorepo.storage.git.upload_pack import (
     fetch_epilogue,
     fetch_preamble,
     job_arguments,
+    ls_refs,
     object_info_answer,
     object_info_arguments,
     parse_v0_request,
@@ -58,9 +57,6 @@ from quorepo.storage.logs import fields
 __all__ = ["upload_pack"]
 
 log = logging.getLogger(__name__)
-
-# As long as the pictures are kept (reads.py).
-_ref_lines: WeakKeyDictionary[RepositoryView, RefLines] = WeakKeyDictionary()
 
 
 async def upload_pack(
@@ -123,13 +119,7 @@ async def _parse(
 async def _ls_refs(edge: EdgeContext, request: LsRefsRequest, view: RepositoryView) -> bytes:
     edge.metrics.advertisements.labels("ls-refs").inc()
 
-    def answer() -> bytes:
-        lines = _ref_lines.get(view)
-        if lines is None:
-            lines = _ref_lines[view] = RefLines(view.git_view())
-        return lines.answer(request)
-
-    return await edge.reads.in_thread(answer)
+    return await edge.reads.in_thread(lambda: ls_refs(request, view.git_view()))
 
 
 async def _object_info(

@@ -26,9 +26,9 @@ def view_digest(view: RepositoryView) -> bytes:
 
     def digest() -> bytes:
         refs = view.git_view()
-        lines = [b"%s %s %s" % (name, oid, peeled or b"") for name, oid, peeled in refs.refs]
         head = (refs.head or b"", refs.detached_head or b"")
-        return _digest([view.repository_id.encode(), *view.pack_digests, b"refs", *head, *lines])
+        packs = view.pack_digests
+        return _digest([view.repository_id.encode(), *packs, b"refs", *head, refs.table.digest])
 
     return view.encoded("digest", lambda _refs: digest())
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import bisect
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import takewhile
 
 from quorepo.rpc.git_settings import is_hidden
+from quorepo.storage.git.ref_table import RefMap
 from quorepo.storage.git.refnames import check_ref_name
 from quorepo.storage.limits import StorageLimits
 from quorepo.storage.objectformat import ObjectFormat
@@ -108,17 +110,15 @@ def _add_conflicts(
     deleted = {change.name for _i, change in accepted if change.new is None}
     created: dict[bytes, bytes] = {}  # every proper prefix of a created name -> that name
     created_names: set[bytes] = set()
-    ordered: list[bytes] | None = None
+    under = _names_under(refs)
     for position, change in accepted:
         if change.new is None or (change.name in refs and change.name not in deleted):
             continue
-        if ordered is None:
-            ordered = sorted(refs)
         prefixes = _prefixes(change.name)
         other = next(
             (p for p in prefixes if (p in refs and p not in deleted) or p in created_names), None
         )
-        other = other or created.get(change.name) or _child(change.name, ordered, deleted)
+        other = other or created.get(change.name) or _child(change.name, under, deleted)
         if other is not None:
             refused[position] = conflict_reason(change.name, other)
             continue
@@ -131,14 +131,25 @@ def _prefixes(name: bytes) -> list[bytes]:
     return [b"/".join(parts[:count]) for count in range(1, len(parts))]
 
 
-def _child(name: bytes, ordered: Sequence[bytes], deleted: set[bytes]) -> bytes | None:
-    folder = name + b"/"
-    for index in range(bisect.bisect_left(ordered, folder), len(ordered)):
-        if not ordered[index].startswith(folder):
-            break
-        if ordered[index] not in deleted:
-            return ordered[index]
-    return None
+def _names_under(refs: Mapping[bytes, bytes]) -> Callable[[bytes], Iterable[bytes]]:
+    """What tells the names that start with a prefix, without a look at all of them each time."""
+    if isinstance(refs, RefMap):
+        return refs.starting_with
+    ordered: list[bytes] = []
+
+    def under(prefix: bytes) -> Iterable[bytes]:
+        if not ordered:
+            ordered.extend(sorted(refs))
+        places = range(bisect.bisect_left(ordered, prefix), len(ordered))
+        return takewhile(lambda name: name.startswith(prefix), map(ordered.__getitem__, places))
+
+    return under
+
+
+def _child(
+    name: bytes, under: Callable[[bytes], Iterable[bytes]], deleted: set[bytes]
+) -> bytes | None:
+    return next((child for child in under(name + b"/") if child not in deleted), None)
 
 
 def _text(name: bytes) -> str:

@@ -21,11 +21,14 @@ from quorepo.cluster.state.reader import StateReader
 from quorepo.cluster.state.rows import PackRow, PathRow, RepositoryRow, RepositorySnapshot
 from quorepo.rpc.core_client import Core
 from quorepo.rpc.git_settings import is_hidden
+from quorepo.rpc.ref_tables import PeeledCache, RefTables, StoredTable, table_of
 from quorepo.storage.errors import NotFound, Unavailable
 from quorepo.storage.git.advertise import RefsView
+from quorepo.storage.git.ref_table import RefMap, RefTable
+from quorepo.storage.git.ref_table_file import RefsOrigin
 from quorepo.storage.layout import GroupLayout
 from quorepo.storage.objectformat import ObjectFormat
-from quorepo.storage.packs import TAG, PackCache, PackSet, describe
+from quorepo.storage.packs import PackCache, PackSet, describe
 
 __all__ = [
     "GROUP_DIRECTORY",
@@ -43,7 +46,6 @@ READ_INDEX_TIMEOUT_S = 10.0  # how long a read waits for a leader before it give
 
 Consistency = Literal["linearizable", "local"]
 
-_PEEL_DEPTH_MAX = 64
 _PEELED_MAX = 262_144  # entries, about 100 bytes each
 _VIEW_COST_MAX = 1_000_000  # refs and packs of all cached pictures together
 _READER_THREADS = 4
@@ -56,23 +58,32 @@ class RepositoryView:
 
     def __init__(
         self,
-        path: str,
-        group: int,
-        snapshot: RepositorySnapshot,
+        path: PathRow,
+        snapshot: RepositorySnapshot | tuple[RepositoryRow, list[PackRow], StoredTable],
         layout: GroupLayout,
         pack_cache: PackCache,
-        peeled: _PeeledCache,
+        peeled: PeeledCache,
+        tables: RefTables,
         hidden_prefixes: tuple[bytes, ...] = (),
     ) -> None:
-        self.path = path
-        self.group = group
-        self.row: RepositoryRow = snapshot.repository
+        self.path = path.path
+        self.group = path.group
+        self.row: RepositoryRow
+        self.stored: StoredTable | None = None
         # In the order of the names.
-        self.refs: Mapping[bytes, bytes] = {ref.name: ref.oid for ref in snapshot.refs}
-        self.pack_rows: tuple[PackRow, ...] = tuple(snapshot.packs)
+        self.refs: Mapping[bytes, bytes]
+        if isinstance(snapshot, RepositorySnapshot):
+            self.row, packs = snapshot.repository, snapshot.packs
+            self.refs = dict(snapshot.refs)
+            self._generation = snapshot.generation
+        else:
+            self.row, packs, self.stored = snapshot
+            self.refs = RefMap(self.stored.table)
+        self.pack_rows: tuple[PackRow, ...] = tuple(packs)
         self.layout = layout
         self._pack_cache = pack_cache
         self._peeled = peeled
+        self._tables = tables
         self._hidden = hidden_prefixes
         self._lock = threading.Lock()
         self._packs: PackSet | None = None
@@ -117,9 +128,9 @@ class RepositoryView:
     def refs_view(self) -> RefsView:
         """All refs, tags peeled. Reads packs: call it off the event loop."""
         if self._refs_view is None:
-            rows = [(name, oid, self._peel(oid)) for name, oid in self.refs.items()]
+            table = self._table()
             self._refs_view = RefsView(
-                head=self.head, detached_head=None, refs=rows, object_format=self.object_format
+                head=self.head, detached_head=None, refs=table, object_format=self.object_format
             )
         return self._refs_view
 
@@ -130,11 +141,24 @@ class RepositoryView:
         if self._git_view is None:
             view = self.refs_view()
             if self._hidden:
-                refs = [ref for ref in view.refs if not is_hidden(ref[0], self._hidden)]
                 head = None if is_hidden(self.head, self._hidden) else view.head
+                refs = view.table.without(self._hidden)
                 view = dataclasses.replace(view, head=head, refs=refs)
             self._git_view = view
         return self._git_view
+
+    def _table(self) -> RefTable:
+        packs = self.packs
+        with self._lock:
+            if self.stored is None:
+                row = self.row
+                table = table_of(self.refs.items(), packs, self._peeled, self.object_format)
+                origin = RefsOrigin(
+                    row.repository_id, row.incarnation, row.counter, self._generation
+                )
+                self.stored = self._tables.saved(StoredTable(origin, table, len(table)))
+                self.refs = RefMap(table)
+            return self.stored.table
 
     def encoded(self, key: str, encode: Callable[[RefsView], bytes]) -> bytes:
         """`encode(git_view)`, remembered under `key` for the life of this picture."""
@@ -148,13 +172,6 @@ class RepositoryView:
         """
         name = self.head if name == b"HEAD" else name
         return None if is_hidden(name, self._hidden) else self.refs.get(name)
-
-    def _peel(self, oid: bytes) -> bytes | None:
-        known, value = self._peeled.get(oid)
-        if not known:
-            value = _peel(self.packs, oid)
-            self._peeled.put(oid, value)
-        return value
 
 
 class Reads:
@@ -176,7 +193,11 @@ class Reads:
         self._layouts = layouts
         self._pack_cache = pack_cache
         self._hidden = hidden_prefixes
-        self._peeled = _PeeledCache(_PEELED_MAX)
+        self._peeled = PeeledCache(_PEELED_MAX)
+        self._tables = {
+            group: RefTables(reader, layouts[group], pack_cache, self._peeled)
+            for group, reader in readers.items()
+        }
         self._views = _ViewCache(_VIEW_COST_MAX)
         self._threads = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="reads")
 
@@ -269,43 +290,26 @@ class Reads:
         cached = self._views.get(row.repository_id)
         if cached is not None and cached.row == row and cached.path == path_row.path:
             return cached
-        try:
-            snapshot = reader.snapshot(row.repository_id)
-        except NotFound:
-            return None  # deleted since the row was read
+        tables = self._tables[path_row.group]
+        known = None if cached is None else cached.stored
+        found: RepositorySnapshot | tuple[RepositoryRow, list[PackRow], StoredTable] | None
+        found = tables.brought_up_to_date(row.repository_id, known)
+        if found is None:
+            try:
+                found = reader.snapshot(row.repository_id)
+            except NotFound:
+                return None  # deleted since the row was read
         view = RepositoryView(
-            path_row.path,
-            path_row.group,
-            snapshot,
+            path_row,
+            found,
             self._layouts[path_row.group],
             self._pack_cache,
             self._peeled,
+            tables,
             self._hidden,
         )
         self._views.put(view)
         return view
-
-
-class _PeeledCache:
-    """What tags point to, by object id; the same in every repository that has the object."""
-
-    def __init__(self, entries_max: int) -> None:
-        self._entries_max = entries_max
-        self._entries: collections.OrderedDict[bytes, bytes | None] = collections.OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, oid: bytes) -> tuple[bool, bytes | None]:
-        with self._lock:
-            if oid not in self._entries:
-                return False, None
-            self._entries.move_to_end(oid)
-            return True, self._entries[oid]
-
-    def put(self, oid: bytes, peeled: bytes | None) -> None:
-        with self._lock:
-            self._entries[oid] = peeled
-            while len(self._entries) > self._entries_max:
-                self._entries.popitem(last=False)
 
 
 class _ViewCache:
@@ -338,21 +342,6 @@ class _ViewCache:
 
 def _cost(view: RepositoryView) -> int:
     return 100 + len(view.refs) + len(view.pack_rows)
-
-
-def _peel(packs: PackSet, oid: bytes) -> bytes | None:
-    """What an annotated tag leads to; None when `oid` is no tag.
-
-    Source: git's peel_object(): tags of tags are followed to the end.
-    """
-    current = oid
-    for _depth in range(_PEEL_DEPTH_MAX):
-        if packs.object_type(current) != TAG:
-            return None if current == oid else current
-        _type, content = packs.get(current)
-        first_line = content.split(b"\n", 1)[0]
-        current = bytes.fromhex(first_line.removeprefix(b"object ").decode("ascii"))
-    return None
 
 
 def empty_refs_view(object_format: ObjectFormat) -> RefsView:

@@ -26,6 +26,7 @@ from quorepo.cluster.state.rows import (
     PruneRoots,
     RefChangeRow,
     RefRow,
+    RepositoryChanges,
     RepositoryRow,
     RepositorySnapshot,
     repository_row,
@@ -127,6 +128,30 @@ class StateReader:
                     applied_index=_applied_index(connection),
                 )
         raise NotFound(f"repository {repository_id!r} not found")
+
+    def changes_since(
+        self, repository_id: str, revision: tuple[int, int], generation: int, changes_max: int
+    ) -> RepositoryChanges | None:
+        """What `snapshot` would read, for who has the refs of `revision` from state `generation`.
+
+        None when they are no help: of another state file or another incarnation, newer than what
+        this node has, more than `changes_max` changes old, or the repository is gone.
+        """
+        incarnation, counter = revision
+        with self._reading() as (found, connection):
+            row = _repository(connection, repository_id)
+            if row is None or row.deleted or found != generation:
+                return None
+            if row.incarnation != incarnation or row.counter < counter:
+                return None
+            changes = connection.execute(
+                "SELECT name, new_oid FROM ref_changes WHERE repository_id = ? AND counter > ?"
+                " ORDER BY counter, position LIMIT ?",
+                (repository_id, counter, changes_max + 1),
+            ).fetchall()
+            if len(changes) > changes_max:
+                return None
+            return RepositoryChanges(row, dict(changes), _packs(connection, repository_id))
 
     def pack_use(self, after: str = "", limit: int = 1000, packs_min: int = 2) -> list[PackUse]:
         """By repository id, from behind `after`: living repositories of at least so many packs."""

@@ -16,6 +16,7 @@ __all__ = [
     "PruneRoots",
     "RefChangeRow",
     "RefRow",
+    "RepositoryChanges",
     "RepositoryRow",
     "RepositorySnapshot",
     "repository_row",
@@ -130,6 +131,15 @@ class RepositorySnapshot:
     packs: list[PackRow]  # the oldest first
     generation: int  # of the state file that was read
     applied_index: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RepositoryChanges:
+    """A repository at one moment, its refs as what has become of them since an older revision."""
+
+    repository: RepositoryRow
+    refs: dict[bytes, bytes | None]  # by name, None: gone
+    packs: list[PackRow]  # the oldest first
 
 
 def repository_row(row: Sequence[Any]) -> RepositoryRow:

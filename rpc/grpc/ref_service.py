@@ -53,11 +53,7 @@ class RefService(ref_pb2_grpc.RefServiceServicer):
         view = await open_view(self._edge, context, request.repository, request.consistency)
 
         def read() -> ref_pb2.ListRefsResponse:
-            rows = [
-                row
-                for row in view.refs_view().refs
-                if row[0].startswith(request.prefix) and row[0] > after
-            ]
+            rows = view.refs_view().table.page(request.prefix, after, size + 1)
             more = len(rows) > size
             rows = rows[:size]
             return ref_pb2.ListRefsResponse(
@@ -79,9 +75,9 @@ class RefService(ref_pb2_grpc.RefServiceServicer):
         name = (view.head or b"") if is_head else request.name
 
         def read() -> ref_pb2.Ref:
-            for found, oid, peeled in view.refs_view().refs:
-                if found == name:
-                    return _ref_message(found, oid, peeled)
+            row = view.refs_view().table.find(name)
+            if row is not None:
+                return _ref_message(*row)
             raise NotFound(f"ref {_text(request.name)!r} of {view.path!r} does not exist")
 
         ref = await self._edge.reads.in_thread(read)

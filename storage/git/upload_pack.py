@@ -34,6 +34,7 @@ from quorepo.storage.git.fetch_request import (
 )
 from quorepo.storage.git.object_info import object_info_answer, object_info_arguments
 from quorepo.storage.git.pktline import FLUSH, encode, error_packet
+from quorepo.storage.git.ref_table import Form
 
 __all__ = [
     "LINES_MAX",
@@ -77,13 +78,7 @@ def ls_refs(request: LsRefsRequest, view: RefsView) -> bytes:
     packets: list[bytes] = []
     if not prefixes or b"HEAD".startswith(prefixes):
         packets += _head_line(request, view)
-    for name, oid, peeled in view.refs:
-        if prefixes and not name.startswith(prefixes):
-            continue
-        line = oid.hex().encode("ascii") + b" " + name
-        if request.peel and peeled is not None:
-            line += b" peeled:" + peeled.hex().encode("ascii")
-        packets.append(encode(line + b"\n"))
+    packets += view.table.lines(Form.PEELED if request.peel else Form.PLAIN, prefixes)
     packets.append(FLUSH)
     return b"".join(packets)
 
@@ -97,12 +92,12 @@ def job_arguments(request: FetchRequest, view: RefsView) -> dict[str, Any]:
     """
     tags = [
         [oid.hex(), peeled.hex()]
-        for name, oid, peeled in view.refs
-        if request.include_tag and peeled is not None and name.startswith(b"refs/tags/")
+        for name, oid, peeled in (view.table.tags() if request.include_tag else ())
+        if peeled is not None and name.startswith(b"refs/tags/")
     ]
     return {
         "request": request.to_json(),
-        "tips": [oid.hex() for oid in view.tips()],
+        "tips": view.tips_in_hex(),
         "tags": tags,
         "deepen_not": [_resolve_name(name, view).hex() for name in request.deepen_not],
     }
@@ -144,8 +139,8 @@ def _head_line(request: LsRefsRequest, view: RefsView) -> list[bytes]:
 
 def _resolve_name(name: bytes, view: RefsView) -> bytes:
     """git's `expand_ref`: the one ref that the abbreviated `name` may mean."""
-    candidates = {rule % name for rule in _REF_RULES}
-    found = [oid for ref, oid, _ in view.refs if ref in candidates]
+    rows = [view.table.find(candidate) for candidate in {rule % name for rule in _REF_RULES}]
+    found = [row[1] for row in rows if row is not None]
     if name == b"HEAD" and (head := view.head_oid()) is not None:
         found.append(head)
     if len(found) != 1:

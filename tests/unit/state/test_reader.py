@@ -356,3 +356,32 @@ def test_roots_of_a_prune_are_those_of_one_moment(writer: Writer, reader: StateR
     roots = reader.prune_roots(REPOSITORY, 0)
     assert roots is not None
     assert roots.deleted
+
+
+def test_changes_are_those_since_a_revision_of_the_same_state(
+    writer: Writer, reader: StateReader
+) -> None:
+    writer.apply(
+        transaction(update(MAIN, 1), update("refs/tags/v1", 2), packs=[pack(1)]),
+        transaction(update(MAIN, 3, 1), packs=[pack(2)]),
+        transaction(update("refs/tags/v1", 0, 2), update("refs/heads/new", 3)),
+    )
+    generation = reader.snapshot(REPOSITORY).generation
+    since = reader.changes_since(REPOSITORY, (1, 1), generation, 3)
+    assert since is not None
+    assert since.refs == {MAIN.encode(): oid(3), b"refs/tags/v1": None, b"refs/heads/new": oid(3)}
+    assert since.repository == reader.repository(REPOSITORY)
+    assert since.packs == reader.packs(REPOSITORY)
+    nothing = reader.changes_since(REPOSITORY, (1, 3), generation, 3)
+    assert nothing is not None
+    assert nothing.refs == {}
+    for revision, other_generation, changes_max in (
+        ((1, 1), generation, 2),  # too many
+        ((1, 4), generation, 3),  # newer than this state
+        ((2, 1), generation, 3),  # another incarnation
+        ((1, 1), generation + 1, 3),  # another state file
+    ):
+        assert reader.changes_since(REPOSITORY, revision, other_generation, changes_max) is None
+    assert reader.changes_since("unknown", (1, 1), generation, 3) is None
+    writer.apply(log_pb2.DeleteRepository(repository_id=REPOSITORY))
+    assert reader.changes_since(REPOSITORY, (1, 1), generation, 3) is None
