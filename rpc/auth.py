@@ -5,8 +5,8 @@ HTTP routes, gRPC services, repositories or Raft: a request with no or a wrong c
 without touching the cluster (storage.md, "What git does on the wire").
 
 The token alone decides who the caller is; the user name beside it in HTTP Basic is not looked at,
-because git tools put words such as `x-access-token` there. Every user of this slice may do
-everything (rpc/config.py).
+because git tools put words such as `x-access-token` there. A token has one of three roles; each
+may do what the one before it may.
 """
 
 from __future__ import annotations
@@ -17,13 +17,21 @@ import dataclasses
 import hashlib
 import hmac
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 from quorepo.storage.errors import PermissionDenied, Unauthenticated
 
-__all__ = ["Action", "Authenticator", "Identity"]
+__all__ = ["ROLES", "Action", "Authenticator", "Identity", "Role", "TokenDigest"]
 
 Action = Literal["read", "write", "create", "delete", "admin"]
+Role = Literal["read", "write", "admin"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+_MAY: dict[Role, frozenset[Action]] = {
+    "read": frozenset({"read"}),
+    "write": frozenset({"read", "write", "create"}),
+    "admin": frozenset(get_args(Action)),
+}
 
 _NEXT_STEP = "pass a token as the password (HTTP Basic) or as a bearer token"
 _HEADER_CHARACTERS_MAX = 4096
@@ -34,14 +42,32 @@ class Identity:
     """An authenticated caller; `user` is what the audit trail records as actor."""
 
     user: str
+    role: Role = "admin"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TokenDigest:
+    """What is kept of a token: enough to recognise it. Tokens are random, so SHA-256 will do."""
+
+    sha256: bytes
+    role: Role
+
+    @classmethod
+    def of(cls, token: str, role: Role = "admin") -> TokenDigest:
+        """The digest of a token."""
+        return cls(_digest(token), role)
 
 
 class Authenticator:
     """Knows the tokens of this node's users. Holds digests only, compares in constant time."""
 
-    def __init__(self, tokens: Mapping[str, str]) -> None:
-        """`tokens` maps a user name to a token (see `quorepo.rpc.config.load_tokens`)."""
-        self._digests = [(_digest(token), Identity(user)) for user, token in tokens.items()]
+    def __init__(self, tokens: Mapping[str, str | TokenDigest]) -> None:
+        """`tokens` maps a user name to a token, an admin's, or to a digest and a role (see
+        `quorepo.rpc.config.load_tokens`)."""
+        self._digests = []
+        for user, given in tokens.items():
+            token = given if isinstance(given, TokenDigest) else TokenDigest.of(given)
+            self._digests.append((token.sha256, Identity(user, token.role)))
 
     def authenticate(self, token: str) -> Identity:
         """The owner of a token.
@@ -83,10 +109,17 @@ class Authenticator:
         """Checks that a caller may do `action` on the repository at `path`.
 
         Raises:
-            PermissionDenied: it may not. Never in this slice, where every user may do everything.
+            PermissionDenied: it may not.
         """
         if not identity.user:
             raise PermissionDenied(f"anonymous callers may not {action} {path!r}")
+        if action not in _MAY[identity.role]:
+            needed = next(role for role in ROLES if action in _MAY[role])
+            what = f"{action} {path!r}" if path else f"do this ({action})"
+            raise PermissionDenied(
+                f"user {identity.user!r} has the role {identity.role!r} and may not {what}",
+                next_step=f"use a token with the role {needed!r}",
+            )
 
 
 def _digest(token: str) -> bytes:

@@ -9,26 +9,29 @@ from __future__ import annotations
 
 import datetime
 import difflib
-import ipaddress
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from quorepo.cluster.peer.certificates import Credentials, load_credentials
 from quorepo.cluster.raft.interface import RaftConfig
+from quorepo.rpc.auth import ROLES, TokenDigest
+from quorepo.rpc.cluster_config import ClusterSection, TlsSection
+from quorepo.rpc.config_types import AbsolutePath, NodeName, Section, machine_name, split_address
 from quorepo.rpc.git_settings import GitSection
+from quorepo.rpc.listener_config import (
+    AdvertiseSection,
+    GrpcSection,
+    HttpSection,
+    ListenerTls,
+    ListenSection,
+    MetricsSection,
+    check_listeners,
+)
 from quorepo.rpc.storage_config import StorageSection
 from quorepo.storage.errors import ConfigError
 from quorepo.storage.limits import StorageLimits
@@ -38,6 +41,7 @@ __all__ = [
     "AuthSection",
     "ClusterSection",
     "ListenSection",
+    "ListenerTls",
     "NodeConfig",
     "NodeSection",
     "PushSection",
@@ -47,202 +51,41 @@ __all__ = [
     "load_config",
     "load_peer_credentials",
     "load_tokens",
+    "section_model",
     "split_address",
 ]
 
-_NODE_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 _USER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TOKEN_CHARACTERS_MIN = 20
-_WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - what a listener may be told
+_SHA256_HEX = re.compile(r"[0-9a-f]{64}")
 
 
-def split_address(address: str) -> tuple[str, int]:
-    """Splits `HOST:PORT` or `[V6]:PORT`.
-
-    Returns:
-        The host without brackets and the port.
-
-    Raises:
-        ValueError: no port, or a port outside 1..65535.
-    """
-    host, separator, port = address.rpartition(":")
-    if not separator or not host:
-        raise ValueError(f"expected HOST:PORT, got {address!r}")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise ValueError(f"an IPv6 address needs brackets, as in [::1]:7420; got {address!r}")
-    if not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
-        raise ValueError(f"port must be 1 to 65535, got {address!r}")
-    return host, int(port)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _check_address(address: str) -> str:
-    split_address(address)
-    return address
-
-
-def _check_loopback_address(address: str) -> str:
-    host, _port = split_address(address)
-    if not _is_loopback(host):
-        raise ValueError(
-            f"{address!r} is not a loopback address, and without TLS nothing else is served; "
-            "use 127.0.0.1 or [::1]"
-        )
-    return address
-
-
-def _check_reachable_address(address: str) -> str:
-    host, _port = split_address(address)
-    if host in _WILDCARDS:
-        raise ValueError(f"{address!r} is every address of a machine; name the one to connect to")
-    return address
-
-
-def _check_node_name(name: str) -> str:
-    if not _NODE_NAME.fullmatch(name):
-        raise ValueError(
-            f"node name {name!r} must be 1 to 32 of a-z, 0-9 and '-', with no '-' at either end"
-        )
-    return name
-
-
-def _absolute(path: Path, info: ValidationInfo) -> Path:
-    """Relative paths are relative to the file that holds them, not to where the process started."""
-    base = (info.context or {}).get("base", Path.cwd())
-    return Path(base / path.expanduser()).resolve()
-
-
-Address = Annotated[str, AfterValidator(_check_address)]
-ReachableAddress = Annotated[str, AfterValidator(_check_reachable_address)]
-LoopbackAddress = Annotated[str, AfterValidator(_check_loopback_address)]
-NodeName = Annotated[str, AfterValidator(_check_node_name)]
-AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class NodeSection(_Section):
+class NodeSection(Section):
     """Who this node is."""
 
-    name: NodeName = Field(description="Name of this node, unique in its cluster, never changed.")
+    name: NodeName = Field(
+        default_factory=machine_name,
+        validate_default=True,
+        description="Name of this node, unique in its cluster, never changed; default: the host "
+        "name of the machine up to its first dot.",
+    )
     data_dir: AbsolutePath = Field(description="Directory that holds everything this node stores.")
     pid_file: AbsolutePath | None = Field(
         None, description="File that names the node's supervisor while it runs; outside data_dir."
     )
 
 
-class TlsSection(_Section):
-    """How this node proves to the others who it is. A CA serves one cluster and no other."""
-
-    ca_file: AbsolutePath = Field(
-        description="CA certificates (PEM) that sign the nodes of this cluster and nothing else."
-    )
-    certificate_file: AbsolutePath = Field(
-        description="This node's certificate (PEM) with the DNS name <node.name>.node.quorepo."
-    )
-    key_file: AbsolutePath = Field(
-        description="The private key (PEM, not encrypted) of the certificate; mode 0600."
-    )
-
-
-class ClusterSection(_Section):
-    """The cluster that this node belongs to."""
-
-    peers: dict[NodeName, ReachableAddress] = Field(
-        description="Peer address of every founding member by name, this node included.",
-        min_length=1,
-    )
-    tls: TlsSection
-    rejoin_empty: bool = Field(
-        False,
-        description="May a node of this name with an empty disk come back as a new replica?",
-    )
-
-    @model_validator(mode="after")
-    def _peer_addresses_differ(self) -> ClusterSection:
-        seen: dict[str, str] = {}
-        for name, address in self.peers.items():
-            if address in seen:
-                raise ValueError(
-                    f"peers {seen[address]!r} and {name!r} have one address {address!r}"
-                )
-            seen[address] = name
-        return self
-
-
-class ListenSection(_Section):
-    """Where this node listens. Loopback only but for peers, until the others have TLS too."""
-
-    http: LoopbackAddress = Field(description="HOST:PORT of git over HTTP.")
-    grpc: LoopbackAddress = Field(description="HOST:PORT of the public gRPC API.")
-    metrics: LoopbackAddress = Field(description="HOST:PORT of /metrics.")
-    peer: Address = Field(description="HOST:PORT for the other nodes; mutual TLS.")
-
-    @model_validator(mode="after")
-    def _addresses_differ(self) -> ListenSection:
-        seen: dict[str, str] = {}
-        for key in ("http", "grpc", "metrics", "peer"):
-            address = getattr(self, key)
-            if address in seen:
-                raise ValueError(f"{seen[address]} and {key} both listen on {address!r}")
-            seen[address] = key
-        return self
-
-
-class AdvertiseSection(_Section):
-    """What this node tells others about itself; what is missing follows from [listen]."""
-
-    http_url: str = Field(
-        "", description="URL base of git over HTTP; default `http://` and listen.http."
-    )
-    grpc_address: str = Field("", description="HOST:PORT of gRPC; default listen.grpc.")
-    metrics_url: str = Field(
-        "", description="URL of the metrics; default: listen.metrics, path /metrics."
-    )
-    peer_address: str = Field("", description="HOST:PORT for the other nodes; default listen.peer.")
-
-    @model_validator(mode="after")
-    def _well_formed(self) -> AdvertiseSection:
-        for key in ("http_url", "metrics_url"):
-            value = getattr(self, key)
-            if value and not value.startswith(("http://", "https://")):
-                raise ValueError(f"{key} must start with http:// or https://, got {value!r}")
-        for key in ("grpc_address", "peer_address"):
-            if getattr(self, key):
-                split_address(getattr(self, key))
-        return self
-
-    def completed(self, listen: ListenSection) -> AdvertiseSection:
-        """The same with every missing value derived from `listen`."""
-        return AdvertiseSection(
-            http_url=self.http_url.rstrip("/") or f"http://{listen.http}",
-            grpc_address=self.grpc_address or listen.grpc,
-            metrics_url=self.metrics_url or f"http://{listen.metrics}/metrics",
-            peer_address=self.peer_address or listen.peer,
-        )
-
-
-class AuthSection(_Section):
-    """Who may do what. Every user of this slice may do everything."""
+class AuthSection(Section):
+    """Who may do what."""
 
     tokens_file: AbsolutePath = Field(
-        description='TOML file of lines `user = "token"`, outside data_dir; mode 0600.'
+        description="TOML file, outside data_dir, mode 0600, of lines "
+        '`user = { sha256 = "hex of the token\'s SHA-256", role = "read|write|admin" }`, or '
+        '`user = "token"` for an admin whose token may stand there.'
     )
 
 
-class PushSection(_Section):
+class PushSection(Section):
     """What a push may do."""
 
     create_on_push: bool = Field(
@@ -250,7 +93,7 @@ class PushSection(_Section):
     )
 
 
-class WorkersSection(_Section):
+class WorkersSection(Section):
     """The processes that verify and build packs."""
 
     count: int = Field(2, ge=1, le=256, description="Worker processes of this node.")
@@ -259,7 +102,7 @@ class WorkersSection(_Section):
     )
 
 
-class NodeConfig(_Section):
+class NodeConfig(Section):
     """Everything a node reads from its configuration file.
 
     `advertise` is complete: defaults are derived from `listen`.
@@ -270,6 +113,9 @@ class NodeConfig(_Section):
     listen: ListenSection
     advertise: AdvertiseSection = Field(default_factory=lambda: AdvertiseSection())
     auth: AuthSection
+    http: HttpSection = Field(default_factory=lambda: HttpSection())
+    grpc: GrpcSection = Field(default_factory=lambda: GrpcSection())
+    metrics: MetricsSection = Field(default_factory=lambda: MetricsSection())
     git: GitSection = Field(default_factory=lambda: GitSection())
     push: PushSection = Field(default_factory=lambda: PushSection())
     limits: StorageLimits = Field(default_factory=lambda: StorageLimits())
@@ -279,21 +125,13 @@ class NodeConfig(_Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> NodeConfig:
-        advertise = self.advertise.completed(self.listen)
+        listeners = (self.http, self.grpc, self.metrics)
+        check_listeners(self.listen, *listeners)
+        advertise = self.advertise.completed(self.listen, *listeners)
         object.__setattr__(self, "advertise", advertise)  # frozen for everyone else
-        expected = self.cluster.peers.get(self.node.name)
-        if expected is None:
-            known = ", ".join(sorted(self.cluster.peers))
-            raise ValueError(f"node.name {self.node.name!r} is not in cluster.peers ({known})")
-        if expected != advertise.peer_address:
-            raise ValueError(
-                f"cluster.peers.{self.node.name} is {expected!r}, but this node advertises "
-                f"{advertise.peer_address!r} to its peers (advertise.peer_address or listen.peer)"
-            )
+        self.cluster.check_own_address(self.node.name, advertise.peer_address)
         for key, path in (
-            ("cluster.tls.ca_file", self.cluster.tls.ca_file),
-            ("cluster.tls.certificate_file", self.cluster.tls.certificate_file),
-            ("cluster.tls.key_file", self.cluster.tls.key_file),
+            *self.cluster.files(),
             ("auth.tokens_file", self.auth.tokens_file),
             ("node.pid_file", self.node.pid_file),
         ):
@@ -338,8 +176,8 @@ def load_peer_credentials(config: NodeConfig) -> Credentials:
     )
 
 
-def load_tokens(path: Path) -> Mapping[str, str]:
-    """The tokens file: user name to token.
+def load_tokens(path: Path) -> Mapping[str, str | TokenDigest]:
+    """The tokens file: user name to token, or to a token's digest and role.
 
     Raises:
         ConfigError: missing, readable by others, not TOML, or a name or token that is not usable.
@@ -349,17 +187,34 @@ def load_tokens(path: Path) -> Mapping[str, str]:
         data = tomllib.loads(text.decode())
     except ValueError as error:
         raise ConfigError(f"auth.tokens_file {str(path)!r} is not TOML: {error}") from error
-    for user, token in data.items():
+    tokens: dict[str, str | TokenDigest] = {}
+    for user, value in data.items():
         if not _USER_NAME.fullmatch(user):
             raise ConfigError(f"auth.tokens_file {str(path)!r}: user name {user!r} is not usable")
-        if not isinstance(token, str) or len(token) < _TOKEN_CHARACTERS_MIN:
-            raise ConfigError(
-                f"auth.tokens_file {str(path)!r}: the token of {user!r} must be a string of "
-                f"at least {_TOKEN_CHARACTERS_MIN} characters"
-            )
-    if len(set(data.values())) != len(data):
+        try:
+            tokens[user] = _token(user, value)
+        except ValueError as error:
+            raise ConfigError(f"auth.tokens_file {str(path)!r}: {error}") from None
+    digests = [t if isinstance(t, TokenDigest) else TokenDigest.of(t) for t in tokens.values()]
+    if len({token.sha256 for token in digests}) != len(digests):
         raise ConfigError(f"auth.tokens_file {str(path)!r}: two users have the same token")
-    return data
+    return tokens
+
+
+def _token(user: str, value: object) -> str | TokenDigest:
+    """Raises ValueError; never repeats what stands there."""
+    if isinstance(value, dict):
+        digest, role = value.get("sha256"), value.get("role")
+        if set(value) != {"sha256", "role"} or role not in ROLES:
+            raise ValueError(f"{user!r} needs `sha256` and a `role` of {', '.join(ROLES)}")
+        if not isinstance(digest, str) or not _SHA256_HEX.fullmatch(digest):
+            raise ValueError(f"the sha256 of {user!r} must be 64 lowercase hex digits")
+        return TokenDigest(bytes.fromhex(digest), role)
+    if not isinstance(value, str) or len(value) < _TOKEN_CHARACTERS_MIN:
+        raise ValueError(
+            f"the token of {user!r} must be a string of at least {_TOKEN_CHARACTERS_MIN} characters"
+        )
+    return value
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -410,5 +265,13 @@ def _problems(error: ValidationError) -> Iterator[str]:
 def _known_keys(location: list[str]) -> list[str]:
     model: Any = NodeConfig
     for name in location:
-        model = model.model_fields[name].annotation
+        model = section_model(model.model_fields[name].annotation)
     return list(model.model_fields)
+
+
+def section_model(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field of this type is, `Section | None` too; None for a plain value."""
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from quorepo.rpc.config import NodeConfig
+from quorepo.rpc.config import NodeConfig, section_model
 
 __all__ = ["reference"]
 
@@ -33,24 +33,26 @@ def reference() -> str:
     """The whole document as Markdown."""
     parts = [_INTRODUCTION]
     for name, field in NodeConfig.model_fields.items():
-        section = field.annotation
-        assert isinstance(section, type)
-        assert issubclass(section, BaseModel)
+        section = section_model(field.annotation)
+        assert section is not None
         parts.append(_section(name, section))
     return "\n".join(parts)
 
 
 def _section(name: str, model: type[BaseModel]) -> str:
     first_line = (model.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
-    lines = [f"## [{name}]", "", first_line, "", "| key | type | default | meaning |"]
-    lines.append("|---|---|---|---|")
+    lines = [f"## [{name}]", "", " ".join(first_line.split())]
+    rows = []
     tables = []
     for key, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            tables.append(_section(f"{name}.{key}", field.annotation))
+        nested = section_model(field.annotation)
+        if nested is not None:
+            tables.append(_section(f"{name}.{key}", nested))
             continue
         meaning = " ".join((field.description or "").replace("|", "\\|").split())
-        lines.append(f"| `{key}` | {_type(field)} | {_default(field)} | {meaning} |")
+        rows.append(f"| `{key}` | {_type(field)} | {_default(field)} | {meaning} |")
+    if rows:
+        lines += ["", "| key | type | default | meaning |", "|---|---|---|---|", *rows]
     return "\n".join(["\n".join(lines) + "\n", *tables])
 
 
@@ -58,6 +60,8 @@ def _type(field: FieldInfo) -> str:
     annotation: Any = field.annotation
     if getattr(annotation, "__origin__", None) is dict:
         return "table of strings"
+    if getattr(annotation, "__origin__", None) is list:
+        return "list of strings"
     while not isinstance(annotation, type):  # `Annotated[Path, …] | None` and the like
         annotation = get_args(annotation)[0]
     words = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "path"}

@@ -26,6 +26,7 @@ class EdgeMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._declare_tls()
         self.pushes = Counter(
             "quorepo_pushes",
             "Pushes by result: ok, partial, rejected, unknown; the client went away before it was"
@@ -87,6 +88,21 @@ class EdgeMetrics:
             "quorepo_edge_errors",
             "Errors told to clients, by the reason in the error tree (storage/errors.py).",
             ["reason"],
+            registry=self.registry,
+        )
+
+    def _declare_tls(self) -> None:
+        self.listener_certificate_expiry = Gauge(
+            "quorepo_listener_certificate_expiry_seconds",
+            "Seconds until the certificate of a listener of clients expires.",
+            ["listener"],
+            registry=self.registry,
+        )
+        self.certificate_reloads = Counter(
+            "quorepo_listener_certificate_reloads",
+            "Certificates of listeners taken while running, by result: ok, failed (the one before"
+            " stays).",
+            ["listener", "result"],
             registry=self.registry,
         )
 

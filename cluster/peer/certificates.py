@@ -24,22 +24,35 @@ from quorepo.storage.errors import ConfigError
 
 __all__ = [
     "EXPIRY_WARNING",
+    "MEMBER_DNS_NAME",
+    "NODE_LIFETIME",
     "Credentials",
     "Issued",
+    "authority_of_key",
+    "certificate_pem",
+    "check_dates",
+    "checked_key",
     "issue_certificate",
+    "key_pem",
     "load_credentials",
     "make_authority",
     "node_dns_name",
     "node_of_names",
+    "read_certificates",
+    "read_private",
+    "sign_certificate",
+    "sign_node",
 ]
 
 EXPIRY_WARNING = datetime.timedelta(days=30)
 
 _DOMAIN = ".node.quorepo"
+# In every certificate of a node beside its name: whoever looks for any member verifies this one.
+MEMBER_DNS_NAME = "member.quorepo"
 # A clock that is hours off must not make a fresh certificate invalid.
 _BACKDATED = datetime.timedelta(days=1)
 _AUTHORITY_LIFETIME = datetime.timedelta(days=3650)
-_NODE_LIFETIME = datetime.timedelta(days=397)
+NODE_LIFETIME = datetime.timedelta(days=397)
 _USES = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
 
 
@@ -79,26 +92,67 @@ class Credentials:
 
 def make_authority(now: datetime.datetime) -> Issued:
     """A new cluster CA: ECDSA P-256, ten years, signs nodes and no other CAs. `now` in UTC."""
-    key = ec.generate_private_key(ec.SECP256R1())
+    return authority_of_key(ec.generate_private_key(ec.SECP256R1()), now)
+
+
+def authority_of_key(key: ec.EllipticCurvePrivateKey, now: datetime.datetime) -> Issued:
+    """The cluster CA that has this key; its name follows from the key."""
     fingerprint = hashlib.sha256(_public_bytes(key.public_key())).hexdigest()[:16]
     # The name is unique, so that a certificate of another cluster is recognised by its issuer.
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"quorepo cluster {fingerprint}")])
     certificate = (
-        _builder(name, name, key, now, now + _AUTHORITY_LIFETIME)
+        _builder(name, name, key.public_key(), now, now + _AUTHORITY_LIFETIME)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(signs_certificates=True), critical=True)
         .sign(key, hashes.SHA256())
     )
-    return Issued(_certificate_pem(certificate), _key_pem(key))
+    return Issued(certificate_pem(certificate), key_pem(key))
 
 
 def issue_certificate(
     authority: Issued,
     node: str,
     now: datetime.datetime,
-    lifetime: datetime.timedelta = _NODE_LIFETIME,
+    lifetime: datetime.timedelta = NODE_LIFETIME,
 ) -> Issued:
     """A certificate for `node`, with a key of its own; for both ends of a connection.
+
+    Raises ValueError when `authority` is not what `make_authority` makes.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    return Issued(sign_node(authority, node, key.public_key(), now, lifetime), key_pem(key))
+
+
+def sign_node(
+    authority: Issued,
+    node: str,
+    public_key: ec.EllipticCurvePublicKey,
+    now: datetime.datetime,
+    lifetime: datetime.timedelta = NODE_LIFETIME,
+) -> bytes:
+    """The certificate (PEM) of `node` for a key that it keeps. Raises as `issue_certificate`."""
+    return sign_certificate(
+        authority,
+        public_key,
+        common_name=node,
+        names=[x509.DNSName(node_dns_name(node)), x509.DNSName(MEMBER_DNS_NAME)],
+        uses=_USES,
+        now=now,
+        lifetime=lifetime,
+    )
+
+
+def sign_certificate(
+    authority: Issued,
+    public_key: ec.EllipticCurvePublicKey,
+    *,
+    common_name: str,
+    names: Sequence[x509.GeneralName],
+    uses: Sequence[x509.ObjectIdentifier],
+    now: datetime.datetime,
+    lifetime: datetime.timedelta,
+) -> bytes:
+    """A certificate (PEM) that signs nothing itself; ends with its CA at the latest.
 
     Raises ValueError when `authority` is not what `make_authority` makes.
     """
@@ -106,29 +160,27 @@ def issue_certificate(
     issuer_key = serialization.load_pem_private_key(authority.key_pem, password=None)
     if not isinstance(issuer_key, ec.EllipticCurvePrivateKey):
         raise ValueError("the CA's key is not an ECDSA key")
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, node)])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    ends = min(now + lifetime, issuer.not_valid_after_utc)
     certificate = (
-        _builder(subject, issuer.subject, key, now, min(now + lifetime, issuer.not_valid_after_utc))
+        _builder(subject, issuer.subject, public_key, now, ends)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage(_USES), critical=False)
-        .add_extension(
-            x509.SubjectAlternativeName([x509.DNSName(node_dns_name(node))]), critical=False
-        )
+        .add_extension(x509.ExtendedKeyUsage(uses), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()),
             critical=False,
         )
         .sign(issuer_key, hashes.SHA256())
     )
-    return Issued(_certificate_pem(certificate), _key_pem(key))
+    return certificate_pem(certificate)
 
 
 def _builder(
     subject: x509.Name,
     issuer: x509.Name,
-    key: ec.EllipticCurvePrivateKey,
+    public_key: ec.EllipticCurvePublicKey,
     now: datetime.datetime,
     not_after: datetime.datetime,
 ) -> x509.CertificateBuilder:
@@ -136,11 +188,11 @@ def _builder(
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
-        .public_key(key.public_key())
+        .public_key(public_key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(min(now, not_after) - _BACKDATED)
         .not_valid_after(not_after)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
     )
 
 
@@ -158,11 +210,13 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
     )
 
 
-def _certificate_pem(certificate: x509.Certificate) -> bytes:
+def certificate_pem(certificate: x509.Certificate) -> bytes:
+    """As it stands in a file."""
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """As it stands in a file of mode 0600."""
     return key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
@@ -185,10 +239,10 @@ def load_credentials(
         ConfigError: a file is missing, unusable, of another node or CA, expired, or the key is open
             to other users.
     """
-    authorities = _certificates(ca_file, "ca_file")
-    certificate = _certificates(certificate_file, "certificate_file")[0]
+    authorities = read_certificates(ca_file, "ca_file")
+    certificate = read_certificates(certificate_file, "certificate_file")[0]
     what = f"cluster.tls.certificate_file {str(certificate_file)!r}"
-    key_pem = _checked_key(certificate, key_file, what)
+    checked_key_pem = checked_key(certificate, key_file, what, "cluster.tls")
     _check_name(certificate, node, what)
     _check_uses(certificate, what)
     signers = [authority for authority in authorities if _signed_by(certificate, authority)]
@@ -197,45 +251,55 @@ def load_credentials(
             f"{what} was not signed by a CA in cluster.tls.ca_file {str(ca_file)!r}",
             next_step="all nodes of a cluster need certificates of one CA",
         )
-    _check_dates(certificate, what, now)
+    check_dates(certificate, what, now)
     signer = max(signers, key=lambda authority: authority.not_valid_after_utc)  # it may be renewed
-    _check_dates(signer, f"the CA in cluster.tls.ca_file {str(ca_file)!r}", now)
+    check_dates(signer, f"the CA in cluster.tls.ca_file {str(ca_file)!r}", now)
     return Credentials(
         node=node,
-        ca_pem=b"".join(_certificate_pem(authority) for authority in authorities),
-        certificate_pem=_certificate_pem(certificate),
-        key_pem=key_pem,
+        ca_pem=b"".join(certificate_pem(authority) for authority in authorities),
+        certificate_pem=certificate_pem(certificate),
+        key_pem=checked_key_pem,
         expires_at=min(certificate.not_valid_after_utc, signer.not_valid_after_utc),
     )
 
 
-def _read(path: Path, key: str) -> bytes:
+def _read(path: Path, key: str, section: str = "cluster.tls") -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ConfigError(
-            f"cannot read cluster.tls.{key} {str(path)!r}: {error.strerror}"
-        ) from error
+        raise ConfigError(f"cannot read {section}.{key} {str(path)!r}: {error.strerror}") from error
 
 
-def _certificates(path: Path, key: str) -> Sequence[x509.Certificate]:
-    try:
-        return x509.load_pem_x509_certificates(_read(path, key))
-    except ValueError as error:
-        raise ConfigError(
-            f"cluster.tls.{key} {str(path)!r} holds no certificate in PEM: {error}"
-        ) from error
-
-
-def _checked_key(certificate: x509.Certificate, key_file: Path, certificate_name: str) -> bytes:
-    what = f"cluster.tls.key_file {str(key_file)!r}"
-    pem = _read(key_file, "key_file")
-    mode = key_file.stat().st_mode
+def read_private(path: Path, key: str, section: str = "cluster.tls") -> bytes:
+    """The content of a file that nobody but this user may read. Raises ConfigError."""
+    content = _read(path, key, section)
+    mode = path.stat().st_mode
     if mode & 0o077:
         raise ConfigError(
-            f"{what} is open to other users (mode {mode & 0o777:04o})",
-            next_step=f"chmod 600 {key_file}",
+            f"{section}.{key} {str(path)!r} is open to other users (mode {mode & 0o777:04o})",
+            next_step=f"chmod 600 {path}",
         )
+    return content
+
+
+def read_certificates(
+    path: Path, key: str, section: str = "cluster.tls"
+) -> Sequence[x509.Certificate]:
+    """All certificates of a file. Raises ConfigError."""
+    try:
+        return x509.load_pem_x509_certificates(_read(path, key, section))
+    except ValueError as error:
+        raise ConfigError(
+            f"{section}.{key} {str(path)!r} holds no certificate in PEM: {error}"
+        ) from error
+
+
+def checked_key(
+    certificate: x509.Certificate, key_file: Path, certificate_name: str, section: str
+) -> bytes:
+    """The key in PEM, once it is seen to be private and the certificate's. Raises ConfigError."""
+    what = f"{section}.key_file {str(key_file)!r}"
+    pem = read_private(key_file, "key_file", section)
     try:
         key = serialization.load_pem_private_key(pem, password=None)
     except TypeError as error:  # the library's word for a missing password
@@ -254,7 +318,7 @@ def _check_name(certificate: x509.Certificate, node: str, what: str) -> None:
     except x509.ExtensionNotFound:
         names = []
     if node_of_names(names) != node:
-        found = ", ".join(names) or "no DNS name"
+        found = ", ".join(n for n in names if n != MEMBER_DNS_NAME) or "no DNS name"
         raise ConfigError(
             f"{what} has {found}, but node.name {node!r} needs exactly {node_dns_name(node)!r} "
             "as its one name of a node"
@@ -270,7 +334,8 @@ def _check_uses(certificate: x509.Certificate, what: str) -> None:
         raise ConfigError(f"{what} must be for both serverAuth and clientAuth: nodes call nodes")
 
 
-def _check_dates(certificate: x509.Certificate, what: str, now: datetime.datetime) -> None:
+def check_dates(certificate: x509.Certificate, what: str, now: datetime.datetime) -> None:
+    """Raises ConfigError when the certificate is not valid now."""
     if now >= certificate.not_valid_after_utc:
         raise ConfigError(f"{what} expired at {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
     if now < certificate.not_valid_before_utc:

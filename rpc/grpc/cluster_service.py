@@ -17,11 +17,13 @@ from quorepo import __version__
 from quorepo.cluster.state.reader import StateReader
 from quorepo.cluster.state.rows import NodeRow
 from quorepo.internal.v1 import core_pb2
+from quorepo.rpc.config import NodeConfig
 from quorepo.rpc.context import EdgeContext
 from quorepo.rpc.grpc.conversions import time_left_s
 from quorepo.rpc.grpc.errors import Context
 from quorepo.rpc.grpc.interceptor import caller
 from quorepo.rpc.reads import GROUP_DIRECTORY
+from quorepo.rpc.tls import trusted_by
 from quorepo.storage.errors import Unavailable
 from quorepo.v1 import cluster_pb2, cluster_pb2_grpc
 
@@ -36,7 +38,8 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
 
     def __init__(self, edge: EdgeContext) -> None:
         self._edge = edge
-        self._peers = _Peers()
+        tls = edge.config.grpc.tls
+        self._peers = _Peers(None if tls is None else _credentials(edge.config))
         self._directory = StateReader(edge.reads.layout(GROUP_DIRECTORY))
 
     async def close(self) -> None:
@@ -132,10 +135,17 @@ def _group_message(status: core_pb2.CoreGroupStatus) -> cluster_pb2.GroupStatus:
     )
 
 
+def _credentials(config: NodeConfig) -> grpc.ChannelCredentials:
+    assert config.grpc.tls is not None
+    return grpc.ssl_channel_credentials(trusted_by(config.grpc.tls, config.cluster.tls))
+
+
 class _Peers:
     """Channels to the other nodes' public API, kept open by address."""
 
-    def __init__(self) -> None:
+    def __init__(self, credentials: grpc.ChannelCredentials | None) -> None:
+        """With `credentials` over TLS: what one node of a cluster has, all have."""
+        self._credentials = credentials
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     async def health(self, address: str, timeout_s: float) -> bool | None:
@@ -147,7 +157,11 @@ class _Peers:
                 ("grpc.min_reconnect_backoff_ms", 50),
                 ("grpc.max_reconnect_backoff_ms", 500),
             ]
-            self._channels[address] = grpc.aio.insecure_channel(address, options=options)
+            self._channels[address] = (
+                grpc.aio.insecure_channel(address, options=options)
+                if self._credentials is None
+                else grpc.aio.secure_channel(address, self._credentials, options=options)
+            )
         stub = health_pb2_grpc.HealthStub(self._channels[address])
         try:
             answer = await stub.Check(

@@ -1,8 +1,9 @@
 """What happens around every public call: who is calling, what an error becomes, what is counted.
 
 Owns authentication and error mapping, so that a service only raises errors of the tree. Must not
-know what any service does. Health and reflection need no credential: this slice serves loopback
-only.
+know what any service does. Health needs no credential: a load balancer has
+none, and it tells no more than whether this node serves. Nor does reflection, which is there on
+loopback only (`server.py`).
 """
 
 from __future__ import annotations

@@ -66,10 +66,13 @@ _CONCURRENT_CALLS_MAX = 1000  # above it a call is refused with RESOURCE_EXHAUST
 class GrpcServer:
     """Serves quorepo.v1 on one address, in the running event loop."""
 
-    def __init__(self, edge: EdgeContext, address: str) -> None:
-        """`address` is HOST:PORT."""
+    def __init__(
+        self, edge: EdgeContext, address: str, tls: grpc.ServerCredentials | None = None
+    ) -> None:
+        """`address` is HOST:PORT; without `tls` a loopback one (rpc/listener_config.py)."""
         self._edge = edge
         self._address = address
+        self._tls = tls
         self._health = health_aio.HealthServicer()
         self._cluster = ClusterService(edge)
         self._repositories = RepositoryService(edge)  # type: ignore[abstract]
@@ -112,7 +115,7 @@ class GrpcServer:
         deadline = asyncio.get_running_loop().time() + _BIND_WAIT_S
         while True:
             try:
-                if self._server.add_insecure_port(self._address):
+                if self._add_port():
                     return
                 problem = "no port was bound"
             except RuntimeError as error:
@@ -123,6 +126,11 @@ class GrpcServer:
                     next_step="stop what listens there or choose another port",
                 )
             await asyncio.sleep(_BIND_POLL_INTERVAL_S)
+
+    def _add_port(self) -> int:
+        if self._tls is None:
+            return self._server.add_insecure_port(self._address)
+        return self._server.add_secure_port(self._address, self._tls)
 
     async def _watch_readiness(self) -> None:
         """`readiness` and the whole server (``""``) follow the core: formed, and leaders known."""
@@ -166,4 +174,5 @@ class GrpcServer:
                 (health_pb2, "Health"),
             )
         ]
-        reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
+        if self._tls is None:  # it asks for no token: on this machine only
+            reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)

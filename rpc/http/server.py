@@ -10,6 +10,7 @@ import asyncio
 import errno
 import logging
 import os
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 
@@ -88,9 +89,20 @@ async def _guarded(
 
 
 def metrics_application(edge: EdgeContext) -> web.Application:
-    """GET /metrics: the edge's own text, then the core's. Served also while the core is down."""
+    """GET /metrics: the edge's own text, then the core's. Served also while the core is down.
 
-    async def metrics(_request: web.Request) -> web.Response:
+    Behind TLS, which may leave the machine, only users with a token get it.
+    """
+    open_to_all = edge.config.metrics.tls is None
+
+    async def metrics(request: web.Request) -> web.Response:
+        if not open_to_all:
+            try:
+                header = request.headers.get("Authorization")
+                identity = edge.authenticator.authenticate_header(header)
+                edge.authenticator.authorize(identity, "read")
+            except QuorepoError as error:
+                return error_response(error)
         try:
             core = await edge.core.metrics(timeout_s=2.0)
             up = 1
@@ -111,7 +123,9 @@ def metrics_application(edge: EdgeContext) -> web.Application:
     return application
 
 
-async def start_server(application: web.Application, address: str) -> web.AppRunner:
+async def start_server(
+    application: web.Application, address: str, tls: ssl.SSLContext | None = None
+) -> web.AppRunner:
     """Serves an application at HOST:PORT. `cleanup()` of the result stops it.
 
     Raises:
@@ -129,18 +143,20 @@ async def start_server(application: web.Application, address: str) -> web.AppRun
     )
     await runner.setup()
     try:
-        await _bind(runner, host, port)
+        await _bind(runner, host, port, tls)
     except BaseException:
         await runner.cleanup()
         raise
     return runner
 
 
-async def _bind(runner: web.AppRunner, host: str, port: int) -> None:
+async def _bind(runner: web.AppRunner, host: str, port: int, tls: ssl.SSLContext | None) -> None:
     """An edge that is started right after another one was killed may be a moment too early."""
     deadline = time.monotonic() + _BIND_TIMEOUT_S
     while True:
-        site = web.TCPSite(runner, host, port, reuse_address=True, reuse_port=False)
+        site = web.TCPSite(
+            runner, host, port, ssl_context=tls, reuse_address=True, reuse_port=False
+        )
         try:
             await site.start()
             return

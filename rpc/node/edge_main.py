@@ -33,6 +33,7 @@ async def _serve(config_path: Path, runtime_dir: Path) -> int:
     from quorepo.rpc.grpc.server import GrpcServer
     from quorepo.rpc.http.server import git_application, metrics_application, start_server
     from quorepo.rpc.node.edge import open_edge
+    from quorepo.rpc.tls import listener_certificates
     from quorepo.rpc.upkeep import Upkeep
     from quorepo.storage.logs import configure_logging, fields
 
@@ -52,12 +53,20 @@ async def _serve(config_path: Path, runtime_dir: Path) -> int:
         edge = await stack.enter_async_context(
             open_edge(config, runtime_dir / "core.sock", authenticator, on_fatal=fail)
         )
-        metrics = await start_server(metrics_application(edge), config.listen.metrics)
+        tls = listener_certificates(config, edge.metrics)
+        contexts = {name: certificate.ssl_context() for name, certificate in tls.items()}
+        metrics = await start_server(
+            metrics_application(edge), config.listen.metrics, contexts.get("metrics")
+        )
         stack.push_async_callback(metrics.cleanup)
-        http = await start_server(git_application(edge), config.listen.http)
+        http = await start_server(git_application(edge), config.listen.http, contexts.get("http"))
         stack.push_async_callback(http.cleanup)
-        grpc_server = GrpcServer(edge, config.listen.grpc)
+        grpc_tls = tls["grpc"].grpc_credentials() if "grpc" in tls else None
+        grpc_server = GrpcServer(edge, config.listen.grpc, grpc_tls)
         await grpc_server.start()
+        for certificate in tls.values():
+            watching = asyncio.create_task(certificate.watch(), name=f"tls {certificate.name}")
+            stack.push_async_callback(_cancel, watching)
         upkeep = Upkeep(edge)
         stack.callback(upkeep.close)
         upkeeping = asyncio.create_task(upkeep.run(), name="upkeep")

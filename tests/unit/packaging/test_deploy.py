@@ -8,6 +8,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, generate_latest
 
 from quorepo.cluster.metrics import ClusterMetrics
+from quorepo.rpc.metrics import EdgeMetrics
 from quorepo.storage.errors import FatalError
 
 ROOT = Path(__file__).parents[3]
@@ -16,7 +17,8 @@ ROOT = Path(__file__).parents[3]
 def test_alerts_name_metrics_that_exist() -> None:
     registry = CollectorRegistry()
     ClusterMetrics(registry)
-    declared = set(re.findall(r"^# TYPE (\S+)", generate_latest(registry).decode(), re.MULTILINE))
+    text = generate_latest(registry) + EdgeMetrics().text()
+    declared = set(re.findall(r"^# TYPE (\S+)", text.decode(), re.MULTILINE))
     rules = (ROOT / "deploy" / "prometheus" / "quorepo.rules.yml").read_text()
     used = set(re.findall(r"quorepo_[a-z_]+", "\n".join(re.findall(r"expr: (.*)", rules))))
     assert len(used) >= 6

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
 from support.peer_certificates import authority, now
 
 from quorepo.cluster.peer.certificates import issue_certificate
+from quorepo.rpc.auth import Authenticator
 from quorepo.rpc.config import (
     NodeConfig,
     load_config,
@@ -16,8 +18,9 @@ from quorepo.rpc.config import (
     split_address,
 )
 from quorepo.rpc.config_reference import reference
-from quorepo.storage.errors import ConfigError
+from quorepo.storage.errors import ConfigError, PermissionDenied
 
+PEERS = 'peers = { n1 = "127.0.0.1:7423", n2 = "127.0.0.1:7433" }'
 GOOD = """
 [node]
 name = "n1"
@@ -91,11 +94,15 @@ def test_a_configuration_does_not_change(tmp_path: Path) -> None:
         ("name =", "nmae =", "unknown key 'node.nmae'; did you mean 'name'?"),
         ("[listen]", "[listn]", "unknown section 'listn'; did you mean 'listen'?"),
         ("[auth]", "[auth]\nzzz = 1", "nothing was started:\n  unknown key 'auth.zzz'"),
-        ('name = "n1"\n', "", "missing key 'node.name'"),
+        ('data_dir = "data/n1"\n', "", "missing key 'node.data_dir'"),
         ('"n1"', '"N1"', "node.name: node name 'N1' must be"),
         ('"n1"', '"n9"', "node.name 'n9' is not in cluster.peers (n1, n2)"),
         ('http = "127.0.0.1:7420"', 'http = "0.0.0.0:7420"', "is not a loopback address"),
-        ('http = "127.0.0.1:7420"', 'http = "10.0.0.7:7420"', "use 127.0.0.1 or [::1]"),
+        (
+            'http = "127.0.0.1:7420"',
+            'http = "10.0.0.7:7420"',
+            "section [http.tls], or use 127.0.0.1 or",
+        ),
         ('http = "127.0.0.1:7420"', 'http = "git.example:7420"', "is not a loopback address"),
         ('n2 = "127.0.0.1:7433"', 'n2 = "0.0.0.0:7433"', "name the one to connect to"),
         ('n2 = "127.0.0.1:7433"', 'n2 = "[::]:7433"', "name the one to connect to"),
@@ -112,6 +119,12 @@ def test_a_configuration_does_not_change(tmp_path: Path) -> None:
         ('"secrets/n1.pem"', '"data/n1/c"', "cluster.tls.certificate_file must lie outside"),
         ('"secrets/n1.key"', '"data/n1/k"', "cluster.tls.key_file must lie outside"),
         ("[auth]", "[auth", "is not TOML"),
+        (PEERS, "", "exactly one of peers, bootstrap, bootstrap_expect and join"),
+        ("[cluster]", "[cluster]\nbootstrap = true", "found peers and bootstrap"),
+        ("[cluster]", "[cluster]\nbootstrap_expect = 2", "found peers and bootstrap_expect"),
+        ("[auth]", '[http.tls]\nkey_file = "k"\n[auth]', "give both or neither"),
+        ("[auth]", '[http.tls]\nkye_file = "k"\n[auth]', "did you mean 'key_file'?"),
+        ("[auth]", '[advertise]\ngrpc_address = "0.0.0.0:1"\n[auth]', "name one"),
     ],
 )
 def test_each_mistake_is_named(tmp_path: Path, old: str, new: str, expected: str) -> None:
@@ -162,13 +175,80 @@ def private(path: Path, content: str) -> Path:
 
 
 def test_peers_may_be_on_other_machines(tmp_path: Path) -> None:
-    """They speak TLS; what clients speak does not yet."""
     text = GOOD.replace('peer = "127.0.0.1:7423"', 'peer = "0.0.0.0:7423"')
     text = text.replace('n1 = "127.0.0.1:7423"', 'n1 = "n1.example:7423"')
     text = text.replace('n2 = "127.0.0.1:7433"', 'n2 = "10.0.0.2:7423"')
     config = load(tmp_path, text + '[advertise]\npeer_address = "n1.example:7423"\n')
     assert config.listen.peer == "0.0.0.0:7423"
     assert config.cluster.peers["n2"] == "10.0.0.2:7423"
+
+
+@pytest.mark.parametrize("listener", ["http", "grpc", "metrics"])
+def test_clients_on_other_machines_need_tls(tmp_path: Path, listener: str) -> None:
+    port = {"http": 7420, "grpc": 7421, "metrics": 7422}[listener]
+    text = ways("bootstrap = true").replace(f'{listener} = "127.0.0.1:', f'{listener} = "0.0.0.0:')
+    assert f"listen.{listener} '0.0.0.0:{port}' is not a loopback" in refusal(tmp_path, text)
+    config = load(tmp_path, text + f'[advertise]\nhost = "git1.example"\n[{listener}.tls]\n')
+    advertised = {
+        "http": (config.advertise.http_url, "https://git1.example:7420"),
+        "grpc": (config.advertise.grpc_address, "git1.example:7421"),
+        "metrics": (config.advertise.metrics_url, "https://git1.example:7422/metrics"),
+    }
+    assert advertised[listener][0] == advertised[listener][1]
+
+
+def ways(text: str) -> str:
+    return GOOD.replace(PEERS, text).replace(
+        "[cluster.tls]", '[cluster.tls]\nca_key_file = "secrets/ca.key"'
+    )
+
+
+def test_each_way_into_a_cluster_is_checked(tmp_path: Path) -> None:
+    assert load(tmp_path, ways("bootstrap = true")).cluster.bootstrap
+    joins = 'join = ["127.0.0.1:7423", "n2.example:7423"]'
+    assert load(tmp_path, ways(joins + '\njoin_token_file = "token"')).cluster.join_token_file
+    secret = '\nbootstrap_secret_file = "secret"'
+    assert load(tmp_path, ways(f"{joins}\nbootstrap_expect = 2{secret}")).cluster.bootstrap_expect
+    for text, expected in [
+        (f"{joins}\nbootstrap_expect = 3{secret}", "bootstrap_expect is 3, but join lists 2"),
+        (f"{joins}\nbootstrap_expect = 2", "bootstrap_expect needs bootstrap_secret_file"),
+        (f"bootstrap = true{secret}", "bootstrap_secret_file is for bootstrap_expect"),
+        ('bootstrap = true\njoin_token_file = "t"', "join_token_file is for `join`"),
+        ('join = ["a:1", "a:1"]', "join has an address twice"),
+    ]:
+        assert expected in refusal(tmp_path, ways(text))
+    without_key = ways("bootstrap = true").replace("ca_key_file", "#")
+    assert "bootstrap makes a CA: say where its key goes" in refusal(tmp_path, without_key)
+
+
+def test_a_node_is_named_like_its_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "N7.example.com")
+    text = ways("bootstrap = true").replace('name = "n1"\n', "").replace("127.0.0.1", "0.0.0.0", 3)
+    text += "[http.tls]\n[grpc.tls]\n[metrics.tls]\n"
+    config = load(tmp_path, text)
+    assert config.node.name == "n7"
+    assert config.advertise.http_url == "https://n7:7420"
+    monkeypatch.setattr("socket.gethostname", lambda: "under_score")
+    assert "node name 'under_score' must be" in refusal(tmp_path, text)
+
+
+def test_tokens_may_be_digests_with_a_role(tmp_path: Path) -> None:
+    digest = hashlib.sha256(b"secret-of-the-bot").hexdigest()
+    path = private(tmp_path / "tokens", f'bot = {{ sha256 = "{digest}", role = "read" }}\n')
+    authenticator = Authenticator(load_tokens(path))
+    bot = authenticator.authenticate("secret-of-the-bot")
+    authenticator.authorize(bot, "read", "a")
+    for action in ("write", "create", "delete", "admin"):
+        with pytest.raises(PermissionDenied, match="has the role 'read'"):
+            authenticator.authorize(bot, action, "a")
+    for content, expected in [
+        (f'a = {{ sha256 = "{digest}" }}\n', "needs `sha256` and a `role`"),
+        (f'a = {{ sha256 = "{digest}", role = "root" }}\n', "of read, write, admin"),
+        ('a = { sha256 = "00", role = "read" }\n', "64 lowercase hex digits"),
+        ('a = "secret-of-the-bot-and-more"\nb = "secret-of-the-bot-and-more"\n', "same token"),
+    ]:
+        with pytest.raises(ConfigError, match=expected):
+            load_tokens(private(path, content))
 
 
 def test_certificates_are_read_from_their_files(tmp_path: Path) -> None:
