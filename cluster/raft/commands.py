@@ -115,6 +115,8 @@ class Commands(Engine):
     def take_commands(self) -> None:
         """Takes what the queue holds: appends it, forwards it, or refuses it."""
         self.has_more_commands = False
+        if not self.has_commands():
+            return
         for _ in range(_COMMANDS_PER_TURN_MAX):
             try:
                 command, callback = self.next_command()
@@ -258,7 +260,7 @@ class Commands(Engine):
 
         An entry is handed over once (S5): any exception here ends the process.
         """
-        if self.installing:
+        if self.installing or self.handed_over >= self.commit_index:
             return
         end = min(self.commit_index, self.log.durable_index)
         bytes_left = _HANDED_OVER_BYTES_PER_TURN_MAX
@@ -285,6 +287,8 @@ class Commands(Engine):
 
     def has_more_to_hand_over(self) -> bool:
         """Whether `hand_over` stopped for the length of its turn only."""
+        if self.handed_over >= self.commit_index:
+            return False
         room = len(self._handed) < self.config.apply_backlog_max
         room = room and self._handed_bytes < self.config.apply_backlog_bytes_max
         room = room and not self.installing

@@ -40,6 +40,8 @@ class Elections(Engine):
     history: ConfigurationHistory
 
     def _begin_elections(self) -> None:
+        self._own_in: log_pb2.Configuration | None = None  # the configuration that has `_own`
+        self._own: log_pb2.Replica | None = None
         self._election_deadline = self.now + self.election_timeout_s()
         self._campaign: Literal["", "pre-vote won", "asked by leader"] = ""
         self._pre_votes: set[Node] | None = None  # None: no pre-vote is going on
@@ -53,8 +55,11 @@ class Elections(Engine):
 
     def own_replica(self) -> log_pb2.Replica | None:
         """This replica in the configuration in force; None when it is not part of it."""
-        replicas = self.history.current.replicas
-        return next((r for r in replicas if r.replica_id == self.me.id), None)
+        current = self.history.current
+        if self._own_in is not current:
+            own = (r for r in current.replicas if r.replica_id == self.me.id)
+            self._own_in, self._own = current, next(own, None)
+        return self._own
 
     def _may_lead(self) -> bool:
         own = self.own_replica()

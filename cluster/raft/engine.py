@@ -20,9 +20,9 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from quorepo.cluster.raft.interface import ApplySink, DiskSpace, PackGate, RaftConfig
-from quorepo.cluster.raft.pin import Node, SyncObj, SyncObjConf
+from quorepo.cluster.raft.pin import SyncObj, SyncObjConf
 from quorepo.cluster.raft.replica_log import ReplicaLog
-from quorepo.cluster.raft.stand_ins import EngineTransport, NothingToPoll
+from quorepo.cluster.raft.stand_ins import EngineTransport, Node, NothingToPoll
 from quorepo.cluster.raft.wire import Message
 from quorepo.storage.errors import FatalError
 
@@ -69,6 +69,7 @@ class Engine(SyncObj):  # type: ignore[misc]
         self.now = monotonic()
         self.heartbeat_at = _PASSED  # leader: when the followers are due to hear from it
         self.heard_at: dict[Node, float] = {}  # leader: when each voter last confirmed it
+        self.connections_changed = 0  # how often
         self.may_be_elected = False  # this tick: pre-vote won, or asked to by the leader
         self._carry = carry
         self.transport = EngineTransport(self._send_dict)
@@ -213,6 +214,10 @@ class Engine(SyncObj):  # type: ignore[misc]
         """Whether these voters, this replica among them, are more than half of all voters."""
         return 2 * len(nodes & (self.other_voters | {self.me})) > len(self.other_voters) + 1
 
+    def has_commands(self) -> bool:
+        """Whether `next_command` has one now."""
+        return bool(self._SyncObj__commandsQueue._FastQueue__queue)
+
     def next_command(self) -> tuple[bytes, Any]:
         """Takes a command and its callback out of pysyncobj's queue. Raises queue.Empty."""
         return self._SyncObj__commandsQueue.get_nowait()  # type: ignore[no-any-return]
@@ -244,7 +249,9 @@ class Engine(SyncObj):  # type: ignore[misc]
     def present_decisions(self) -> None:
         """Shows pysyncobj's next tick what is due, in place of times: see the module."""
         self._SyncObj__raftElectionDeadline = _PASSED if self.may_be_elected else _NEVER
-        due = self.is_leader and self.now >= self.heartbeat_at
+        if not self.is_leader:
+            return  # the rest is looked at by a leader only
+        due = self.now >= self.heartbeat_at
         self._SyncObj__newAppendEntriesTime = _PASSED if due else _NEVER
         heard_since = self.now - self.config.leader_fallback_timeout_s
         self._SyncObj__lastResponseTime = {
@@ -367,10 +374,12 @@ class Engine(SyncObj):  # type: ignore[misc]
 
     def _SyncObj__onNodeConnected(self, node: Node) -> None:
         self.connected.add(node)
+        self.connections_changed += 1
         self.peer_connected(node)
 
     def _SyncObj__onNodeDisconnected(self, node: Node) -> None:
         self.connected.discard(node)
+        self.connections_changed += 1
         self.peer_disconnected(node)
 
     def _SyncObj__connectedToAnyone(self) -> bool:

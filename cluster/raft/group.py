@@ -373,8 +373,13 @@ class RaftGroup(Elections, Appending, Replication, Membership, Commands, ReadInd
 
     def status_key(self) -> tuple[object, ...]:
         """What of the status is told at once; indexes are told a little later."""
-        connected = tuple(node in self.connected for node in self.peers)
-        return (self.state, self.leader, self.current_term, self.configuration_version, connected)
+        return (
+            self.state,
+            self.leader,
+            self.current_term,
+            self.configuration_version,
+            self.connections_changed,
+        )
 
     def stop(self) -> None:
         """Ends every wait with what can be said now."""

@@ -7,10 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from quorepo.cluster.raft.pin import Node, Transport
+from quorepo.cluster.raft.pin import Node as PysyncobjNode
+from quorepo.cluster.raft.pin import Transport
 from quorepo.cluster.raft.wire import Message
 
-__all__ = ["EngineTransport", "NothingToPoll"]
+__all__ = ["EngineTransport", "Node", "NothingToPoll"]
+
+
+class Node(str, PysyncobjNode):  # type: ignore[misc]
+    """A replica by its id. A string, because tables and sets of nodes are looked into all the time:
+    pysyncobj's own hash and comparison, in Python, took a tenth of the Raft thread."""
+
+    id: str = ""  # plain; pysyncobj has a property here
+
+    def __init__(self, replica_id: str) -> None:
+        self.__dict__["id"] = replica_id
+
+    def __str__(self) -> str:
+        return self.id
 
 
 class EngineTransport(Transport):  # type: ignore[misc]

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from quorepo.cluster.raft import status_board
 from quorepo.cluster.raft.group import RaftGroup
 from quorepo.cluster.raft.interface import Entry, GroupStart, PackNeed
 from quorepo.cluster.raft.votes import VoteFile
@@ -29,8 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Node"]
 
-# Nobody looks at the published status here, and a picture every 20 ms takes a tenth of the time.
-status_board._INTERVAL_S = 1.0
+_VOTE_FILES = {group: f"/data/votes/group-{group}.vote" for group in (0, 1)}
 
 
 class Node:
@@ -116,10 +114,7 @@ class Node:
         self._applying.clear()
         self.apply_stalled = False
         self._unsynced.clear()
-        self.host = host = WatchedHost.__new__(WatchedHost)
-        host.node = self
-        host.lean = setting.lean
-        host.__init__(  # type: ignore[misc]
+        self.host = host = WatchedHost(
             replica_id=self.replica_id,
             groups={group: self._group_start(group) for group in world.groups},
             journal=journal,
@@ -133,6 +128,7 @@ class Node:
             rng=self.rng,
             monotonic=lambda: self.events.now + self.skew_s,
         )
+        host.watch(self, lean=setting.lean)
         self.known = []
         self._take_spent()
         self.events.note(f"{self} starts, life {self.life}")
@@ -405,7 +401,7 @@ class Node:
 
     def durable_vote(self, group: int) -> tuple[int, str | None]:
         """Term and vote as a power cut would leave them."""
-        name = f"/data/votes/group-{group}.vote"
+        name = _VOTE_FILES[group]
         inode = self.disk.durable_inode(name)
         if inode is None:
             return (0, None)

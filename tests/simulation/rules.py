@@ -45,6 +45,7 @@ class Rules:
         self.commits: dict[tuple[int, str], tuple[int, int, frozenset[str]]] = {}
         self.acknowledged = dict.fromkeys(groups, 0)  # highest index that somebody was told of
         self.seen = dict.fromkeys(groups, 0)  # highest applied index that a read was served from
+        self._known_voters: dict[int, tuple[log_pb2.Configuration, frozenset[str]]] = {}
         self.reads = 0
         self.may_expire = False  # clocks are stepped by more than the exactly-once window
 
@@ -205,7 +206,7 @@ class Rules:
     def _check_commit(self, node: Node, group: int, raft: Any) -> None:
         """A majority of its voters has durably what a leader commits, and it commits its own."""
         index, term = raft.commit_index, raft.current_term
-        voters = voters_of(raft.history.current)
+        voters = self._voters(raft.history.current)
         place = (group, node.replica_id)
         before = self.commits.get(place)
         self.commits[place] = (term, index, voters)
@@ -223,6 +224,14 @@ class Rules:
         # The members may have changed in the same turn, after the commit.
         if not any(2 * len(holders & those) > len(those) for those in (voters, before[2])):
             raise Violation(f"commit: {node} commits {index}, which only {sorted(holders)} store")
+
+    def _voters(self, configuration: log_pb2.Configuration) -> frozenset[str]:
+        """`voters_of`, of each configuration once."""
+        known = self._known_voters.get(id(configuration))
+        if known is None or known[0] is not configuration:
+            known = (configuration, voters_of(configuration))
+            self._known_voters[id(configuration)] = known
+        return known[1]
 
     def _check_match(self, node: Node, group: int, raft: Any, term: int) -> None:
         """What a leader believes to be on a follower's disk is there, while the follower is in

@@ -1,16 +1,18 @@
 """The product's journal and host with a witness: what they do is told to the rules.
 
-Owns nothing but the telling, and that messages need not be encoded (`lean`) in most schedules.
+Owns nothing but the telling, and what costs time and shows nothing here: messages need not be
+encoded (`lean`) in most schedules, the inbox needs no lock, nobody looks at the published status.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from quorepo.cluster.raft.engine import Node as RaftNode
-from quorepo.cluster.raft.host import RaftHost
+from quorepo.cluster.raft.host import RaftHost, StoppableWaiter
 from quorepo.cluster.raft.journal import Journal
+from quorepo.cluster.raft.status_board import StatusBoard
 
 if TYPE_CHECKING:
     from simulation.node import Node
@@ -41,11 +43,31 @@ class WatchedJournal(Journal):
             self.node.note_sync()
 
 
+class _NoStatus:
+    """In place of a StatusBoard."""
+
+    def publish(self, changed: Iterable[int], now: float) -> None:
+        pass
+
+    def wake_at(self) -> list[float]:
+        return []
+
+
 class WatchedHost(RaftHost):
     """The product's host; what it says is checked, and need not be encoded."""
 
     node: Node
     lean = True
+
+    def watch(self, node: Node, *, lean: bool) -> None:
+        """Once it is made."""
+        self.node, self.lean = node, lean
+        self._status = cast(StatusBoard, _NoStatus())
+
+    def _post(
+        self, action: Callable[..., None], *arguments: Any, waiter: StoppableWaiter | None = None
+    ) -> None:
+        self._inbox.append((action, arguments, waiter))
 
     def _carry(self, replica_id: str, group: int, message: dict[str, Any]) -> bool:
         self.node.world.rules.check_message(self.node, replica_id, group, message)
