@@ -17,6 +17,7 @@ from support.raft_cluster import voter
 
 from quorepo.cluster.gate import pack_needs
 from quorepo.cluster.raft.interface import PackNeed
+from quorepo.cluster.snapshot import source as snapshot_source
 from quorepo.internal.v1 import log_pb2
 from quorepo.storage.errors import QuorepoError
 from simulation.client import Clients
@@ -41,12 +42,14 @@ class Cluster:
         self.setting = setting
         self.groups = setting.groups
         self.rules = Rules(setting.groups)
+        vars(snapshot_source)["KEPT_S"] = setting.snapshot_kept_s
         self.rules.may_expire = setting.large_clock_steps
         self.network = Network(events)
         self.network.delay_s = setting.delay_s
         self.network.patience_s = setting.patience_s
         self.clients = Clients(self)
         self.counts: collections.Counter[str] = collections.Counter()
+        self._files = 0
         self._scratch: Path | None = None
         self._needs: dict[bytes, list[PackNeed]] = {}
         self.healed = False
@@ -67,6 +70,11 @@ class Cluster:
         if self._scratch is None:
             self._scratch = scratch_folder()
         return self._scratch
+
+    def new_file(self) -> Path:
+        """A path that nobody has used."""
+        self._files += 1
+        return self.scratch() / str(self._files)
 
     def count(self, what: str) -> None:
         self.counts[what] += 1
@@ -111,19 +119,6 @@ class Cluster:
         if needs is None:
             needs = self._needs[data] = pack_needs(log_pb2.Command.FromString(data))
         return needs
-
-    def needed_from(self, group: int) -> int:
-        """The first entry that some node may still ask another for: all have what is before.
-
-        With snapshots this would be each journal's own decision; see README.md, "Snapshots".
-        """
-        applied = [
-            node.states[group].sync() if node.life else node.states[group].position.applied_index
-            for node in self.nodes.values()
-        ]
-        leaders = [node.raft(group) for node in self.alive() if node.raft(group).is_leader]
-        asked = [index for leader in leaders for index in leader.match_index.values()]
-        return max(1, min(applied + asked))
 
     # ---- reads
 

@@ -33,8 +33,10 @@ from quorepo.cluster.raft import (
     replication,
     segment,
     segment_writer,
+    snapshots,
     votes,
 )
+from quorepo.cluster.snapshot import staging
 from quorepo.cluster.state import machine
 
 __all__ = ["MUTATIONS", "NARROW", "apply_mutation", "hunt"]
@@ -256,6 +258,52 @@ MUTATIONS: dict[str, Change] = {
     ),
     "configuration from applied entries only (S3)": _configuration_of_applied_entries_only,
     "learners are counted": _learners_are_counted,
+    # snapshots
+    "log cut beyond the durable state": source(
+        snapshots.Snapshots,
+        "compact",
+        "limits = [kept, durable_index, self.applied_index",
+        "limits = [kept, self.applied_index",
+    ),
+    "snapshot acknowledged before the switch (D5)": source(
+        snapshots.Snapshots,
+        "_on_snapshot_offer",
+        "self._snapshot_client.offered(",
+        'self.acknowledge_to(node, message["index"])\n        self._snapshot_client.offered(',
+    ),
+    "snapshot in place of committed entries (S2)": source(
+        snapshots.Snapshots,
+        "begin_install",
+        "if self.is_leader or self.installing or index <= self.commit_index:",
+        "if self.is_leader or self.installing:",
+    ),
+    "entries handed over while the state is switched": source(
+        _Commands,
+        "hand_over",
+        "if self.installing or self.handed_over",
+        "if self.handed_over",
+    ),
+    "entries taken while the state is switched": source(
+        _Appending, "_on_append_entries", "if self.installing:", "if False:"
+    ),
+    "switch without a record": source(
+        staging.StagedSnapshot,
+        "put_into_force",
+        'write_durably(self._folder / "SWITCH", self.manifest.SerializeToString())',
+        "pass",
+    ),
+    "interrupted switch left as it is": source(
+        staging, "finish_interrupted", "if not record.exists():", "if True:"
+    ),
+    "received state not compared": source(
+        staging.StagedSnapshot,
+        "verify",
+        "if size != manifest.database_bytes or digest.digest() != manifest.database_digest:",
+        "if False:",
+    ),
+    "log begun anew without a sync": source(
+        _Journal, "restart_at", "    self.sync()\n", "    pass\n"
+    ),
     # verdicts, exactly once
     "an unanswered forward counts as refused": source(
         _Commands, "forwards_unanswered", "Outcome.UNKNOWN", "Outcome.NOT_APPLIED"

@@ -10,16 +10,20 @@ import collections
 import functools
 import random
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from quorepo.cluster.raft.group import RaftGroup
 from quorepo.cluster.raft.interface import Entry, GroupStart, PackNeed
-from quorepo.cluster.raft.votes import VoteFile
+from quorepo.cluster.snapshot.staging import finish_interrupted
+from quorepo.cluster.state.store import StateStore
 from quorepo.internal.v1 import log_pb2, peer_pb2
 from quorepo.storage.errors import FatalError
 from simulation.disk import VirtualDisk
 from simulation.events import SimulatedCrash, Violation
+from simulation.ledger import Ledger
+from simulation.snapshots import Snapshots
 from simulation.state import FileState, MemoryState, ReplicaState
 from simulation.watched import WatchedHost, WatchedJournal
 
@@ -28,13 +32,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Node"]
 
-_VOTE_FILES = {group: f"/data/votes/group-{group}.vote" for group in (0, 1)}
 
-
-class Node:
+class Node(Ledger):
     """One node; see the module. Implements Endpoint, RaftTransport, ApplySink and PackGate."""
 
     def __init__(self, world: Cluster, replica_id: str) -> None:
+        super().__init__(world.groups)
         self.world = world
         self.events = world.events
         self.rng = random.Random(world.events.rng.getrandbits(64))
@@ -47,20 +50,15 @@ class Node:
         self.host: WatchedHost | None = None
         self.life = 0
         self.lives = 0
+        self.snapshots: Snapshots | None = None
         self.known: list[str] = []
         self.wiped = False  # its disk is gone for ever
-        # What the disk would keep, by group: index -> term. And all configuration entries.
-        self.durable: dict[int, dict[int, int]] = {group: {} for group in world.groups}
-        self.changes: dict[int, dict[int, int]] = {group: {} for group in world.groups}
-        self._unsynced: list[tuple[int, int, int]] = []
         self.skew_s = self.rng.uniform(-world.setting.skew_s, world.setting.skew_s)
         self.clock_step_ms = 0
         self.busy_until = 0.0  # the Raft thread is inside a slow fsync, or the process is stopped
         self.apply_delay_s = world.setting.apply_delay_s
         self.apply_stalled = False
-        self._report_at = 0.0
-        self._vote_inodes: dict[int, object] = {}
-        self._votes: dict[int, tuple[int, str | None]] = {}
+        self.reported_at = 0.0  # when the last report of apply arrives
         self._step_at = float("inf")
         self._token = 0
         self._queues: dict[int, collections.deque[Entry]] = {}
@@ -73,7 +71,7 @@ class Node:
         if self.world.setting.state_files:
             folder = self.world.scratch() / f"{self.replica_id}-{group}"
             return FileState(group, self.rng, folder)
-        return MemoryState(group, self.rng)
+        return MemoryState(group, self.rng, self.world.new_file)
 
     def raft(self, group: int) -> RaftGroup:
         assert self.host is not None
@@ -109,11 +107,12 @@ class Node:
         assert isinstance(journal, WatchedJournal)
         self.journal = journal
         journal.node = self
-        self._note_recovered()
+        self.note_recovered()
+        self._finish_interrupted()
         self._queues = {group: collections.deque() for group in world.groups}
         self._applying.clear()
         self.apply_stalled = False
-        self._unsynced.clear()
+        self.snapshots = Snapshots(self)
         self.host = host = WatchedHost(
             replica_id=self.replica_id,
             groups={group: self._group_start(group) for group in world.groups},
@@ -127,12 +126,19 @@ class Node:
             clock_ms=self.clock_ms,
             rng=self.rng,
             monotonic=lambda: self.events.now + self.skew_s,
+            snapshots=self.snapshots,
         )
         host.watch(self, lean=setting.lean)
         self.known = []
         self._take_spent()
         self.events.note(f"{self} starts, life {self.life}")
         self.wake()
+
+    def _finish_interrupted(self) -> None:
+        """Before the engine looks at a log, as opening.py does."""
+        for state in self.states.values():
+            if state.has_layout:
+                finish_interrupted(state.layout(), cast(StateStore, state), self.journal)
 
     def _group_start(self, group: int) -> GroupStart:
         position = self.states[group].position
@@ -152,6 +158,9 @@ class Node:
         self._token += 1
         self._step_at = float("inf")
         self._queues = {}
+        if self.snapshots is not None:
+            self.snapshots.close()
+            self.snapshots = None
         if power:
             self.disk.lose_power()
         for state in self.states.values():
@@ -289,8 +298,8 @@ class Node:
             rules.note_digest(self, group, last, state.digest())
         by_index = dict(zip((entry.index for entry in batch), results, strict=True))
         # Reports keep their order: one thread makes them.
-        at = max(self._report_at, self.events.now) + self.rng.random() * 0.001
-        self._report_at = at
+        at = max(self.reported_at, self.events.now) + self.rng.random() * 0.001
+        self.reported_at = at
         report = functools.partial(self._report, group, last, by_index, life)
         self.events.after(at - self.events.now, report)
         if queue:
@@ -326,91 +335,24 @@ class Node:
 
     # ---- compaction
 
-    def compact(self, group: int, needed_from: int) -> None:
-        """Cuts the journal before `needed_from`, on the Raft thread, as its owner would."""
-        index = min(needed_from, self.states[group].sync())
-        if self.host is None or self.events.now < self.busy_until:
+    def compact(self, group: int) -> None:
+        """Cuts the journal, as compaction.py does: as far as the state is durable, and nobody
+        who pulls a snapshot of it needs the rest."""
+        if self.host is None or self.snapshots is None or self.events.now < self.busy_until:
             return
-        if index <= self.journal.first_index(group) or index > self.journal.durable_index(group):
-            return
-        try:
-            self.journal.drop_prefix(group, index)
-        except SimulatedCrash as crash:
-            self.end(power=crash.power)
-            self.world.restart_later(self)
-            return
-        except FatalError as error:
-            self._end_by_error(error)
-            return
-        self._take_spent()
-        self.world.count("journals cut")
+        durable, pinned = self.states[group].sync(), self.snapshots.pinned_index(group)
+        first = self.journal.first_index(group)
 
-    # ---- what the rules know of this node's disk
+        def cut(future: Future[int]) -> None:
+            if future.result() > first:
+                self.world.count("journals cut")
 
-    def note_append(self, group: int, record: tuple[bytes, int, int], before: int) -> None:
-        data, index, term = record
-        self._unsynced.append((group, index, term))
-        if data[0] == 2:
-            self.changes[group][index] = term
-        self.world.rules.check_append(self, group, record, before)
+        self.host.run_on(group, lambda raft: raft.compact(durable, pinned)).add_done_callback(cut)
+        self.wake()
 
-    def note_truncate(self, group: int, index: int) -> None:
-        for gone in range(index, self.journal.last_index(group) + 1):
-            self.world.rules.check_truncate(self, group, gone)
-            self.changes[group].pop(gone, None)
-        self._unsynced.append((group, index, -1))
-
-    def note_sync(self) -> None:
-        if not self._unsynced:
-            return
-        if not self.disk.all_synced("/data/journal"):
-            return
-        for group, index, term in self._unsynced:
-            durable = self.durable[group]
-            if term >= 0:
-                durable[index] = term
-            else:
-                for gone in [other for other in durable if other >= index]:
-                    del durable[gone]
-        self._unsynced.clear()
-
-    def _note_recovered(self) -> None:
-        """After a start: what the journal found must be what somebody had appended."""
-        for group, index, term in self._unsynced:
-            if term < 0:  # a removal that was not synced may have survived, or not
-                for gone in [other for other in self.durable[group] if other >= index]:
-                    del self.durable[group][gone]
-        for group in self.world.groups:
-            first, last = self.journal.first_index(group), self.journal.last_index(group)
-            durable, changes = self.durable[group], self.changes[group]
-            for index, term in durable.items():
-                if index >= first and self.journal.term_at(group, index) != term:
-                    raise Violation(f"journal: {self} lost entry {index}, which was synced")
-            durable.clear()
-            changes.clear()
-            if not last:
-                continue
-            before = 0
-            for data, index, term in self.journal.read(group, first, last + 1, 1 << 30):
-                known = self.world.rules.entries.get((group, index, term))
-                if known is None or known[0] != data or (index > first and known[1] != before):
-                    raise Violation(f"journal: {self} invented entry {index} of term {term}")
-                durable[index] = before = term
-                if data[0] == 2:
-                    changes[index] = term
-
-    def durable_vote(self, group: int) -> tuple[int, str | None]:
-        """Term and vote as a power cut would leave them."""
-        name = _VOTE_FILES[group]
-        inode = self.disk.durable_inode(name)
-        if inode is None:
-            return (0, None)
-        if self._vote_inodes.get(group) is not inode:
-            vote = VoteFile.__new__(VoteFile)
-            vote._path = cast(Path, name)
-            self._votes[group] = vote._decode(bytes(inode.data[: inode.durable_bytes]))
-            self._vote_inodes[group] = inode
-        return self._votes[group]
+    def forget_queued(self, group: int) -> None:
+        """Apply pauses, and goes on with another state."""
+        self._queues[group].clear()
 
 
 def _never(error: BaseException) -> None:

@@ -75,6 +75,14 @@ class Rules:
         if entry is not None and node.journal.term_at(group, index) == entry.term:
             raise Violation(f"truncation: {node} removes entry {index}, which is committed")
 
+    def check_restart(self, node: Node, group: int, index: int, term: int) -> None:
+        """A log begins anew behind a committed entry, whose state is in force on this replica."""
+        entry = self.committed.get((group, index))
+        if entry is None or entry.term != term:
+            raise Violation(f"snapshots: {node} begins at {index} of term {term}: {entry}")
+        if node.states[group].position.applied_index < index:
+            raise Violation(f"snapshots: {node} begins its log at {index} before it has the state")
+
     def note_committed(self, node: Node, entry: Entry) -> None:
         """A node hands an entry over to apply."""
         group, index = key = (entry.group, entry.index)
@@ -219,7 +227,7 @@ class Rules:
         holders = {
             other.replica_id
             for other in self.nodes.values()
-            if other.durable[group].get(index) == entry_term
+            if other.durable[group].get(index) == entry_term or index < other.installed[group]
         }
         # The members may have changed in the same turn, after the commit.
         if not any(2 * len(holders & those) > len(those) for those in (voters, before[2])):

@@ -53,6 +53,10 @@ class Setting:
     lean: bool  # messages are not encoded
     membership: bool
     compaction: bool
+    snapshot_chunks: int
+    snapshot_s: float  # a chunk takes this long, at most
+    snapshot_kept_s: float  # how long a source keeps a copy, and its log, that nobody uses
+    snapshot_crash_odds: float  # that a node ends in a step of catching up
     packs: bool
     fetch_fails: float
     digest_odds: float
@@ -74,6 +78,7 @@ class Setting:
             append_batch_bytes_max=rng.choice((1, 300, 2000, 262_144)),
             append_inflight_max=rng.choice((1, 2, 8, 64)),
             apply_backlog_max=rng.choice((2, 50, 4096)),
+            trailing_entries=rng.choice((0, 1, 5, 30)),
             proposal_queue_max=rng.choice((8, 4096, 4096)),
         )
         membership = rng.random() < 0.35
@@ -94,7 +99,11 @@ class Setting:
             state_files=state_files,
             lean=rng.random() < 0.75,
             membership=membership,
-            compaction=not membership and rng.random() < 0.4,
+            compaction=rng.random() < 0.5,
+            snapshot_chunks=rng.choice((1, 3, 8)),
+            snapshot_s=rng.choice((0.005, 0.05, 0.5)),
+            snapshot_kept_s=rng.choice((0.3, 60.0)),
+            snapshot_crash_odds=rng.choice((0.0, 0.05, 0.25)),
             packs=rng.random() < 0.4,
             fetch_fails=rng.choice((0.0, 0.4)),
             digest_odds=0.01,

@@ -12,7 +12,7 @@ import random
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from quorepo.cluster.raft.interface import Entry
 from quorepo.cluster.state.database import initialize
 from quorepo.cluster.state.effects import Applied
 from quorepo.cluster.state.export import export_lines
+from quorepo.cluster.state.generations import current_generation, state_path
 from quorepo.cluster.state.machine import Position, apply_entries, load_position
 from quorepo.cluster.state.store import StateStore
 from quorepo.internal.v1 import log_pb2
@@ -46,6 +47,25 @@ class ReplicaState(Protocol):
         """The process ends; it can be used again afterwards, as reopened."""
 
     def digest(self) -> bytes: ...
+
+    @property
+    def applied_index(self) -> int: ...
+
+    @property
+    def has_layout(self) -> bool:
+        """Whether something may be there."""
+
+    def layout(self) -> GroupLayout:
+        """Where a snapshot is staged and put into force."""
+
+    def copy_to(self, path: Path) -> Position:
+        """A complete state file, closed; returns what it holds."""
+
+    def close_for_switch(self) -> None:
+        """The next generation is about to come into force."""
+
+    def open_switched(self) -> None:
+        """It has."""
 
     def close(self) -> None: ...
 
@@ -78,11 +98,25 @@ def _new_database(group: int) -> sqlite3.Connection:
     return _copy(_templates[group])
 
 
-class MemoryState:
-    """`machine.apply_entries` over a database in memory."""
+def _damage_part(folder: Path, rng: random.Random) -> None:
+    """What a power cut leaves of a database that was being received: nothing of it was synced."""
+    part = folder / "snapshot.tmp" / "database.part"
+    if part.exists():
+        data = part.read_bytes()
+        kept = rng.randint(0, len(data))
+        # The size may have reached the disk before the data did.
+        part.write_bytes(data[:kept] + (bytes(len(data) - kept) if rng.random() < 0.4 else b""))
 
-    def __init__(self, group: int, rng: random.Random) -> None:
+
+class MemoryState:
+    """`machine.apply_entries` over a database in memory; a snapshot comes into it from a file."""
+
+    def __init__(self, group: int, rng: random.Random, folder: Callable[[], Path]) -> None:
+        self._group = group
         self._rng = rng
+        self._folder = folder
+        self._layout: GroupLayout | None = None
+        self._generation = 0
         self._connection = _new_database(group)
         self._durable = _new_database(group)
         self._position = load_position(self._connection)
@@ -105,13 +139,50 @@ class MemoryState:
         return self._position.applied_index
 
     def crash(self, *, power: bool) -> None:
-        if power and self._rng.random() < 0.8:
+        if power and self._layout is not None:
+            _damage_part(self._layout.state_dir, self._rng)
+        if self._layout is not None and self._in_force() > self._generation:
+            self.open_switched()
+        elif power and self._rng.random() < 0.8:
             self._connection.close()
             self._connection = _copy(self._durable)
             self._position = load_position(self._connection)
 
     def digest(self) -> bytes:
         return _digest(self._connection)
+
+    @property
+    def applied_index(self) -> int:
+        return self._position.applied_index
+
+    @property
+    def has_layout(self) -> bool:
+        return self._layout is not None
+
+    def layout(self) -> GroupLayout:
+        if self._layout is None:
+            self._layout = GroupLayout(self._folder(), self._group)
+            self._layout.state_dir.mkdir(parents=True)
+        return self._layout
+
+    def _in_force(self) -> int:
+        return current_generation(self.layout()) or 0
+
+    def copy_to(self, path: Path) -> Position:
+        self._connection.execute("VACUUM INTO ?", (str(path),))
+        return self._position
+
+    def close_for_switch(self) -> None:
+        pass
+
+    def open_switched(self) -> None:
+        self._generation = self._in_force()
+        installed = sqlite3.connect(state_path(self.layout(), self._generation))
+        self._connection.close()
+        self._durable.close()
+        self._connection, self._durable = _copy(installed), _copy(installed)
+        installed.close()
+        self._position = load_position(self._connection)
 
     def close(self) -> None:
         self._connection.close()
@@ -190,6 +261,8 @@ class FileState:
         self._life += 1
         # The index of the log (-shm) is rebuilt, as by whoever opens it first after a crash.
         shutil.copytree(old_home, self._home, ignore=shutil.ignore_patterns("*-shm"))
+        if power:
+            _damage_part(GroupLayout(self._home, self._group).state_dir, self._rng)
         if power and wal.exists():
             copy = self._home / wal.relative_to(old_home)
             size = copy.stat().st_size
@@ -200,6 +273,26 @@ class FileState:
 
     def digest(self) -> bytes:
         return self._store.export_digest()
+
+    @property
+    def applied_index(self) -> int:
+        return self._store.applied_index
+
+    @property
+    def has_layout(self) -> bool:
+        return True
+
+    def layout(self) -> GroupLayout:
+        return GroupLayout(self._home, self._group)
+
+    def copy_to(self, path: Path) -> Position:
+        return self._store.copy_to(path)
+
+    def close_for_switch(self) -> None:
+        self._store.close()
+
+    def open_switched(self) -> None:
+        self._open()
 
     def close(self) -> None:
         self._store.close()

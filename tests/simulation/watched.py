@@ -28,12 +28,22 @@ class WatchedJournal(Journal):
     def append(self, group: int, index: int, term: int, data: bytes) -> None:
         before = self.term_at(group, index - 1) or 0
         super().append(group, index, term, data)
+        if self.node is not None:  # else: begins behind a snapshot
+            self.node.note_append(group, (data, index, term), before)
+
+    def restart_at(self, group: int, index: int, term: int, data: bytes) -> None:
         assert self.node is not None
-        self.node.note_append(group, (data, index, term), before)
+        self.node.note_restart(group, index, term, data)
+        node, self.node = self.node, None
+        try:
+            super().restart_at(group, index, term, data)
+        finally:
+            self.node = node
+        node.note_sync()
+        node.note_installed(group)
 
     def truncate_from(self, group: int, index: int) -> None:
-        if index <= self.last_index(group):
-            assert self.node is not None
+        if index <= self.last_index(group) and self.node is not None:
             self.node.note_truncate(group, index)
         super().truncate_from(group, index)
 
