@@ -283,8 +283,6 @@ class RaftHost:
 
     def _flush(self) -> None:
         """All messages of a step for one replica go out together."""
-        if not self._outbox:
-            return
         outbox, self._outbox = self._outbox, {}
         for replica_id, messages in sorted(outbox.items()):
             self._transport.send(replica_id, messages)

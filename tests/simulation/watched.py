@@ -79,6 +79,10 @@ class WatchedHost(RaftHost):
     ) -> None:
         self._inbox.append((action, arguments, waiter))
 
+    def _flush(self) -> None:
+        if self._outbox:
+            super()._flush()
+
     def _carry(self, replica_id: str, group: int, message: dict[str, Any]) -> bool:
         self.node.world.rules.check_message(self.node, replica_id, group, message)
         if not self.lean:
