@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ from quorepo.cluster.peer.certificates import Credentials, load_credentials
 from quorepo.cluster.raft.interface import RaftConfig
 from quorepo.rpc.auth import ROLES, TokenDigest
 from quorepo.rpc.cluster_config import ClusterSection, TlsSection
+from quorepo.rpc.config_environment import apply_environment, effective
 from quorepo.rpc.config_types import AbsolutePath, NodeName, Section, machine_name, split_address
 from quorepo.rpc.git_settings import GitSection
 from quorepo.rpc.listener_config import (
@@ -51,6 +53,7 @@ __all__ = [
     "load_config",
     "load_peer_credentials",
     "load_tokens",
+    "load_with_origins",
     "section_model",
     "split_address",
 ]
@@ -142,22 +145,38 @@ class NodeConfig(Section):
         return self
 
 
-def load_config(path: Path | str) -> NodeConfig:
-    """Reads and checks one node's configuration file.
+def load_config(path: Path | str, environment: Mapping[str, str] | None = None) -> NodeConfig:
+    """Reads and checks one node's configuration file, as the environment overrides it.
+
+    Args:
+        environment: instead of the process's own.
 
     Raises:
         ConfigError: unreadable, not TOML, unknown keys, wrong values, or parts that do not fit
             together; the message lists every problem found.
     """
+    return load_with_origins(path, environment)[0]
+
+
+def load_with_origins(
+    path: Path | str, environment: Mapping[str, str] | None = None
+) -> tuple[NodeConfig, list[dict[str, Any]]]:
+    """The same, and every setting with its value and origin (`config_environment.effective`).
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
     path = Path(path).absolute()
     data = _read_toml(path)
+    variables = apply_environment(data, os.environ if environment is None else environment)
     try:
-        return NodeConfig.model_validate(data, context={"base": path.parent})
+        config = NodeConfig.model_validate(data, context={"base": path.parent})
     except ValidationError as error:
-        problems = "\n".join(f"  {line}" for line in _problems(error))
+        problems = "\n".join(f"  {line}" for line in _problems(error, variables))
         raise ConfigError(
             f"configuration {str(path)!r} is wrong, nothing was started:\n{problems}"
         ) from error
+    return config, list(effective(config, data, variables))
 
 
 def load_peer_credentials(config: NodeConfig) -> Credentials:
@@ -244,22 +263,28 @@ def _read_private(path: Path, key: str) -> bytes:
     return content
 
 
-def _problems(error: ValidationError) -> Iterator[str]:
-    """One line per problem, in the words of the file: section, key, what is wrong."""
+def _problems(error: ValidationError, variables: Mapping[str, str]) -> Iterator[str]:
+    """One line per problem, in the words of the file: section, key, what is wrong. What came from
+    the environment is said to have come from there."""
     for detail in error.errors():
         location = [str(part) for part in detail["loc"]]
         where = ".".join(location)
+        variable = next((v for k, v in variables.items() if f"{where}.".startswith(f"{k}.")), "")
+        variable = variable or next(
+            (v for k, v in variables.items() if where and k.startswith(f"{where}.")), ""
+        )
+        origin = f" (environment: {variable})" if variable else ""
         if detail["type"] == "extra_forbidden":
             nearest = difflib.get_close_matches(location[-1], _known_keys(location[:-1]), n=1)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
             what = "section" if len(location) == 1 else "key"
-            yield f"unknown {what} {where!r}{hint}"
+            yield f"unknown {what} {where!r}{hint}{origin}"
         elif detail["type"] == "missing":
             what = "section" if len(location) == 1 else "key"
             yield f"missing {what} {where!r}"
         else:
             message = detail["msg"].removeprefix("Value error, ")
-            yield f"{where}: {message}" if where else message
+            yield f"{where}: {message}{origin}" if where else message
 
 
 def _known_keys(location: list[str]) -> list[str]:

@@ -26,6 +26,13 @@ Generated from the model in `rpc/config.py` by
 One TOML file, given to `quorepo serve --config FILE`. Relative paths are relative to the file.
 Unknown sections and keys are refused, with the nearest known name. The parts are checked against
 each other before anything starts; a mistake ends the node with exit code 78.
+
+An environment variable overrides the file: `QUOREPO_STORAGE__RESERVE_BYTES=0` is `reserve_bytes` of
+`[storage]`, `QUOREPO_CLUSTER__TLS__CA_FILE=/etc/quorepo/ca.pem` is `ca_file` of `[cluster.tls]`.
+Lists and tables are written as in TOML. An unknown variable of this form is refused like a key.
+
+`quorepo config show --config FILE` prints every value with where it came from, `quorepo config
+validate` checks it and starts nothing, `quorepo config schema` prints a JSON schema for editors.
 """
 
 

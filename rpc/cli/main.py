@@ -28,6 +28,8 @@ Environment:
   QUOREPO_ENDPOINT  HOST:PORT of a node's gRPC API (several: with commas) instead of the context's
   QUOREPO_TOKEN     the access token, when --token-file is not given
   QUOREPO_CA_FILE   CA certificates (PEM) of the gRPC API, when --ca-file is not given
+  QUOREPO_CONFIG    a node's configuration, when --config is not given
+  QUOREPO_SECTION__KEY  overrides a value of the configuration; see docs/configuration.md
   NO_COLOR          no colours
 
 Results go to standard output, progress and messages to standard error.
@@ -40,6 +42,7 @@ _COMMANDS = {
     "status": ("quorepo.rpc.cli.status", "Nodes, groups, leaders and how far each replica is."),
     "repo": ("quorepo.rpc.cli.repo", "Create, list, inspect and delete repositories."),
     "cluster": ("quorepo.rpc.cli.cluster", "The cluster as a whole: is it well?"),
+    "config": ("quorepo.rpc.cli.config", "Show, check and describe a node's configuration."),
     "context": ("quorepo.rpc.cli.context", "Which cluster commands talk to, by name."),
     "completion": ("quorepo.rpc.cli.completion", "Completion for bash, zsh or fish."),
     "version": ("quorepo.rpc.cli.version", "The version of this program."),

@@ -23,6 +23,7 @@ __all__ = [
     "OUTPUT_FORMATS",
     "Settings",
     "common_options",
+    "config_option",
     "output_option",
     "resolve_settings",
 ]
@@ -92,6 +93,17 @@ class Settings:
                 next_step="pass --ca-file FILE, or correct the context: quorepo context add",
                 exit_code=EXIT_USAGE,
             ) from error
+
+
+def config_option(*, required: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`--config` of a command that reads a node's configuration; the function gets `config`."""
+    return click.option(
+        "--config",
+        metavar="FILE",
+        required=required,
+        envvar="QUOREPO_CONFIG",
+        help="The node's configuration, a TOML file; or QUOREPO_CONFIG.",
+    )
 
 
 def output_option(function: Callable[..., Any]) -> Callable[..., Any]:
