@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from quorepo.cluster.apply import ApplyThread
 from quorepo.cluster.core_service import CoreService
-from quorepo.cluster.formation import Formation
+from quorepo.cluster.formation import Formation, FormationPlan
 from quorepo.cluster.gate import StagedPackGate
 from quorepo.cluster.identity import NodeIdentity
 from quorepo.cluster.membership import Membership
@@ -72,9 +72,9 @@ class CoreSettings:
     node: str
     data_dir: Path
     socket_path: Path
-    peers: Mapping[str, str]
+    peers: Mapping[str, str]  # of the configuration; members are those of the groups
+    formation: FormationPlan
     credentials: Credentials
-    rejoin_empty: bool
     peer_listen: str
     http_url: str
     grpc_address: str
@@ -121,9 +121,8 @@ class _Core:
         self._formation = Formation(
             NodeIdentity.open(settings.data_dir, settings.node),
             settings.data_dir,
-            settings.peers,
+            settings.formation,
             self._clients,
-            rejoin_empty=settings.rejoin_empty,
         )
         self._service = CoreService(self._describe, self._metrics_text, self._ask_peers)
         self._membership: Membership | None = None
@@ -192,7 +191,7 @@ class _Core:
             replica_id=identity.replica_id,
             node=identity.node,
             cluster_id=identity.cluster_id,
-            address=settings.peers[identity.node],
+            address=settings.formation.peer_address,
             credentials=settings.credentials,
             roster=roster,
             metrics=self._metrics,
@@ -300,7 +299,7 @@ class _Core:
                 register_node=log_pb2.RegisterNode(
                     name=identity.node,
                     replica_id=identity.replica_id,
-                    peer_address=settings.peers[identity.node],
+                    peer_address=settings.formation.peer_address,
                     http_url=settings.http_url,
                     grpc_address=settings.grpc_address,
                     metrics_url=settings.metrics_url,
@@ -326,12 +325,17 @@ class _Core:
     # ---- what others ask of this node
 
     async def identify(self, request: peer_pb2.IdentifyRequest) -> peer_pb2.IdentifyResponse:
-        return self._formation.describe()
+        answer = self._formation.describe()
+        if self._host is not None:
+            answer.members.extend(self._host.status(GROUP_DIRECTORY).configuration.replicas)
+        return answer
 
     async def rejoin(self, request: peer_pb2.RejoinRequest) -> peer_pb2.RejoinResponse:
         if self._membership is None:
             return peer_pb2.RejoinResponse(reason="this node does not belong to a cluster yet")
-        if self._settings.peers.get(request.node) != request.peer_address:
+        known = {r.node for c in self._configurations() for r in c.replicas}
+        by_itself = request.node in known  # its disk was emptied: the certificate tells who it is
+        if not by_itself and self._settings.peers.get(request.node) != request.peer_address:
             return peer_pb2.RejoinResponse(
                 reason=f"node {request.node!r} at {request.peer_address!r} is not in cluster.peers"
             )
@@ -343,7 +347,8 @@ class _Core:
     async def _ask_peers(self) -> list[core_pb2.CoreStatus]:
         """The other nodes' own views; a node that does not answer in a second is left out."""
         me = self._settings.node
-        others = [PeerAddress(n, a) for n, a in self._settings.peers.items() if n != me]
+        known = {r.node: r.peer_address for c in self._configurations() for r in c.replicas}
+        others = [PeerAddress(n, a) for n, a in known.items() if n != me]
         answers = await asyncio.gather(
             *(
                 self._clients.status(other, core_pb2.CoreStatusRequest(), _PEER_STATUS_TIMEOUT_S)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import grpc
 from grpc import aio
 
-from quorepo.cluster.peer.certificates import Credentials, node_dns_name
+from quorepo.cluster.peer.certificates import MEMBER_DNS_NAME, Credentials, node_dns_name
 from quorepo.internal.v1 import core_pb2, peer_pb2, peer_pb2_grpc
 from quorepo.storage import errors
 from quorepo.storage.logs import fields
@@ -39,13 +39,14 @@ Options = list[Option]
 
 
 class PeerAddress(NamedTuple):
-    """Where a node is reached, and which node has to be there: its certificate is checked."""
+    """Where a node is reached, and which node has to be there: its certificate is checked. Without
+    a name any member of the cluster will do: who it is, its answer tells."""
 
     node: str
     address: str  # "host:port"
 
     def __str__(self) -> str:
-        return f"{self.node} at {self.address}"
+        return f"{self.node} at {self.address}" if self.node else self.address
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -80,7 +81,8 @@ def open_channel(
         certificate_chain=credentials.certificate_pem,
     )
     # Certificates name nodes, not hosts: addresses and ports may change.
-    name = ("grpc.ssl_target_name_override", node_dns_name(peer.node))
+    verified = node_dns_name(peer.node) if peer.node else MEMBER_DNS_NAME
+    name = ("grpc.ssl_target_name_override", verified)
     options: dict[str, str | int] = dict([name, *_channel_options(keepalive), *more])
     return aio.secure_channel(peer.address, tls, options=list(options.items()))
 
@@ -141,6 +143,11 @@ def tls_problem(peer: PeerAddress, details: str) -> str:
     the connection without a word and writes why into its own log.
     """
     if "Hostname Verification Check failed" in details:
+        if not peer.node:
+            return (
+                f"whoever listens at {peer.address} has a certificate of no member, or of an old "
+                "one; renew it there with `quorepo certificate renew`"
+            )
         return (
             f"whoever listens at {peer.address} has no certificate of node {peer.node!r}; "
             "correct cluster.peers or the certificate there"
@@ -204,7 +211,7 @@ class PeerClients:
         problem = tls_problem(peer, error.details() or "")
         if problem and self._told.get(peer) != problem:
             self._told[peer] = problem
-            log.warning("peer refused", extra=fields(peer=peer.node, reason=problem))
+            log.warning("peer refused", extra=fields(peer=str(peer), reason=problem))
 
     async def close(self) -> None:
         """Closes all channels; calls under way end as cancelled."""

@@ -8,8 +8,13 @@ Owns nothing but the hand-over: it reads the configuration and passes plain valu
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from quorepo.rpc.node.process import run_child
+
+if TYPE_CHECKING:
+    from quorepo.cluster.formation import FormationPlan
+    from quorepo.rpc.config import NodeConfig
 
 __all__ = ["main"]
 
@@ -38,7 +43,7 @@ def _run() -> int:
             socket_path=arguments.runtime_dir / "core.sock",
             peers=config.cluster.peers,
             credentials=load_peer_credentials(config),
-            rejoin_empty=config.cluster.rejoin_empty,
+            formation=_formation_plan(config),
             peer_listen=config.listen.peer,
             http_url=config.advertise.http_url,
             grpc_address=config.advertise.grpc_address,
@@ -54,6 +59,21 @@ def _run() -> int:
             ),
             limits=config.limits,
         )
+    )
+
+
+def _formation_plan(config: NodeConfig) -> FormationPlan:
+    from quorepo.cluster.formation import FormationPlan
+
+    cluster = config.cluster
+    return FormationPlan(
+        peer_address=config.advertise.peer_address,
+        peers=cluster.peers,
+        bootstrap=cluster.bootstrap,
+        expect=cluster.bootstrap_expect or 0,
+        contacts=tuple(cluster.join),
+        rejoin_empty=cluster.rejoin_empty,
+        marker=None if cluster.peers else cluster.tls.certificate_file.with_suffix(".cluster"),
     )
 
 

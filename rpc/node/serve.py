@@ -15,7 +15,7 @@ from quorepo.rpc.node.pid_file import AlreadyRunning, pid_file
 from quorepo.rpc.node.process import EXIT_ALREADY_RUNNING, run_process
 from quorepo.rpc.node.runtime_dir import runtime_directory
 from quorepo.rpc.node.supervisor import Supervisor, node_children
-from quorepo.storage.errors import ConfigError, FatalError
+from quorepo.storage.errors import FatalError
 from quorepo.storage.logs import configure_logging
 
 __all__ = ["serve"]
@@ -43,15 +43,15 @@ def serve(config_argument: str) -> int:
 
 def _serve(config_argument: str) -> int:
     from quorepo.rpc.config import load_config, load_peer_credentials, load_tokens
+    from quorepo.rpc.node.enrol import enrol
 
     path = Path(config_argument).absolute()
     config = load_config(path)
-    if not config.cluster.peers:
-        raise ConfigError("only cluster.peers works in this version; nothing was started")
-    load_peer_credentials(config)
-    load_tokens(config.auth.tokens_file)
     name = config.node.name
     configure_logging("supervisor", name)
+    load_tokens(config.auth.tokens_file)
+    enrol(config, path)
+    load_peer_credentials(config)
     with contextlib.ExitStack() as stack:
         if config.node.pid_file is not None:
             try:

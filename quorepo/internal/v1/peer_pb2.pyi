@@ -842,14 +842,25 @@ class IdentifyResponse(_message.Message):
     CLUSTER_ID_FIELD_NUMBER: _builtins.int
     CONFIGURATION_FIELD_NUMBER: _builtins.int
     PEER_ADDRESS_FIELD_NUMBER: _builtins.int
+    FORMER_CLUSTER_ID_FIELD_NUMBER: _builtins.int
+    FOUNDING_DIGEST_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     replica_id: _builtins.str
     cluster_id: _builtins.str
     """empty: this node has not formed a cluster yet"""
     peer_address: _builtins.str
+    former_cluster_id: _builtins.str
+    """Not formed, but it was once: its disk was emptied. Nobody begins a cluster anew over that."""
+    founding_digest: _builtins.bytes
+    """With bootstrap_expect: SHA-256 of who is expected, the same on all who begin a cluster together."""
     @_builtins.property
     def configuration(self) -> _log_pb2.Configuration:
         """the founding configuration, when formed"""
+
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[_log_pb2.Replica]:
+        """The replicas of the directory at present, when formed: whom else to ask."""
 
     def __init__(
         self,
@@ -859,10 +870,13 @@ class IdentifyResponse(_message.Message):
         cluster_id: _builtins.str = ...,
         configuration: _log_pb2.Configuration | None = ...,
         peer_address: _builtins.str = ...,
+        former_cluster_id: _builtins.str = ...,
+        founding_digest: _builtins.bytes = ...,
+        members: _abc.Iterable[_log_pb2.Replica] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["configuration", b"configuration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "configuration", b"configuration", "node", b"node", "peer_address", b"peer_address", "replica_id", b"replica_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "configuration", b"configuration", "former_cluster_id", b"former_cluster_id", "founding_digest", b"founding_digest", "members", b"members", "node", b"node", "peer_address", b"peer_address", "replica_id", b"replica_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from quorepo.cluster.formation import Formation
+from quorepo.cluster.formation import Formation, FormationPlan
 from quorepo.cluster.identity import NodeIdentity
 from quorepo.cluster.peer.clients import PeerAddress
 from quorepo.internal.v1 import log_pb2, peer_pb2
@@ -56,9 +56,8 @@ class Node:
         self.formation = Formation(
             NodeIdentity.open(self.data_dir, name),
             self.data_dir,
-            PEERS,
+            FormationPlan(peer_address=PEERS[name], peers=PEERS, rejoin_empty=rejoin_empty),
             network,
-            rejoin_empty=rejoin_empty,
         )
         network.nodes[name] = self.formation
         self.task = asyncio.create_task(self.formation.run())
