@@ -38,6 +38,7 @@ Results go to standard output, progress and messages to standard error.
 
 _COMMANDS = {
     "demo": ("quorepo.rpc.cli.demo", "Three nodes on localhost to try things with."),
+    "init": ("quorepo.rpc.cli.init", "Write the configuration and the secrets of a node."),
     "serve": ("quorepo.rpc.cli.serve", "Run one node in the foreground."),
     "status": ("quorepo.rpc.cli.status", "Nodes, groups, leaders and how far each replica is."),
     "repo": ("quorepo.rpc.cli.repo", "Create, list, inspect and delete repositories."),
