@@ -139,7 +139,8 @@ def _toml(plan: InitPlan) -> str:
 data_dir = "data"
 
 [cluster]
-{_cluster_toml(plan)}# May it come back as a new replica with an emptied disk? If not, somebody looks first.
+{_cluster_toml(plan).rstrip()}
+# May it come back as a new replica with an emptied disk? If not, somebody looks first.
 rejoin_empty = false
 
 [cluster.tls]
