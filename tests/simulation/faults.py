@@ -35,8 +35,18 @@ class Faults:
             self.cluster.events.note(f"fault {name}")
 
     def _victim(self) -> Node | None:
-        """The leader more often than not."""
+        """The leader more often than not; or whoever pulls a snapshot, or its source."""
         cluster = self.cluster
+        catching_up = [
+            node
+            for node in cluster.alive()
+            if node.snapshots is not None and node.snapshots.pulling_from
+        ]
+        if catching_up and self.rng.random() < 0.5:
+            node = self.rng.choice(catching_up)
+            assert node.snapshots is not None
+            source = self.rng.choice(list(node.snapshots.pulling_from.values()))
+            return source if source.life and self.rng.random() < 0.3 else node
         leader = cluster.leader(self.rng.choice(cluster.groups))
         return leader if leader is not None and self.rng.random() < 0.5 else cluster.some_node()
 

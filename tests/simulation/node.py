@@ -51,6 +51,7 @@ class Node(Ledger):
         self.life = 0
         self.lives = 0
         self.snapshots: Snapshots | None = None
+        self.commit_seen = dict.fromkeys(world.groups, 0)  # in this life
         self.known: list[str] = []
         self.wiped = False  # its disk is gone for ever
         self.skew_s = self.rng.uniform(-world.setting.skew_s, world.setting.skew_s)
@@ -129,6 +130,7 @@ class Node(Ledger):
             snapshots=self.snapshots,
         )
         host.watch(self, lean=setting.lean)
+        self.commit_seen = dict.fromkeys(world.groups, 0)
         self.known = []
         self._take_spent()
         self.events.note(f"{self} starts, life {self.life}")
@@ -347,8 +349,14 @@ class Node(Ledger):
             if future.result() > first:
                 self.world.count("journals cut")
 
-        self.host.run_on(group, lambda raft: raft.compact(durable, pinned)).add_done_callback(cut)
-        self.wake()
+        def ask() -> None:
+            if self.life == life and self.host is not None:
+                future = self.host.run_on(group, lambda raft: raft.compact(durable, pinned))
+                future.add_done_callback(cut)
+                self.wake()
+
+        life = self.life
+        self.events.after(self.rng.choice((0.0, 0.2)) * self.rng.random(), ask)
 
     def forget_queued(self, group: int) -> None:
         """Apply pauses, and goes on with another state."""

@@ -80,6 +80,8 @@ class Rules:
         entry = self.committed.get((group, index))
         if entry is None or entry.term != term:
             raise Violation(f"snapshots: {node} begins at {index} of term {term}: {entry}")
+        if node.journal.term_at(group, index) == term:
+            raise Violation(f"snapshots: {node} drops a log that has entry {index} of term {term}")
         if node.states[group].position.applied_index < index:
             raise Violation(f"snapshots: {node} begins its log at {index} before it has the state")
 
@@ -192,6 +194,10 @@ class Rules:
         self.raise_broken()
         for group in self.groups:
             raft = node.raft(group)
+            before = node.commit_seen[group]
+            if raft.commit_index < before:
+                raise Violation(f"commit: {node} goes back from {before} to {raft.commit_index}")
+            node.commit_seen[group] = raft.commit_index
             if raft.is_leader:
                 self._check_leader(node, group, raft)
 

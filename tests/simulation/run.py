@@ -14,6 +14,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 
@@ -22,6 +23,7 @@ from simulation.schedule import Story, run_schedule
 __all__ = ["Total", "environment", "main", "run_in_processes"]
 
 _HASH_SEED = "0"
+_PROGRESS_EVERY = 500
 
 
 @dataclasses.dataclass(slots=True)
@@ -64,6 +66,15 @@ class Total:
         ]
         return "\n".join(lines)
 
+    def summary(self, base: int, wanted: int) -> str:
+        """One line for whoever reads the end of a log."""
+        short = f", {wanted - self.schedules} not begun in time" if self.schedules < wanted else ""
+        return (
+            f"simulation: {self.schedules} schedules{short}, {self.sums['faults']} faults, "
+            f"{len(self.failed)} violations, {self.seconds:.0f} s; the same again: "
+            f'make simulate SIMULATE_ARGS="--base {base} --count {wanted}"'
+        )
+
 
 def _again(seed: int) -> str:
     return f"PYTHONPATH=tests .venv/bin/python -m simulation.run --seed {seed} --trace"
@@ -103,15 +114,39 @@ def run_in_processes(
         worker.stdin.write(json.dumps(list(share)))
         worker.stdin.close()
         workers.append(worker)
+    _collect(workers, total, started)
     for worker in workers:
-        assert worker.stdout is not None
-        with worker.stdout:
-            for line in worker.stdout:
-                total.add(line)
         if worker.wait() != 0:
             total.failed[-1] = f"a worker process ended with {worker.returncode}"
     total.seconds = time.monotonic() - started
     return total
+
+
+def _collect(workers: Sequence[subprocess.Popen[str]], total: Total, started: float) -> None:
+    """Takes in what all workers tell as it comes: one whose pipe is full would stand still."""
+    lock = threading.Lock()
+
+    def read(worker: subprocess.Popen[str]) -> None:
+        assert worker.stdout is not None
+        with worker.stdout:
+            for line in worker.stdout:
+                with lock:
+                    failed = len(total.failed)
+                    total.add(line)
+                    if len(total.failed) > failed or total.schedules % _PROGRESS_EVERY == 0:
+                        seconds = time.monotonic() - started
+                        print(
+                            f"{total.schedules} schedules, {len(total.failed)} with a violation "
+                            f"{sorted(total.failed)[:5]}, {seconds:.0f} s",
+                            file=sys.stderr,
+                            flush=True,
+                        )
+
+    readers = [threading.Thread(target=read, args=(worker,)) for worker in workers]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
 
 
 def _work(seeds: Sequence[int], seconds: float, *, stop_at_violation: bool) -> None:
@@ -152,6 +187,7 @@ def main() -> int:
     parser.add_argument("--trace", action="store_true", help="with --seed: every event noted")
     parser.add_argument("--seeds", help="FIRST-STOP instead of fresh ones")
     parser.add_argument("--count", type=int, default=3000, help="fresh schedules")
+    parser.add_argument("--base", type=int, help="their first seed; from the clock without")
     parser.add_argument("--seconds", type=float, default=1e9, help="no new schedule after these")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--mutation", default="", help="with this safety rule removed")
@@ -177,7 +213,7 @@ def main() -> int:
     if arguments.seeds:
         chosen = list(_ranges(arguments.seeds))
     else:
-        base = time.time_ns() // 1_000_000
+        base = arguments.base or time.time_ns() // 1_000_000
         print(f"base seed {base}", flush=True)
         chosen = list(range(base, base + arguments.count))
     total = run_in_processes(
@@ -187,7 +223,8 @@ def main() -> int:
         mutation=arguments.mutation,
     )
     print(total.report())
-    return 1 if total.failed else 0
+    print(total.summary(chosen[0], len(chosen)))
+    return 1 if total.failed or total.schedules < len(chosen) else 0
 
 
 if __name__ == "__main__":

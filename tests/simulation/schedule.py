@@ -99,6 +99,10 @@ def _plan(cluster: Cluster, faults: Faults, operator: Operator) -> None:
     if setting.compaction:
         for _ in range(rng.choice((20, 60, 200))):
             events.after(rng.uniform(1.0, SAFETY_S), lambda: _compact(cluster))
+        if setting.compacting_nodes == 1:  # so that a log overtakes a snapshot on its way
+            for _ in range(rng.randint(0, 12)):
+                strike = functools.partial(faults.strike, "transfer_leadership")
+                events.after(rng.uniform(1.0, SAFETY_S), strike)
 
 
 def _burst(cluster: Cluster, size: int = 20) -> None:
@@ -119,9 +123,10 @@ def _read(cluster: Cluster) -> None:
 
 
 def _compact(cluster: Cluster) -> None:
-    node, group = cluster.some_node(), cluster.rng.choice(cluster.groups)
-    if node is not None:
-        node.compact(group)
+    nodes = list(cluster.nodes.values())[: cluster.setting.compacting_nodes]
+    node = cluster.rng.choice(nodes)
+    if node.life:
+        node.compact(cluster.rng.choice(cluster.groups))
 
 
 def _tell(cluster: Cluster, story: Story) -> None:

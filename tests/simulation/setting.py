@@ -53,6 +53,7 @@ class Setting:
     lean: bool  # messages are not encoded
     membership: bool
     compaction: bool
+    compacting_nodes: int  # the first so many by name
     snapshot_chunks: int
     snapshot_s: float  # a chunk takes this long, at most
     snapshot_kept_s: float  # how long a source keeps a copy, and its log, that nobody uses
@@ -101,7 +102,8 @@ class Setting:
             membership=membership,
             compaction=rng.random() < 0.5,
             snapshot_chunks=rng.choice((1, 3, 8)),
-            snapshot_s=rng.choice((0.005, 0.05, 0.5)),
+            snapshot_s=rng.choice((0.005, 0.05, 0.5, 2.0)),
+            compacting_nodes=rng.choice((1, 9)),
             snapshot_kept_s=rng.choice((0.3, 60.0)),
             snapshot_crash_odds=rng.choice((0.0, 0.05, 0.25)),
             packs=rng.random() < 0.4,

@@ -121,10 +121,11 @@ class Snapshots:
         self._source = _Source(node)
         self._offers: dict[int, tuple[int, str]] = {}
         self._running: dict[int, _Pull] = {}
+        self._crash_in = 0  # failpoints until the process ends; 0: it does not
 
     @property
     def pulling_from(self) -> Mapping[int, Node]:
-        """Who is asked, by group."""
+        """Who is asked for a snapshot, by group."""
         return {group: pull.source for group, pull in self._running.items()}
 
     def pinned_index(self, group: int) -> int | None:
@@ -178,18 +179,18 @@ class Snapshots:
 
     @contextlib.contextmanager
     def _crash_somewhere(self) -> Iterator[None]:
-        """The node ends at one of the next failpoints, now and then."""
+        """The node ends at one of the next failpoints, of this step or a later one."""
         world = self._node.world
-        if world.healed or self._rng.random() >= world.setting.snapshot_crash_odds:
+        if not self._crash_in and self._rng.random() < world.setting.snapshot_crash_odds:
+            self._crash_in = self._rng.choice((1, 2, 3, 4, 6, 7, 8, 9))
+        if world.healed or not self._crash_in:
             yield
             return
-        left, power = self._rng.randint(1, 4), self._rng.random() < 0.6
 
         def hit(name: str) -> None:
-            nonlocal left
-            left -= 1
-            if not left:
-                raise SimulatedCrash(power=power)
+            self._crash_in -= 1
+            if not self._crash_in:
+                raise SimulatedCrash(power=self._rng.random() < 0.6)
 
         module = cast(Any, failpoints)
         original = module._hit
@@ -261,7 +262,8 @@ class Snapshots:
             self._install(pull)
             return
         source = self._reach(pull)
-        if missing[0] not in source.packs or self._rng.random() < node.world.setting.fetch_fails:
+        fails = not node.world.healed and self._rng.random() < node.world.setting.fetch_fails
+        if fails or missing[0] not in source.packs:
             raise Unavailable("nobody has that pack now")
         node.packs.add(missing[0])
         self._later(self._fetch, pull)
@@ -288,6 +290,8 @@ class Snapshots:
         index, term = pull.manifest.index, pull.manifest.term
 
         def begun(answer: bool) -> None:
+            if not answer:
+                self._node.world.count("snapshots not needed any more")
             self._later(self._switch if answer else self._discard, pull)
 
         self._run_on(pull, lambda raft: raft.begin_install(index, term), begun)
@@ -317,7 +321,9 @@ class Snapshots:
         node.world.rules.note_digest(node, group, manifest.index, node.states[group].digest())
 
     def _finish(self, pull: _Pull) -> None:
-        manifest = pull.manifest
+        node, manifest = self._node, pull.manifest
+        if not node.world.healed and self._rng.random() < node.world.setting.snapshot_crash_odds:
+            node.disk.crash_soon(self._rng.randint(1, 5), power=self._rng.random() < 0.6)
 
         def finished(_: None) -> None:
             self._node.world.count("snapshots installed")
