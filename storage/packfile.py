@@ -276,6 +276,20 @@ class PackFile:
         index = self._loaded_index()
         return map(index.name_at, index.positions)
 
+    def oids_beginning_with(self, digits: str, at_most: int) -> list[bytes]:
+        """Object ids whose hex form begins with these digits (two or more), the first ones."""
+        index = self._loaded_index()
+        start = bytes.fromhex(digits + "0" * (len(digits) % 2))
+        position = bisect_left(index.positions, start, key=index.name_at)
+        found: list[bytes] = []
+        while position < index.count and len(found) < at_most:
+            oid = index.name_at(position)
+            if not oid.hex().startswith(digits):
+                break
+            found.append(oid)
+            position += 1
+        return found
+
     def oid_at(self, offset: int) -> bytes:
         """The id of the object whose entry starts at `offset`. Raises KeyError when none does."""
         offsets, order = self._loaded_reverse()

@@ -30,11 +30,18 @@ from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from quorepo.storage.errors import CorruptPack
-from quorepo.storage.git.derived import read_derived, write_derived
+from quorepo.storage.git.derived import has_derived, read_derived, write_derived
 from quorepo.storage.logs import fields
 from quorepo.storage.packs import COMMIT, OFS_DELTA, REF_DELTA, PackFile, PackSet
 
-__all__ = ["Commit", "CommitGraph", "commit_graph_of", "commit_graphs", "parse_commit"]
+__all__ = [
+    "Commit",
+    "CommitGraph",
+    "commit_graph_of",
+    "commit_graphs",
+    "is_at_hand",
+    "parse_commit",
+]
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +140,14 @@ def commit_graphs(objects: PackSet) -> list[CommitGraph]:
         _provide(objects, missing)
     graphs = [_graphs[pack] for pack in objects.packs]
     return [graph for graph in graphs if graph.count]
+
+
+def is_at_hand(objects: PackSet) -> bool:
+    """Whether `commit_graphs` has only small packs to scan: milliseconds, not seconds."""
+    return all(
+        pack in _graphs or pack.object_count < _STORED_OBJECTS_MIN or has_derived(pack, _KIND)
+        for pack in objects.packs
+    )
 
 
 def _provide(objects: PackSet, missing: Sequence[PackFile]) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from quorepo.storage.logs import fields
 from quorepo.storage.packs import PackFile
 
-__all__ = ["read_derived", "write_derived"]
+__all__ = ["has_derived", "read_derived", "write_derived"]
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,11 @@ def read_derived(pack: PackFile, kind: str) -> mmap.mmap | None:
     except (OSError, ValueError) as error:  # ValueError: mmap refuses an empty file
         log.warning("derived file can't be read", extra=fields(path=path, error=error))
         return None
+
+
+def has_derived(pack: PackFile, kind: str) -> bool:
+    """Whether there is a file of this kind; it may be damaged."""
+    return _path(pack, kind).exists()
 
 
 def write_derived(pack: PackFile, kind: str, content: bytes) -> None:

@@ -1,0 +1,163 @@
+"""What every question reads: commits, trees and blobs of one repository at one revision.
+
+Owns the caches and the budget of a question. Object ids are content, so a cache may be shared by
+all revisions of one repository; that an object exists is checked where a question begins.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from quorepo.storage.errors import InvalidArgument, NotFound
+from quorepo.storage.git.commit_graph import is_at_hand, parse_commit
+from quorepo.storage.git.commits import Commit, CommitCache, CommitReader
+from quorepo.storage.packs import BLOB, COMMIT, TREE, TYPE_NAMES, PackSet
+
+__all__ = [
+    "FOLDER_MODES",
+    "GITLINK_MODE",
+    "SYMLINK_MODE",
+    "Caches",
+    "History",
+    "TooMuchWork",
+    "Tree",
+    "is_folder",
+    "mode_number",
+]
+
+# Entries of one tree by name, in git's order: (mode as it is written, raw id).
+Tree = Mapping[bytes, tuple[bytes, bytes]]
+
+FOLDER_MODES = (b"40000", b"040000")
+GITLINK_MODE = b"160000"
+SYMLINK_MODE = b"120000"
+
+_TREE_ENTRIES_CACHED_MAX = 200_000  # about 150 bytes each
+_EMPTY: Tree = {}
+
+
+class TooMuchWork(Exception):
+    """The question needs more than its budget: ask it in a worker process."""
+
+
+class Caches:
+    """Parsed commits and trees of one repository; shared by its revisions, and by threads."""
+
+    def __init__(self) -> None:
+        self.commits: CommitCache = {}
+        self.trees: dict[bytes, Tree] = {}
+        self.tree_entries = 0
+
+
+class History:
+    """One repository at one revision, for one question."""
+
+    def __init__(
+        self, objects: PackSet, caches: Caches | None = None, budget: int | None = None
+    ) -> None:
+        """`budget`: how many commits and trees may be looked at before `TooMuchWork`."""
+        self.objects = objects
+        self.hash_bytes = objects.object_format.hash_bytes
+        self.reader = CommitReader(objects, (caches := caches or Caches()).commits)
+        self._caches = caches
+        self._left = budget
+        self._findall = re.compile(
+            rb"([0-7]+) ([^\0]+)\0(.{%d})" % self.hash_bytes, re.DOTALL
+        ).findall
+
+    def need_graph(self) -> None:
+        """Raises TooMuchWork when the commit graph would have to be made first."""
+        if self._left is not None and not is_at_hand(self.objects):
+            raise TooMuchWork
+
+    def spend(self, steps: int = 1) -> None:
+        """Counts work. Raises TooMuchWork when the budget is used up."""
+        if self._left is not None:
+            self._left -= steps
+            if self._left < 0:
+                raise TooMuchWork
+
+    def commit(self, oid: bytes) -> Commit:
+        """Tree, parents and date of a commit. Raises NotFound, CorruptPack."""
+        return self.reader.get(oid)
+
+    def parents_of(self, oid: bytes) -> tuple[bytes, ...]:
+        """The parents of one commit, without the commit graph. Raises NotFound, CorruptPack."""
+        known = self._caches.commits.get(oid)
+        if known is not None:
+            return known.parents
+        return parse_commit(self.objects.get(oid)[1], oid, self.hash_bytes).parents
+
+    def tree(self, oid: bytes | None) -> Tree:
+        """The entries of a tree; none for None. Raises NotFound, InvalidArgument."""
+        if oid is None:
+            return _EMPTY
+        caches = self._caches
+        tree = caches.trees.get(oid)
+        if tree is None:
+            self.spend()
+            kind, content = self.objects.get(oid)
+            if kind != TREE:
+                raise self.wrong_kind(oid, kind, TREE)
+            tree = {name: (mode, entry) for mode, name, entry in self._findall(content)}
+            if caches.tree_entries > _TREE_ENTRIES_CACHED_MAX:
+                caches.trees = {}
+                caches.tree_entries = 0
+            caches.trees[oid] = tree
+            caches.tree_entries += len(tree) + 4
+        return tree
+
+    def entry(self, tree: bytes | None, components: list[bytes]) -> tuple[bytes, bytes] | None:
+        """(mode, id) of what lies at a path below a tree; None when nothing does."""
+        found = None if tree is None else (b"40000", tree)
+        for component in components:
+            if found is None or found[0] not in FOLDER_MODES:
+                return None
+            found = self.tree(found[1]).get(component)
+        return found
+
+    def blob(self, oid: bytes) -> bytes:
+        """The content of a blob. Raises NotFound, InvalidArgument."""
+        kind, content = self.objects.get(oid)
+        if kind != BLOB:
+            raise self.wrong_kind(oid, kind, BLOB)
+        return content
+
+    def root_of(self, oid: bytes) -> tuple[bytes | None, bytes]:
+        """(commit, its tree) or (None, the tree itself); tags are not followed.
+
+        Raises:
+            InvalidArgument: a blob or a tag.
+            NotFound
+        """
+        kind = self.objects.object_type(oid)
+        if kind == TREE:
+            return None, oid
+        if kind != COMMIT:
+            raise self.wrong_kind(oid, kind, COMMIT)
+        content = self.objects.get(oid)[1]
+        return oid, bytes.fromhex(content[5 : 5 + 2 * self.hash_bytes].decode("ascii"))
+
+    def wrong_kind(self, oid: bytes, kind: int, wanted: int) -> InvalidArgument:
+        """The error for an object that is something else."""
+        have, want = (TYPE_NAMES[number].decode() for number in (kind, wanted))
+        return InvalidArgument(f"object {oid.hex()} is a {have}, not a {want}")
+
+    def need(self, oid: bytes) -> None:
+        """Raises NotFound when the revision does not have the object."""
+        if oid not in self.objects:
+            raise NotFound(f"object {oid.hex()} does not exist")
+
+
+def is_folder(mode: bytes) -> bool:
+    """Whether a tree's entry of this mode is a tree."""
+    return mode in FOLDER_MODES
+
+
+def mode_number(mode: bytes) -> int:
+    """The mode as a number; old trees have 0100664, which git reads as 0100644."""
+    number = int(mode, 8)
+    if number & 0o170000 == 0o100000:
+        return 0o100755 if number & 0o100 else 0o100644
+    return number
