@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from quorepo.cluster.peer.certificates import Credentials, load_credentials
 from quorepo.cluster.raft.interface import RaftConfig
+from quorepo.rpc.api_config import ApiSection
 from quorepo.rpc.auth import ROLES, TokenDigest
 from quorepo.rpc.cluster_config import ClusterSection, TlsSection
 from quorepo.rpc.config_environment import apply_environment, effective
@@ -121,6 +122,7 @@ class NodeConfig(Section):
     metrics: MetricsSection = Field(default_factory=lambda: MetricsSection())
     git: GitSection = Field(default_factory=lambda: GitSection())
     push: PushSection = Field(default_factory=lambda: PushSection())
+    api: ApiSection = Field(default_factory=lambda: ApiSection())
     limits: StorageLimits = Field(default_factory=lambda: StorageLimits())
     raft: RaftConfig = Field(default_factory=lambda: RaftConfig())
     workers: WorkersSection = Field(default_factory=lambda: WorkersSection())

@@ -5,6 +5,7 @@
     build_pack    a fetch's pack               (storage/git/jobs.py)
     object_info   sizes of objects             (storage/git/jobs.py)
     consolidate, prune, check_replacement      (storage/upkeep_jobs.py)
+    history_answer, history_stream             (storage/history/jobs.py)
 
 Owns the registry and the JSON of `ingest`; `ingest` below is the typed way to run it in a pool.
 Must not know how a worker is started or talked to.
@@ -30,6 +31,8 @@ __all__ = ["abandoned_files", "ingest", "ingest_arguments", "preload", "run_job"
 
 _FETCH_MODULE: Final = "quorepo.storage.git.jobs"
 _FETCH_JOBS: Final = frozenset({"negotiate", "build_pack", "object_info"})
+_HISTORY_MODULE: Final = "quorepo.storage.history.jobs"
+_HISTORY_JOBS: Final = frozenset({"history_answer", "history_stream"})
 _UPKEEP_MODULE: Final = "quorepo.storage.upkeep_jobs"
 _UPKEEP_JOBS: Final = frozenset({"consolidate", "prune", "check_replacement"})
 
@@ -75,6 +78,9 @@ def abandoned_files(job: str, arguments: Mapping[str, Any]) -> list[Path]:
         return [upload, index_in_progress(upload)]
     if job == "build_pack" and "out" in arguments:
         return [Path(arguments["out"])]
+    if job == "history_stream":
+        pack = arguments["arguments"].get("pack")  # of a bundle
+        return [Path(arguments["out"]), *([Path(pack)] if pack else [])]
     return []
 
 
@@ -98,6 +104,11 @@ def run_job(
             job, arguments, progress
         )
         return result
+    if job in _HISTORY_JOBS:
+        found: dict[str, Any] = importlib.import_module(_HISTORY_MODULE).run(
+            job, arguments, progress
+        )
+        return found
     if job in _UPKEEP_JOBS:
         done: dict[str, Any] = importlib.import_module(_UPKEEP_MODULE).run(
             job, arguments, limits, progress

@@ -191,7 +191,7 @@ def _divided(spans: list[_Span], changed: list[Hunk]) -> tuple[list[_Span], list
         while position and pieces[position - 1][1] > own:
             position -= 1
         while count:
-            start, end, shift, is_same = pieces[position]
+            _, end, shift, is_same = pieces[position]
             if own >= end:
                 position += 1
                 continue

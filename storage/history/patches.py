@@ -17,6 +17,7 @@ __all__ = ["FilePatch", "Hunk", "file_patch", "hunks", "is_binary", "quoted"]
 
 _BINARY_LOOKED_AT = 8000  # git's FIRST_FEW_BYTES
 _TRIMMED_BLOCK = 1024
+_BYTES_PER_STEP = 4096  # of a budget: about as much work as reading a small tree
 _FLAGS = DiffOption.INDENT_HEURISTIC  # git's default since 2.14
 _ESCAPES = {7: b"\\a", 8: b"\\b", 9: b"\\t", 10: b"\\n", 11: b"\\v", 12: b"\\f", 13: b"\\r"}
 
@@ -50,10 +51,12 @@ def file_patch(
             and history.objects.object_size(side.oid) > bytes_max
         ):
             return FilePatch(None, is_left_out=True)
+        history.spend()
     old, new = _content(history, change.old), _content(history, change.new)
+    history.spend((len(old) + len(new)) // _BYTES_PER_STEP)
     head = _head(change) if with_text else b""
     if old == new:
-        return FilePatch(head if with_text else None)
+        return FilePatch(head + _index_line(change) if with_text else None)
     if change.status == "T":
         return _type_change(change, old, new, context_lines, with_text)
     if is_binary(old) or is_binary(new):

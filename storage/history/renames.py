@@ -11,11 +11,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
+from typing import TypeVar
 
 from quorepo.storage.history.changes import Change, Side
 from quorepo.storage.history.source import History
 
 __all__ = ["RenameOptions", "find_renames", "find_source"]
+
+_T = TypeVar("_T")
 
 _SCORE_MAX = 60_000
 _CANDIDATES_PER_FILE = 4
@@ -210,7 +213,7 @@ class _Finder:
         return chunks
 
 
-def _by_unique_name(items: list[tuple[bytes, object]]) -> dict[bytes, object]:
+def _by_unique_name(items: list[tuple[bytes, _T]]) -> dict[bytes, _T]:
     names = Counter(_name(path) for path, _ in items)
     return {_name(path): item for path, item in items if names[_name(path)] == 1}
 

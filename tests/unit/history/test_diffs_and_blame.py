@@ -70,6 +70,14 @@ def test_random_commits_differ_as_git_says(seed: int, object_format: str) -> Non
             check_diff(stored, history, old, new)
 
 
+def test_an_empty_file_that_is_deleted_has_an_index_line(tmp_path: Path) -> None:
+    """Found by seed 1 of the test above."""
+    stored = StoredHistory(tmp_path / "r", 1, 40)
+    history = stored.history
+    for old in stored.commits[::7]:
+        check_diff(stored, history, old, stored.commits[0])
+
+
 def check_diff(stored: StoredHistory, history: History, old: str, new: str) -> None:
     changes = changed_paths(history, stored.tree(old), stored.tree(new))
     assert [told(change) for change in changes] == named_status(stored, old, new)
@@ -124,7 +132,7 @@ def our_blame(history: History, commit: str, path: bytes) -> list[tuple[str, int
     entry = history.entry(history.commit(oid).tree, path.split(b"/"))
     assert entry is not None
     lines = count_lines(history.blob(entry[1]))
-    result = []
+    result: list[tuple[str, int, bytes]] = []
     for part in blame(history, oid, path, 1, lines, FILE_BYTES_MAX):
         assert part.first_line == len(result) + 1
         for number in range(part.line_count):

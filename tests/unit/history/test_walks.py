@@ -1,4 +1,4 @@
-"""Walks, counts and ancestry: the same commits in the same order as C git's, on random histories."""
+"""Walks, counts, ancestry: the same commits in the same order as C git's, on random histories."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_an_ambiguous_id_names_its_candidates(stored: StoredHistory) -> None:
     )
     prefix = next(one[:1] for one, other in zip(ids, ids[1:], strict=False) if one[:1] == other[:1])
     with pytest.raises(NotFound):  # less than four digits are no id
-        resolve(stored.history, prefix, {}.get)
+        resolve(stored.history, prefix, lambda name: None)
     found = stored.store.packs.packs[0].oids_beginning_with(prefix.decode() + "", 1000)
     assert [oid.hex().encode() for oid in found] == [oid for oid in ids if oid.startswith(prefix)]
     error = AmbiguousObject("abcd", ["abcd1", "abcd2"])
