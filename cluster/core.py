@@ -22,6 +22,7 @@ from typing import Any
 import grpc
 from prometheus_client import CollectorRegistry, generate_latest
 
+from quorepo.cluster.admission import Admission, AuthorityFiles
 from quorepo.cluster.apply import ApplyThread
 from quorepo.cluster.core_service import CoreService
 from quorepo.cluster.formation import Formation, FormationPlan
@@ -75,6 +76,7 @@ class CoreSettings:
     peers: Mapping[str, str]  # of the configuration; members are those of the groups
     formation: FormationPlan
     credentials: Credentials
+    authority: AuthorityFiles
     peer_listen: str
     http_url: str
     grpc_address: str
@@ -126,6 +128,7 @@ class _Core:
         )
         self._service = CoreService(self._describe, self._metrics_text, self._ask_peers)
         self._membership: Membership | None = None
+        self._admission: Admission | None = None
         self._host: RaftHost | None = None
         self._upkeep: ReplicaUpkeep | None = None
         self._registered = False
@@ -229,6 +232,7 @@ class _Core:
 
         self._host = host
         self._upkeep = upkeep
+        self._open_admission(stack, disk, driver)
         self._membership = Membership(host, GROUPS, identity.replica_id)
         transport.start(host)
         apply.start(host.applied)
@@ -248,6 +252,22 @@ class _Core:
         self._spawn(self._register(driver), "register")
         for name, work in upkeep.work(host).items():
             self._spawn(work, name)
+
+    def _open_admission(
+        self, stack: contextlib.AsyncExitStack, disk: NodeDisk, driver: ProposalDriver
+    ) -> None:
+        settings, identity = self._settings, self._formation.identity
+        self._admission = Admission(
+            settings.authority,
+            driver,
+            self._configurations,
+            disk.layouts[GROUP_DIRECTORY],
+            self._metrics,
+            node=identity.node,
+            cluster_id=identity.cluster_id,
+        )
+        stack.callback(self._admission.close)
+        self._service.admission = self._admission
 
     def _make_host(
         self,
@@ -334,12 +354,21 @@ class _Core:
         if self._membership is None:
             return peer_pb2.RejoinResponse(reason="this node does not belong to a cluster yet")
         known = {r.node for c in self._configurations() for r in c.replicas}
-        by_itself = request.node in known  # its disk was emptied: the certificate tells who it is
+        assert self._admission is not None
+        # Its disk was emptied, and the certificate tells who it is; or it came with a token.
+        by_itself = request.node in known or await self._admission.admitted(request.replica_id)
         if not by_itself and self._settings.peers.get(request.node) != request.peer_address:
             return peer_pb2.RejoinResponse(
                 reason=f"node {request.node!r} at {request.peer_address!r} is not in cluster.peers"
             )
         return await self._membership.rejoin(request)
+
+    async def join(
+        self, request: peer_pb2.JoinRequest, token_digest: bytes
+    ) -> peer_pb2.JoinResponse:
+        if self._admission is None:
+            raise Unavailable("this node does not belong to a cluster yet")
+        return await self._admission.join(request, token_digest)
 
     async def get_status(self, request: core_pb2.CoreStatusRequest) -> core_pb2.CoreStatus:
         return self._service.own_status()

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 
+from quorepo.cluster.admission import Admission
 from quorepo.cluster.gate import pack_header
 from quorepo.cluster.peer.packs import PackExchange
 from quorepo.cluster.proposals import ProposalDriver
@@ -59,6 +60,7 @@ class CoreService(core_pb2_grpc.CoreServicer):
         self._packs: PackExchange | None = None
         self._checks: ReplacementChecks | None = None
         self._stores: Mapping[int, StateStore] = {}
+        self.admission: Admission | None = None
 
     def serve(
         self,
@@ -181,6 +183,16 @@ class CoreService(core_pb2_grpc.CoreServicer):
             status.groups.extend(group_status_message(g, status.replica_id) for g in groups)
         status.ready = status.phase == "serving" and all(g.leader for g in status.groups)
         return status
+
+    async def CreateJoinToken(
+        self, request: core_pb2.CoreJoinTokenRequest, context: Context
+    ) -> core_pb2.CoreJoinTokenResponse:
+        try:
+            if self.admission is None:
+                raise Unavailable(self._not_serving(0))
+            return await self.admission.create_token(request)
+        except QuorepoError as error:
+            await context.abort(grpc.StatusCode[error.grpc_code], str(error))
 
     async def GetMetrics(
         self, request: core_pb2.CoreMetricsRequest, context: Context

@@ -99,6 +99,10 @@ class ClusterMetrics:
             "Seconds until the certificate of this node, or its CA, expires.",
             registry=registry,
         )
+        self.join_tokens = Counter(
+            "quorepo_join_tokens_total", "Join tokens: created, used, refused.",
+            ["outcome"], registry=registry,
+        )  # fmt: skip
         self.peer_connected = Gauge(
             "quorepo_peer_connected", "1 while Raft messages flow both ways.",
             ["peer"], registry=registry,

@@ -103,6 +103,11 @@ class Core(Protocol):
     ) -> core_pb2.CoreStatus:
         """What the core says of itself and of every group, see `CoreClient.status`."""
 
+    async def create_join_token(
+        self, node: str, lifetime_s: float, actor: str, timeout_s: float
+    ) -> core_pb2.CoreJoinTokenResponse:
+        """A token with which one node may join; see `CoreClient.create_join_token`."""
+
     async def metrics(self, timeout_s: float = 2.0) -> bytes:
         """Prometheus text of the core process."""
 
@@ -279,6 +284,27 @@ class CoreClient:
             answer: core_pb2.CoreStatus = await self._stub.GetStatus(
                 core_pb2.CoreStatusRequest(this_node_only=this_node_only),
                 timeout=deadline.left_s(),
+            )
+            return answer
+
+        return await self._until_answered(call, timeout_s)
+
+    async def create_join_token(
+        self, node: str, lifetime_s: float, actor: str, timeout_s: float
+    ) -> core_pb2.CoreJoinTokenResponse:
+        """A token with which one node may join. One that is made and not told is never used.
+
+        Raises:
+            InvalidArgument, Rejected: not with this name or time, or not on this node.
+            Unavailable: no core, or no leader, within `timeout_s`.
+        """
+
+        async def call(deadline: _Deadline) -> core_pb2.CoreJoinTokenResponse:
+            request = core_pb2.CoreJoinTokenRequest(
+                node=node, lifetime_ms=int(lifetime_s * 1000), actor=actor
+            )
+            answer: core_pb2.CoreJoinTokenResponse = await self._stub.CreateJoinToken(
+                request, timeout=deadline.left_s()
             )
             return answer
 

@@ -128,10 +128,12 @@ def issue_listener_certificate(
 ) -> Issued:
     """A certificate for servers only, for host names and IP addresses.
 
-    Raises ValueError when there is no host, or one that is neither.
+    Raises ValueError when there is no host, or one that is neither, or that nodes are known by.
     """
     names: list[x509.GeneralName] = []
     for host in dict.fromkeys(hosts):
+        if host.lower().rstrip(".").endswith(".quorepo"):
+            raise ValueError(f"{host!r} is a name of the cluster's own nodes")
         try:
             names.append(x509.IPAddress(ipaddress.ip_address(host)))
         except ValueError:

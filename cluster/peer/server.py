@@ -19,6 +19,7 @@ from grpc import aio
 
 from quorepo.cluster.peer.certificates import Credentials, node_of_names
 from quorepo.cluster.peer.clients import Keepalive, server_options
+from quorepo.cluster.peer.join_token import is_joiner, token_digest
 from quorepo.cluster.peer.packs import PackExchange
 from quorepo.cluster.peer.roster import Roster, node_of_replica
 from quorepo.cluster.peer.transport import Context, PeerTransport
@@ -37,6 +38,10 @@ class NodeHandler(Protocol):
     async def identify(self, request: peer_pb2.IdentifyRequest) -> peer_pb2.IdentifyResponse: ...
 
     async def rejoin(self, request: peer_pb2.RejoinRequest) -> peer_pb2.RejoinResponse: ...
+
+    async def join(
+        self, request: peer_pb2.JoinRequest, token_digest: bytes
+    ) -> peer_pb2.JoinResponse: ...
 
     async def get_status(self, request: core_pb2.CoreStatusRequest) -> core_pb2.CoreStatus: ...
 
@@ -150,6 +155,8 @@ class _CallerCheck(aio.ServerInterceptor):
         problem = "the certificate names no node of a cluster"
         if node is not None:
             problem = self._problem(node, method)
+        elif method == "Join" and is_joiner(_names_of(context)):
+            problem = ""
         if problem:
             log.warning(
                 "peer refused", extra=fields(peer=node or context.peer(), call=method, why=problem)
@@ -173,8 +180,12 @@ def _as_coroutine_function(partial: Callable[..., Awaitable[Any]]) -> Any:
 
 def caller_of(context: Context) -> str | None:
     """The node that the caller's certificate names; TLS has verified the certificate."""
+    return node_of_names(_names_of(context))
+
+
+def _names_of(context: Context) -> list[str]:
     names = context.auth_context().get("peer_dns", ())
-    return node_of_names(name.decode("ascii", "replace") for name in names)
+    return [name.decode("ascii", "replace") for name in names]
 
 
 class _PeerService(peer_pb2_grpc.PeerServicer):
@@ -187,9 +198,12 @@ class _PeerService(peer_pb2_grpc.PeerServicer):
 
     def caller_problem(self, node: str, method: str) -> str:
         """Why `node` must not call `method`; a removed node may only ask to come back."""
-        if self.roster is None or method in ("Identify", "Rejoin"):
-            return ""
-        return self.roster.node_problem(node)
+        problem = ""
+        if self.roster is not None and method not in ("Identify", "Rejoin"):
+            problem = self.roster.node_problem(node)
+        if method == "Join" and not problem:
+            return "a node that has a certificate does not join with a token"
+        return problem
 
     # The stubs know streams of answers as iterators only; grpc.aio also takes context.write.
     async def Raft(  # type: ignore[override]
@@ -262,6 +276,13 @@ class _PeerService(peer_pb2_grpc.PeerServicer):
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, problem)
         try:
             return await self._node.rejoin(request)
+        except QuorepoError as error:
+            await _abort(context, error)
+
+    async def Join(self, request: peer_pb2.JoinRequest, context: Context) -> peer_pb2.JoinResponse:
+        (certificate,) = context.auth_context()["x509_pem_cert"]
+        try:
+            return await self._node.join(request, token_digest(certificate))
         except QuorepoError as error:
             await _abort(context, error)
 

@@ -44,8 +44,11 @@ CommandKind = Literal[
     "reserve_path",
     "release_path",
     "register_node",
+    "add_join_token",
+    "use_join_token",
 ]
-_DIRECTORY_KINDS = ("reserve_path", "release_path", "register_node")
+_JOIN_KINDS = ("add_join_token", "use_join_token")
+_DIRECTORY_KINDS = ("reserve_path", "release_path", "register_node", *_JOIN_KINDS)
 
 
 def decode_command(data: bytes) -> log_pb2.Command:

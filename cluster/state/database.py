@@ -25,6 +25,7 @@ from quorepo.storage.errors import FatalError, Unavailable
 
 __all__ = [
     "FORMAT_VERSION",
+    "add_tables",
     "check_format",
     "connect_reader",
     "connect_writer",
@@ -161,7 +162,7 @@ def create_schema(path: Path, group: int) -> None:
 def initialize(connection: sqlite3.Connection, group: int) -> None:
     """Writes the schema and the state before the first entry into an empty database."""
     schema = importlib.resources.files(__package__).joinpath("schema.sql").read_text("utf-8")
-    connection.executescript(f"BEGIN;\n{schema}")
+    connection.executescript(f"BEGIN;\n{schema}\n{_additions()}")
     connection.execute("INSERT INTO local (singleton, syncs) VALUES (1, 0)")
     connection.execute(
         "INSERT INTO position (singleton, group_id, applied_index, applied_term, log_time_ms,"
@@ -171,6 +172,15 @@ def initialize(connection: sqlite3.Connection, group: int) -> None:
     connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version={FORMAT_VERSION}")
     connection.execute("COMMIT")
+
+
+def add_tables(connection: sqlite3.Connection) -> None:
+    """Gives a state of an earlier release of this format the tables that came since."""
+    connection.executescript(f"BEGIN;\n{_additions()}\nCOMMIT;")
+
+
+def _additions() -> str:
+    return importlib.resources.files(__package__).joinpath("additions.sql").read_text("utf-8")
 
 
 def check_format(connection: sqlite3.Connection, path: Path, group: int) -> None:

@@ -65,6 +65,11 @@ _QUERIES = (
         "SELECT name, replica_id, peer_address, http_url, grpc_address, metrics_url, version,"
         " registered_ms FROM nodes ORDER BY name",
     ),
+    (
+        "join_tokens",
+        "SELECT token_digest, node, expires_ms, actor, created_ms, used_by, used_key, used_ms"
+        " FROM join_tokens ORDER BY token_digest",
+    ),
 )
 
 

@@ -35,6 +35,7 @@ from google.protobuf.message import DecodeError
 from quorepo.cluster.raft.interface import Entry
 from quorepo.cluster.state import (
     machine_directory,
+    machine_join,
     machine_packs,
     machine_repositories,
     machine_transactions,
@@ -227,6 +228,10 @@ def _dispatch(context: Context, kind: CommandKind, command: log_pb2.Command) -> 
             return machine_directory.release_path(context, command.release_path)
         case "register_node":
             return machine_directory.register_node(context, command.register_node)
+        case "add_join_token":
+            return machine_join.add_join_token(context, command.add_join_token)
+        case "use_join_token":
+            return machine_join.use_join_token(context, command.use_join_token)
 
 
 def _outside_window(command: log_pb2.Command, log_time_ms: int) -> str | None:

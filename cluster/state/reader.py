@@ -250,6 +250,14 @@ class StateReader:
             ).fetchall()
         return [NodeRow._make(row) for row in rows]
 
+    def was_admitted(self, replica_id: str) -> bool:
+        """Did the replica come with a join token?"""
+        with self._reading() as (_, connection):
+            found = connection.execute(
+                "SELECT 1 FROM join_tokens WHERE used_by = ? LIMIT 1", (replica_id,)
+            ).fetchone()
+        return found is not None
+
     # ---- any group
 
     def result_of(

@@ -30,6 +30,7 @@ from typing import Protocol, TypeVar
 
 from quorepo.cluster.raft.interface import Entry
 from quorepo.cluster.state.database import (
+    add_tables,
     check_format,
     connect_reader,
     connect_writer,
@@ -102,6 +103,7 @@ class StateStore:
             connection = connect_writer(path)
             try:
                 check_format(connection, path, group)
+                add_tables(connection)
                 store = cls(layout, group, generation, connection)
                 store.sync()
                 remove_stale(layout, generation)

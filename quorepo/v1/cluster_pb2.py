@@ -22,25 +22,30 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18quorepo/v1/cluster.proto\x12\nquorepo.v1\"*\n\x10GetStatusRequest\x12\x16\n\x0ethis_node_only\x18\x01 \x01(\x08\"\x8c\x01\n\x11GetStatusResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x13\n\x0b\x61nswered_by\x18\x02 \x01(\t\x12%\n\x05nodes\x18\x03 \x03(\x0b\x32\x16.quorepo.v1.NodeStatus\x12\'\n\x06groups\x18\x04 \x03(\x0b\x32\x17.quorepo.v1.GroupStatus\"\xc3\x01\n\nNodeStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\x11\n\treachable\x18\x03 \x01(\x08\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\r\n\x05phase\x18\x05 \x01(\t\x12\x10\n\x08http_url\x18\x06 \x01(\t\x12\x14\n\x0cgrpc_address\x18\x07 \x01(\t\x12\x13\n\x0bmetrics_url\x18\x08 \x01(\t\x12\x14\n\x0cpeer_address\x18\t \x01(\t\x12\x0f\n\x07version\x18\n \x01(\t\"}\n\x0bGroupStatus\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0e\n\x06leader\x18\x02 \x01(\t\x12\x0c\n\x04term\x18\x03 \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\x04 \x01(\x04\x12+\n\x08replicas\x18\x05 \x03(\x0b\x32\x19.quorepo.v1.ReplicaStatus\"\x8d\x01\n\rReplicaStatus\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x15\n\rapplied_index\x18\x04 \x01(\x04\x12\x13\n\x0bmatch_index\x18\x05 \x01(\x04\x12\r\n\x05votes\x18\x06 \x01(\x08\x12\x11\n\tconnected\x18\x07 \x01(\x08\x32Z\n\x0e\x43lusterService\x12H\n\tGetStatus\x12\x1c.quorepo.v1.GetStatusRequest\x1a\x1d.quorepo.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18quorepo/v1/cluster.proto\x12\nquorepo.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"*\n\x10GetStatusRequest\x12\x16\n\x0ethis_node_only\x18\x01 \x01(\x08\"\x8c\x01\n\x11GetStatusResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x13\n\x0b\x61nswered_by\x18\x02 \x01(\t\x12%\n\x05nodes\x18\x03 \x03(\x0b\x32\x16.quorepo.v1.NodeStatus\x12\'\n\x06groups\x18\x04 \x03(\x0b\x32\x17.quorepo.v1.GroupStatus\"\xc3\x01\n\nNodeStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\x11\n\treachable\x18\x03 \x01(\x08\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\r\n\x05phase\x18\x05 \x01(\t\x12\x10\n\x08http_url\x18\x06 \x01(\t\x12\x14\n\x0cgrpc_address\x18\x07 \x01(\t\x12\x13\n\x0bmetrics_url\x18\x08 \x01(\t\x12\x14\n\x0cpeer_address\x18\t \x01(\t\x12\x0f\n\x07version\x18\n \x01(\t\"}\n\x0bGroupStatus\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0e\n\x06leader\x18\x02 \x01(\t\x12\x0c\n\x04term\x18\x03 \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\x04 \x01(\x04\x12+\n\x08replicas\x18\x05 \x03(\x0b\x32\x19.quorepo.v1.ReplicaStatus\"\x8d\x01\n\rReplicaStatus\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x15\n\rapplied_index\x18\x04 \x01(\x04\x12\x13\n\x0bmatch_index\x18\x05 \x01(\x04\x12\r\n\x05votes\x18\x06 \x01(\x08\x12\x11\n\tconnected\x18\x07 \x01(\x08\":\n\x16\x43reateJoinTokenRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\nlifetime_s\x18\x02 \x01(\r\"\x89\x01\n\x17\x43reateJoinTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x63\x61_fingerprint\x18\x03 \x01(\t\x12\x16\n\x0epeer_addresses\x18\x04 \x03(\t2\xb6\x01\n\x0e\x43lusterService\x12H\n\tGetStatus\x12\x1c.quorepo.v1.GetStatusRequest\x1a\x1d.quorepo.v1.GetStatusResponse\x12Z\n\x0f\x43reateJoinToken\x12\".quorepo.v1.CreateJoinTokenRequest\x1a#.quorepo.v1.CreateJoinTokenResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'quorepo.v1.cluster_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETSTATUSREQUEST']._serialized_start=40
-  _globals['_GETSTATUSREQUEST']._serialized_end=82
-  _globals['_GETSTATUSRESPONSE']._serialized_start=85
-  _globals['_GETSTATUSRESPONSE']._serialized_end=225
-  _globals['_NODESTATUS']._serialized_start=228
-  _globals['_NODESTATUS']._serialized_end=423
-  _globals['_GROUPSTATUS']._serialized_start=425
-  _globals['_GROUPSTATUS']._serialized_end=550
-  _globals['_REPLICASTATUS']._serialized_start=553
-  _globals['_REPLICASTATUS']._serialized_end=694
-  _globals['_CLUSTERSERVICE']._serialized_start=696
-  _globals['_CLUSTERSERVICE']._serialized_end=786
+  _globals['_GETSTATUSREQUEST']._serialized_start=73
+  _globals['_GETSTATUSREQUEST']._serialized_end=115
+  _globals['_GETSTATUSRESPONSE']._serialized_start=118
+  _globals['_GETSTATUSRESPONSE']._serialized_end=258
+  _globals['_NODESTATUS']._serialized_start=261
+  _globals['_NODESTATUS']._serialized_end=456
+  _globals['_GROUPSTATUS']._serialized_start=458
+  _globals['_GROUPSTATUS']._serialized_end=583
+  _globals['_REPLICASTATUS']._serialized_start=586
+  _globals['_REPLICASTATUS']._serialized_end=727
+  _globals['_CREATEJOINTOKENREQUEST']._serialized_start=729
+  _globals['_CREATEJOINTOKENREQUEST']._serialized_end=787
+  _globals['_CREATEJOINTOKENRESPONSE']._serialized_start=790
+  _globals['_CREATEJOINTOKENRESPONSE']._serialized_end=927
+  _globals['_CLUSTERSERVICE']._serialized_start=930
+  _globals['_CLUSTERSERVICE']._serialized_end=1112
 # @@protoc_insertion_point(module_scope)

@@ -39,6 +39,11 @@ class ClusterServiceStub:
                 request_serializer=quorepo_dot_v1_dot_cluster__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=quorepo_dot_v1_dot_cluster__pb2.GetStatusResponse.FromString,
                 _registered_method=True)
+        self.CreateJoinToken = channel.unary_unary(
+                '/quorepo.v1.ClusterService/CreateJoinToken',
+                request_serializer=quorepo_dot_v1_dot_cluster__pb2.CreateJoinTokenRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_cluster__pb2.CreateJoinTokenResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServiceServicer:
@@ -51,6 +56,14 @@ class ClusterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateJoinToken(self, request, context):
+        """Makes a token with which one new node may join the cluster. Only for admins; the answer is a
+        secret.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -58,6 +71,11 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=quorepo_dot_v1_dot_cluster__pb2.GetStatusRequest.FromString,
                     response_serializer=quorepo_dot_v1_dot_cluster__pb2.GetStatusResponse.SerializeToString,
+            ),
+            'CreateJoinToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateJoinToken,
+                    request_deserializer=quorepo_dot_v1_dot_cluster__pb2.CreateJoinTokenRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_cluster__pb2.CreateJoinTokenResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -87,6 +105,33 @@ class ClusterService:
             '/quorepo.v1.ClusterService/GetStatus',
             quorepo_dot_v1_dot_cluster__pb2.GetStatusRequest.SerializeToString,
             quorepo_dot_v1_dot_cluster__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateJoinToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.ClusterService/CreateJoinToken',
+            quorepo_dot_v1_dot_cluster__pb2.CreateJoinTokenRequest.SerializeToString,
+            quorepo_dot_v1_dot_cluster__pb2.CreateJoinTokenResponse.FromString,
             options,
             channel_credentials,
             insecure,

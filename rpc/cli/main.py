@@ -41,6 +41,7 @@ _COMMANDS = {
     "init": ("quorepo.rpc.cli.init", "Write the configuration and the secrets of a node."),
     "serve": ("quorepo.rpc.cli.serve", "Run one node in the foreground."),
     "status": ("quorepo.rpc.cli.status", "Nodes, groups, leaders and how far each replica is."),
+    "node": ("quorepo.rpc.cli.node", "The nodes of the cluster, and new ones."),
     "repo": ("quorepo.rpc.cli.repo", "Create, list, inspect and delete repositories."),
     "cluster": ("quorepo.rpc.cli.cluster", "The cluster as a whole: is it well?"),
     "config": ("quorepo.rpc.cli.config", "Show, check and describe a node's configuration."),

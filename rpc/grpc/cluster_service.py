@@ -31,6 +31,7 @@ __all__ = ["ClusterService"]
 
 _CORE_TIMEOUT_S = 4.0  # above what the core gives its peers
 _PEER_TIMEOUT_S = 1.5
+_JOIN_TOKEN_TIMEOUT_S = 15.0
 
 
 class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
@@ -68,6 +69,26 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
             nodes=sorted(nodes, key=lambda node: node.name),
             groups=[_group_message(group) for group in status.groups],
         )
+
+    async def CreateJoinToken(
+        self, request: cluster_pb2.CreateJoinTokenRequest, context: Context
+    ) -> cluster_pb2.CreateJoinTokenResponse:
+        """The token is in the answer and nowhere else."""
+        identity = caller()
+        self._edge.authenticator.authorize(identity, "admin")
+        made = await self._edge.core.create_join_token(
+            request.node,
+            float(request.lifetime_s),
+            identity.user,
+            time_left_s(context, _JOIN_TOKEN_TIMEOUT_S),
+        )
+        answer = cluster_pb2.CreateJoinTokenResponse(
+            token=made.token,
+            ca_fingerprint=made.ca_fingerprint,
+            peer_addresses=made.peer_addresses,
+        )
+        answer.expire_time.FromMilliseconds(made.expires_ms)
+        return answer
 
     async def _core_status(self, context: Context) -> core_pb2.CoreStatus:
         try:

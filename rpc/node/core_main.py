@@ -30,6 +30,7 @@ def _run() -> int:
 
     from quorepo import __version__
     from quorepo.cluster import core
+    from quorepo.cluster.admission import AuthorityFiles
     from quorepo.cluster.sweep import Retention
     from quorepo.rpc.config import load_config, load_peer_credentials
     from quorepo.storage.logs import configure_logging
@@ -43,6 +44,11 @@ def _run() -> int:
             socket_path=arguments.runtime_dir / "core.sock",
             peers=config.cluster.peers,
             credentials=load_peer_credentials(config),
+            authority=AuthorityFiles(
+                ca=config.cluster.tls.ca_file,
+                ca_key=config.cluster.tls.ca_key_file,
+                user_tokens=config.auth.tokens_file,
+            ),
             formation=_formation_plan(config),
             peer_listen=config.listen.peer,
             http_url=config.advertise.http_url,

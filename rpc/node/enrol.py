@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import datetime
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 from quorepo.cluster.enrolment import (
@@ -17,6 +20,7 @@ from quorepo.cluster.enrolment import (
     renewal_is_due,
 )
 from quorepo.rpc.config import NodeConfig
+from quorepo.rpc.node.process import PARENT_VARIABLE
 from quorepo.storage.errors import ConfigError
 from quorepo.storage.logs import fields
 
@@ -54,7 +58,7 @@ def enrol(config: NodeConfig, path: Path) -> None:
     elif cluster.bootstrap_secret_file is not None:
         enrol_with_secret(files, cluster.bootstrap_secret_file, now)
     elif cluster.join_token_file is not None:
-        raise ConfigError("join tokens are not there yet")
+        _join(path)
     else:
         raise ConfigError(
             f"node {config.node.name!r} has no certificate: {str(files.certificate)!r} does not "
@@ -64,3 +68,17 @@ def enrol(config: NodeConfig, path: Path) -> None:
             f"issue --node {config.node.name}` here",
         )
     log.info("node enrolled", extra=fields(config=str(path)))
+
+
+def _join(path: Path) -> None:
+    """In a process of its own: one that has used gRPC must not start others."""
+    code = subprocess.run(
+        [sys.executable, "-P", "-m", "quorepo.rpc.node.join_main", "--config", str(path)],
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, PARENT_VARIABLE: str(os.getpid())},
+        check=False,
+    ).returncode
+    if code:
+        raise ConfigError(
+            "this node did not join a cluster; the line above says why; nothing was started"
+        )

@@ -49,9 +49,9 @@ def _serve(config_argument: str) -> int:
     config = load_config(path)
     name = config.node.name
     configure_logging("supervisor", name)
-    load_tokens(config.auth.tokens_file)
     enrol(config, path)
     load_peer_credentials(config)
+    load_tokens(config.auth.tokens_file)
     with contextlib.ExitStack() as stack:
         if config.node.pid_file is not None:
             try:

@@ -135,6 +135,16 @@ class FakeCore:
         groups = [core_pb2.CoreGroupStatus(group=group, role=role) for group in self._stores]
         return core_pb2.CoreStatus(node="n1", ready=self.has_leader, phase="serving", groups=groups)
 
+    async def create_join_token(
+        self, node: str, lifetime_s: float, actor: str, timeout_s: float
+    ) -> core_pb2.CoreJoinTokenResponse:
+        return core_pb2.CoreJoinTokenResponse(
+            token=f"quorepo-join-1:for-{node or 'any'}-by-{actor}",
+            expires_ms=int((time.time() + (lifetime_s or 3600)) * 1000),
+            ca_fingerprint="00" * 32,
+            peer_addresses=["n1.example:7423"],
+        )
+
     async def metrics(self, timeout_s: float = 2.0) -> bytes:
         if not self.has_leader:
             raise Unavailable("this node's core is not running")

@@ -71,6 +71,11 @@ class Handler:
     async def rejoin(self, request: peer_pb2.RejoinRequest) -> peer_pb2.RejoinResponse:
         return peer_pb2.RejoinResponse(accepted=True)
 
+    async def join(
+        self, request: peer_pb2.JoinRequest, token_digest: bytes
+    ) -> peer_pb2.JoinResponse:
+        return peer_pb2.JoinResponse(cluster_id=token_digest.hex())
+
     async def get_status(self, request: core_pb2.CoreStatusRequest) -> core_pb2.CoreStatus:
         return core_pb2.CoreStatus(node="answering")
 

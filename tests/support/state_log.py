@@ -121,6 +121,8 @@ Body = (
     | log_pb2.ReservePath
     | log_pb2.ReleasePath
     | log_pb2.RegisterNode
+    | log_pb2.AddJoinToken
+    | log_pb2.UseJoinToken
 )
 
 
@@ -148,6 +150,10 @@ def command(body: Body, request: int, *, first_seen_ms: int, version: int = 1) -
             result.release_path.CopyFrom(body)
         case log_pb2.RegisterNode():
             result.register_node.CopyFrom(body)
+        case log_pb2.AddJoinToken():
+            result.add_join_token.CopyFrom(body)
+        case log_pb2.UseJoinToken():
+            result.use_join_token.CopyFrom(body)
     return result
 
 

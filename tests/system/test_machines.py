@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import json
 import shutil
@@ -12,6 +13,9 @@ import pytest
 import yaml
 from support.machines import QUOREPO, STATE, Machines, can_make_machines
 from support.waiting import eventually
+
+from quorepo.cluster.peer.join_token import read_join_token
+from quorepo.storage.errors import ConfigError
 
 pytestmark = pytest.mark.skipif(not can_make_machines(), reason="needs root and namespaces")
 
@@ -112,3 +116,126 @@ def test_a_node_killed_at_any_step_of_the_start(machines: Machines, victim: str,
     machines.serve(victim)
     machines.wait_ready(*NAMES)
     assert len(cluster_ids(machines)) == 1
+
+
+def begin_with_one(machines: Machines) -> None:
+    """n1 begins a cluster; the others are told where it is."""
+    machines.run_on("n1", [str(QUOREPO), "init", STATE, "--bootstrap"])
+    for name in ("n2", "n3"):
+        machines.run_on(name, [str(QUOREPO), "init", STATE, "--join", "n1:7423"])
+    machines.serve("n1")
+    machines.wait_ready("n1")
+
+
+def give_token(machines: Machines, name: str, *options: str) -> Path:
+    """What an operator does: a token of a member, carried to the machine."""
+    path = machines.folder(name) / "secrets" / "join-token"
+    machines.cli("n1", "node", "token", "--file", str(path), *options)
+    assert path.stat().st_mode & 0o777 == 0o600
+    return path
+
+
+def voters(machines: Machines, ask: str) -> set[str]:
+    groups = json.loads(machines.cli(ask, "status", "-o", "json").stdout)["groups"]
+    sets = [{r["node"] for r in group["replicas"] if r["votes"]} for group in groups]
+    assert all(nodes == sets[0] for nodes in sets), "not in every group yet"
+    return sets[0]
+
+
+def test_nodes_join_with_a_token_each(machines: Machines, tmp_path: Path) -> None:
+    begin_with_one(machines)
+    machines.cli("n1", "repo", "create", "team/app")
+    work = tmp_path / "work"
+    machines.git("init", "-q", "-b", "main", str(work))
+    machines.git("-C", str(work), "commit", "-q", "--allow-empty", "-m", "first")
+    machines.git("-C", str(work), "push", "-q", machines.url("n1", "team/app"), "main")
+    used = give_token(machines, "n2")
+    machines.serve("n2")
+    machines.wait_ready("n2")
+    # The same token again, from another machine: refused, with what to do.
+    copied = machines.folder("n3") / "secrets" / "join-token"
+    shutil.copy(used, copied)
+    machines.serve("n3")
+    assert machines.ended("n3") == 78
+    assert "was used already, by replica" in machines.log("n3")
+    assert "quorepo node token" in machines.log("n3")
+    # One for another name, and one that is over.
+    copied.unlink()
+    give_token(machines, "n3", "--node", "n4")
+    machines.serve("n3")
+    assert machines.ended("n3") == 78
+    assert "is for node 'n4', not for 'n3'" in machines.log("n3")
+    copied.unlink()
+    give_token(machines, "n3", "--ttl", "1s")
+    eventually(lambda: is_over(copied), what="the token is over")
+    machines.serve("n3")
+    assert machines.ended("n3") == 78
+    assert "expired at" in machines.log("n3")
+    copied.unlink()
+    give_token(machines, "n3", "--node", "n3")
+    machines.serve("n3")
+    machines.wait_ready("n3")
+    eventually(lambda: voters(machines, "n3") == set(NAMES), timeout_s=60, what="three voters")
+    assert len(cluster_ids(machines)) == 1
+    # The users came along, and the first machine is not needed any more.
+    machines.kill("n1")
+    eventually(
+        lambda: machines.git("ls-remote", machines.url("n2", "team/app"), check=False).returncode
+        == 0,
+        timeout_s=60, what="served without n1",
+    )  # fmt: skip
+    machines.git("clone", "-q", machines.url("n3", "team/app"), str(tmp_path / "clone"))
+    secret = used.read_text().strip()
+    for name in NAMES:
+        assert secret not in machines.log(name)
+
+
+def is_over(token: Path) -> bool:
+    try:
+        read_join_token(token, datetime.datetime.now(datetime.UTC))
+    except ConfigError:
+        return True
+    return False
+
+
+_JOINING = [
+    ("n2", "joining.after_answer"),
+    ("n1", "admission.after_use"),
+]
+_JOINING_LONG = [
+    ("n2", "joining.before_asking"),
+    ("n2", "enrolment.before_ca_key"),
+    ("n2", "enrolment.before_certificate"),
+    ("n2", "enrolment.done"),
+    ("n2", "formation.before_rejoining"),
+    ("n2", "formation.after_rejoining"),
+    ("n2", "formation.before_marker"),
+    ("n1", "admission.before_use"),
+]
+
+
+@pytest.mark.parametrize(
+    ("victim", "step"),
+    [*_JOINING, *(pytest.param(*case, marks=pytest.mark.slow) for case in _JOINING_LONG)],
+)
+def test_a_node_killed_at_any_step_of_joining(machines: Machines, victim: str, step: str) -> None:
+    """Newcomer or member: it starts again, and with the same token the newcomer is in, once."""
+    begin_with_one(machines)
+    give_token(machines, "n2")
+    if victim == "n1":
+        machines.kill("n1")
+        machines.serve("n1", failpoint=f"{step}=kill")
+        machines.wait_ready("n1")
+        machines.serve("n2")
+    else:
+        machines.serve("n2", failpoint=f"{step}=kill")
+    if step.startswith(("joining", "enrolment")):
+        assert machines.ended("n2") in (78, -9)
+    else:
+        eventually(lambda: "killed by SIGKILL" in machines.log(victim), timeout_s=60, what=step)
+        machines.kill(victim)
+    machines.serve(victim)
+    machines.wait_ready("n1", "n2")
+    eventually(lambda: voters(machines, "n1") == {"n1", "n2"}, timeout_s=60, what="two voters")
+    status = json.loads(machines.cli("n1", "status", "-o", "json").stdout)
+    assert all(len(group["replicas"]) == 2 for group in status["groups"])

@@ -397,3 +397,62 @@ class CoreMetrics(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CoreMetrics: _TypeAlias = CoreMetrics  # noqa: Y015
+
+@_typing.final
+class CoreJoinTokenRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    LIFETIME_MS_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """empty: any free name"""
+    lifetime_ms: _builtins.int
+    actor: _builtins.str
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        lifetime_ms: _builtins.int = ...,
+        actor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "lifetime_ms", b"lifetime_ms", "node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CoreJoinTokenRequest: _TypeAlias = CoreJoinTokenRequest  # noqa: Y015
+
+@_typing.final
+class CoreJoinTokenResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    EXPIRES_MS_FIELD_NUMBER: _builtins.int
+    CA_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    PEER_ADDRESSES_FIELD_NUMBER: _builtins.int
+    token: _builtins.str
+    expires_ms: _builtins.int
+    """Unix time"""
+    ca_fingerprint: _builtins.str
+    """SHA-256, hex"""
+    @_builtins.property
+    def peer_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of the members"""
+
+    def __init__(
+        self,
+        *,
+        token: _builtins.str = ...,
+        expires_ms: _builtins.int = ...,
+        ca_fingerprint: _builtins.str = ...,
+        peer_addresses: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_fingerprint", b"ca_fingerprint", "expires_ms", b"expires_ms", "peer_addresses", b"peer_addresses", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CoreJoinTokenResponse: _TypeAlias = CoreJoinTokenResponse  # noqa: Y015

@@ -54,6 +54,11 @@ class CoreStub:
                 request_serializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreStatusRequest.SerializeToString,
                 response_deserializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreStatus.FromString,
                 _registered_method=True)
+        self.CreateJoinToken = channel.unary_unary(
+                '/quorepo.internal.v1.Core/CreateJoinToken',
+                request_serializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreJoinTokenRequest.SerializeToString,
+                response_deserializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreJoinTokenResponse.FromString,
+                _registered_method=True)
         self.GetMetrics = channel.unary_unary(
                 '/quorepo.internal.v1.Core/GetMetrics',
                 request_serializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreMetricsRequest.SerializeToString,
@@ -91,6 +96,13 @@ class CoreServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateJoinToken(self, request, context):
+        """Makes a token with which one node may join, and records it in the directory.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetMetrics(self, request, context):
         """Prometheus text of the core process.
         """
@@ -120,6 +132,11 @@ def add_CoreServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreStatusRequest.FromString,
                     response_serializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreStatus.SerializeToString,
+            ),
+            'CreateJoinToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateJoinToken,
+                    request_deserializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreJoinTokenRequest.FromString,
+                    response_serializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreJoinTokenResponse.SerializeToString,
             ),
             'GetMetrics': grpc.unary_unary_rpc_method_handler(
                     servicer.GetMetrics,
@@ -235,6 +252,33 @@ class Core:
             '/quorepo.internal.v1.Core/GetStatus',
             quorepo_dot_internal_dot_v1_dot_core__pb2.CoreStatusRequest.SerializeToString,
             quorepo_dot_internal_dot_v1_dot_core__pb2.CoreStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateJoinToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.internal.v1.Core/CreateJoinToken',
+            quorepo_dot_internal_dot_v1_dot_core__pb2.CoreJoinTokenRequest.SerializeToString,
+            quorepo_dot_internal_dot_v1_dot_core__pb2.CoreJoinTokenResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,8 @@ class CoreStub:
     ReplicatePack: _grpc.UnaryUnaryMultiCallable[_core_pb2.ReplicatePackRequest, _core_pb2.ReplicatePackResponse]
     """Copies a pack from this node's quarantine to a majority of the group, the leader included."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_core_pb2.CoreStatusRequest, _core_pb2.CoreStatus]
+    CreateJoinToken: _grpc.UnaryUnaryMultiCallable[_core_pb2.CoreJoinTokenRequest, _core_pb2.CoreJoinTokenResponse]
+    """Makes a token with which one node may join, and records it in the directory."""
     GetMetrics: _grpc.UnaryUnaryMultiCallable[_core_pb2.CoreMetricsRequest, _core_pb2.CoreMetrics]
     """Prometheus text of the core process."""
 
@@ -51,6 +53,8 @@ class CoreAsyncStub(CoreStub):
     ReplicatePack: _aio.UnaryUnaryMultiCallable[_core_pb2.ReplicatePackRequest, _core_pb2.ReplicatePackResponse]  # type: ignore[assignment]
     """Copies a pack from this node's quarantine to a majority of the group, the leader included."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_core_pb2.CoreStatusRequest, _core_pb2.CoreStatus]  # type: ignore[assignment]
+    CreateJoinToken: _aio.UnaryUnaryMultiCallable[_core_pb2.CoreJoinTokenRequest, _core_pb2.CoreJoinTokenResponse]  # type: ignore[assignment]
+    """Makes a token with which one node may join, and records it in the directory."""
     GetMetrics: _aio.UnaryUnaryMultiCallable[_core_pb2.CoreMetricsRequest, _core_pb2.CoreMetrics]  # type: ignore[assignment]
     """Prometheus text of the core process."""
 
@@ -85,6 +89,14 @@ class CoreServicer(metaclass=_abc_1.ABCMeta):
         request: _core_pb2.CoreStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_core_pb2.CoreStatus, _abc.Awaitable[_core_pb2.CoreStatus]]: ...
+
+    @_abc_1.abstractmethod
+    def CreateJoinToken(
+        self,
+        request: _core_pb2.CoreJoinTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_core_pb2.CoreJoinTokenResponse, _abc.Awaitable[_core_pb2.CoreJoinTokenResponse]]:
+        """Makes a token with which one node may join, and records it in the directory."""
 
     @_abc_1.abstractmethod
     def GetMetrics(

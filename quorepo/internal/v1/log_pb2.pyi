@@ -78,6 +78,12 @@ class _RejectionReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Rejec
     """the repository has another object format"""
     REJECTION_REASON_PACKS_CHANGED: _RejectionReason.ValueType  # 9
     """the packs are not those it was computed from: compute again"""
+    REJECTION_REASON_JOIN_TOKEN_UNKNOWN: _RejectionReason.ValueType  # 40
+    REJECTION_REASON_JOIN_TOKEN_USED: _RejectionReason.ValueType  # 41
+    REJECTION_REASON_JOIN_TOKEN_EXPIRED: _RejectionReason.ValueType  # 42
+    REJECTION_REASON_JOIN_TOKEN_NODE: _RejectionReason.ValueType  # 43
+    """it is for a node of another name"""
+    REJECTION_REASON_JOIN_TOKEN_NAME_TAKEN: _RejectionReason.ValueType  # 44
 
 class RejectionReason(_RejectionReason, metaclass=_RejectionReasonEnumTypeWrapper): ...
 
@@ -96,6 +102,12 @@ REJECTION_REASON_OBJECT_FORMAT: RejectionReason.ValueType  # 8
 """the repository has another object format"""
 REJECTION_REASON_PACKS_CHANGED: RejectionReason.ValueType  # 9
 """the packs are not those it was computed from: compute again"""
+REJECTION_REASON_JOIN_TOKEN_UNKNOWN: RejectionReason.ValueType  # 40
+REJECTION_REASON_JOIN_TOKEN_USED: RejectionReason.ValueType  # 41
+REJECTION_REASON_JOIN_TOKEN_EXPIRED: RejectionReason.ValueType  # 42
+REJECTION_REASON_JOIN_TOKEN_NODE: RejectionReason.ValueType  # 43
+"""it is for a node of another name"""
+REJECTION_REASON_JOIN_TOKEN_NAME_TAKEN: RejectionReason.ValueType  # 44
 Global___RejectionReason: _TypeAlias = RejectionReason  # noqa: Y015
 
 class _RefStatus:
@@ -145,6 +157,8 @@ class Command(_message.Message):
     RESERVE_PATH_FIELD_NUMBER: _builtins.int
     RELEASE_PATH_FIELD_NUMBER: _builtins.int
     REGISTER_NODE_FIELD_NUMBER: _builtins.int
+    ADD_JOIN_TOKEN_FIELD_NUMBER: _builtins.int
+    USE_JOIN_TOKEN_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """format of this message, now 1"""
     request_id: _builtins.bytes
@@ -173,6 +187,12 @@ class Command(_message.Message):
     def release_path(self) -> Global___ReleasePath: ...
     @_builtins.property
     def register_node(self) -> Global___RegisterNode: ...
+    @_builtins.property
+    def add_join_token(self) -> Global___AddJoinToken:
+        """who may join (40 to 49)"""
+
+    @_builtins.property
+    def use_join_token(self) -> Global___UseJoinToken: ...
     def __init__(
         self,
         *,
@@ -188,12 +208,14 @@ class Command(_message.Message):
         reserve_path: Global___ReservePath | None = ...,
         release_path: Global___ReleasePath | None = ...,
         register_node: Global___RegisterNode | None = ...,
+        add_join_token: Global___AddJoinToken | None = ...,
+        use_join_token: Global___UseJoinToken | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_repository", b"create_repository", "delete_repository", b"delete_repository", "kind", b"kind", "prune", b"prune", "register_node", b"register_node", "release_path", b"release_path", "replace_packs", b"replace_packs", "reserve_path", b"reserve_path", "transaction", b"transaction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["add_join_token", b"add_join_token", "create_repository", b"create_repository", "delete_repository", b"delete_repository", "kind", b"kind", "prune", b"prune", "register_node", b"register_node", "release_path", b"release_path", "replace_packs", b"replace_packs", "reserve_path", b"reserve_path", "transaction", b"transaction", "use_join_token", b"use_join_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "create_repository", b"create_repository", "delete_repository", b"delete_repository", "first_seen_ms", b"first_seen_ms", "kind", b"kind", "prune", b"prune", "register_node", b"register_node", "release_path", b"release_path", "replace_packs", b"replace_packs", "request_id", b"request_id", "reserve_path", b"reserve_path", "transaction", b"transaction", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "add_join_token", b"add_join_token", "create_repository", b"create_repository", "delete_repository", b"delete_repository", "first_seen_ms", b"first_seen_ms", "kind", b"kind", "prune", b"prune", "register_node", b"register_node", "release_path", b"release_path", "replace_packs", b"replace_packs", "request_id", b"request_id", "reserve_path", b"reserve_path", "transaction", b"transaction", "use_join_token", b"use_join_token", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["create_repository", "delete_repository", "transaction", "replace_packs", "prune", "reserve_path", "release_path", "register_node"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["create_repository", "delete_repository", "transaction", "replace_packs", "prune", "reserve_path", "release_path", "register_node", "add_join_token", "use_join_token"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -546,6 +568,69 @@ class RegisterNode(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RegisterNode: _TypeAlias = RegisterNode  # noqa: Y015
+
+@_typing.final
+class AddJoinToken(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_DIGEST_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    EXPIRES_MS_FIELD_NUMBER: _builtins.int
+    token_digest: _builtins.bytes
+    """SHA-256 of the certificate inside it"""
+    node: _builtins.str
+    """the one name that may join with it; empty: any that is free"""
+    expires_ms: _builtins.int
+    """log time"""
+    def __init__(
+        self,
+        *,
+        token_digest: _builtins.bytes = ...,
+        node: _builtins.str = ...,
+        expires_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_ms", b"expires_ms", "node", b"node", "token_digest", b"token_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddJoinToken: _TypeAlias = AddJoinToken  # noqa: Y015
+
+@_typing.final
+class UseJoinToken(_message.Message):
+    """Lets a replica in, once. A repeat by the same replica with the same key is the same use."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_DIGEST_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    REPLICA_ID_FIELD_NUMBER: _builtins.int
+    KEY_DIGEST_FIELD_NUMBER: _builtins.int
+    NAME_IS_TAKEN_FIELD_NUMBER: _builtins.int
+    token_digest: _builtins.bytes
+    node: _builtins.str
+    replica_id: _builtins.str
+    key_digest: _builtins.bytes
+    """SHA-256 of the newcomer's public key"""
+    name_is_taken: _builtins.bool
+    """by another replica: only a token for this very name lets it in"""
+    def __init__(
+        self,
+        *,
+        token_digest: _builtins.bytes = ...,
+        node: _builtins.str = ...,
+        replica_id: _builtins.str = ...,
+        key_digest: _builtins.bytes = ...,
+        name_is_taken: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_digest", b"key_digest", "name_is_taken", b"name_is_taken", "node", b"node", "replica_id", b"replica_id", "token_digest", b"token_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UseJoinToken: _TypeAlias = UseJoinToken  # noqa: Y015
 
 @_typing.final
 class Result(_message.Message):

@@ -933,3 +933,99 @@ class RejoinResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RejoinResponse: _TypeAlias = RejoinResponse  # noqa: Y015
+
+@_typing.final
+class JoinToken(_message.Message):
+    """---- joining
+
+    What is inside a join token. Its private key is nowhere else: the directory knows the certificate's
+    digest only.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CA_CERTIFICATE_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    ca_certificate: _builtins.bytes
+    """DER; the newcomer talks to nobody else"""
+    certificate: _builtins.bytes
+    """DER, signed by the CA, opens the call Join and nothing else"""
+    key: _builtins.bytes
+    """PKCS8, DER"""
+    def __init__(
+        self,
+        *,
+        ca_certificate: _builtins.bytes = ...,
+        certificate: _builtins.bytes = ...,
+        key: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_certificate", b"ca_certificate", "certificate", b"certificate", "key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinToken: _TypeAlias = JoinToken  # noqa: Y015
+
+@_typing.final
+class JoinRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    REPLICA_ID_FIELD_NUMBER: _builtins.int
+    SIGNING_REQUEST_FIELD_NUMBER: _builtins.int
+    PEER_ADDRESS_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    replica_id: _builtins.str
+    signing_request: _builtins.bytes
+    """PKCS10, DER; the key stays where it is"""
+    peer_address: _builtins.str
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        replica_id: _builtins.str = ...,
+        signing_request: _builtins.bytes = ...,
+        peer_address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "peer_address", b"peer_address", "replica_id", b"replica_id", "signing_request", b"signing_request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinRequest: _TypeAlias = JoinRequest  # noqa: Y015
+
+@_typing.final
+class JoinResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_PEM_FIELD_NUMBER: _builtins.int
+    CA_PEM_FIELD_NUMBER: _builtins.int
+    CA_KEY_PEM_FIELD_NUMBER: _builtins.int
+    CLUSTER_ID_FIELD_NUMBER: _builtins.int
+    USER_TOKENS_FIELD_NUMBER: _builtins.int
+    certificate_pem: _builtins.bytes
+    ca_pem: _builtins.bytes
+    ca_key_pem: _builtins.bytes
+    """every member may let others join"""
+    cluster_id: _builtins.str
+    user_tokens: _builtins.bytes
+    """the member's tokens file: digests, or tokens where the operator put them"""
+    def __init__(
+        self,
+        *,
+        certificate_pem: _builtins.bytes = ...,
+        ca_pem: _builtins.bytes = ...,
+        ca_key_pem: _builtins.bytes = ...,
+        cluster_id: _builtins.str = ...,
+        user_tokens: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_key_pem", b"ca_key_pem", "ca_pem", b"ca_pem", "certificate_pem", b"certificate_pem", "cluster_id", b"cluster_id", "user_tokens", b"user_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinResponse: _TypeAlias = JoinResponse  # noqa: Y015

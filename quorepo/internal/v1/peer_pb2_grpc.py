@@ -70,6 +70,11 @@ class PeerStub:
                 request_serializer=quorepo_dot_internal_dot_v1_dot_peer__pb2.RejoinRequest.SerializeToString,
                 response_deserializer=quorepo_dot_internal_dot_v1_dot_peer__pb2.RejoinResponse.FromString,
                 _registered_method=True)
+        self.Join = channel.unary_unary(
+                '/quorepo.internal.v1.Peer/Join',
+                request_serializer=quorepo_dot_internal_dot_v1_dot_peer__pb2.JoinRequest.SerializeToString,
+                response_deserializer=quorepo_dot_internal_dot_v1_dot_peer__pb2.JoinResponse.FromString,
+                _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/quorepo.internal.v1.Peer/GetStatus',
                 request_serializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreStatusRequest.SerializeToString,
@@ -130,6 +135,14 @@ class PeerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Join(self, request, context):
+        """A node with a join token asks for its certificate. The one call that the certificate inside a
+        token may make, and that no node makes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStatus(self, request, context):
         """The receiver's own view of its groups; a node asks all others to show one picture.
         """
@@ -174,6 +187,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.Rejoin,
                     request_deserializer=quorepo_dot_internal_dot_v1_dot_peer__pb2.RejoinRequest.FromString,
                     response_serializer=quorepo_dot_internal_dot_v1_dot_peer__pb2.RejoinResponse.SerializeToString,
+            ),
+            'Join': grpc.unary_unary_rpc_method_handler(
+                    servicer.Join,
+                    request_deserializer=quorepo_dot_internal_dot_v1_dot_peer__pb2.JoinRequest.FromString,
+                    response_serializer=quorepo_dot_internal_dot_v1_dot_peer__pb2.JoinResponse.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -370,6 +388,33 @@ class Peer:
             '/quorepo.internal.v1.Peer/Rejoin',
             quorepo_dot_internal_dot_v1_dot_peer__pb2.RejoinRequest.SerializeToString,
             quorepo_dot_internal_dot_v1_dot_peer__pb2.RejoinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Join(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.internal.v1.Peer/Join',
+            quorepo_dot_internal_dot_v1_dot_peer__pb2.JoinRequest.SerializeToString,
+            quorepo_dot_internal_dot_v1_dot_peer__pb2.JoinResponse.FromString,
             options,
             channel_credentials,
             insecure,

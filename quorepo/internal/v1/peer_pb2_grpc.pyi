@@ -48,6 +48,10 @@ class PeerStub:
     """Who are you, and what cluster do you belong to. Used to form a cluster exactly once."""
     Rejoin: _grpc.UnaryUnaryMultiCallable[_peer_pb2.RejoinRequest, _peer_pb2.RejoinResponse]
     """A node whose disk is empty asks to come back under a new replica id."""
+    Join: _grpc.UnaryUnaryMultiCallable[_peer_pb2.JoinRequest, _peer_pb2.JoinResponse]
+    """A node with a join token asks for its certificate. The one call that the certificate inside a
+    token may make, and that no node makes.
+    """
     GetStatus: _grpc.UnaryUnaryMultiCallable[_core_pb2.CoreStatusRequest, _core_pb2.CoreStatus]
     """The receiver's own view of its groups; a node asks all others to show one picture."""
 
@@ -70,6 +74,10 @@ class PeerAsyncStub(PeerStub):
     """Who are you, and what cluster do you belong to. Used to form a cluster exactly once."""
     Rejoin: _aio.UnaryUnaryMultiCallable[_peer_pb2.RejoinRequest, _peer_pb2.RejoinResponse]  # type: ignore[assignment]
     """A node whose disk is empty asks to come back under a new replica id."""
+    Join: _aio.UnaryUnaryMultiCallable[_peer_pb2.JoinRequest, _peer_pb2.JoinResponse]  # type: ignore[assignment]
+    """A node with a join token asks for its certificate. The one call that the certificate inside a
+    token may make, and that no node makes.
+    """
     GetStatus: _aio.UnaryUnaryMultiCallable[_core_pb2.CoreStatusRequest, _core_pb2.CoreStatus]  # type: ignore[assignment]
     """The receiver's own view of its groups; a node asks all others to show one picture."""
 
@@ -131,6 +139,16 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_peer_pb2.RejoinResponse, _abc.Awaitable[_peer_pb2.RejoinResponse]]:
         """A node whose disk is empty asks to come back under a new replica id."""
+
+    @_abc_1.abstractmethod
+    def Join(
+        self,
+        request: _peer_pb2.JoinRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.JoinResponse, _abc.Awaitable[_peer_pb2.JoinResponse]]:
+        """A node with a join token asks for its certificate. The one call that the certificate inside a
+        token may make, and that no node makes.
+        """
 
     @_abc_1.abstractmethod
     def GetStatus(

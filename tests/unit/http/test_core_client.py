@@ -64,6 +64,11 @@ class ScriptedCore(core_pb2_grpc.CoreServicer):
     async def GetStatus(self, request: Any, context: Any) -> Any:
         return core_pb2.CoreStatus(node="n1")
 
+    async def CreateJoinToken(
+        self, request: core_pb2.CoreJoinTokenRequest, context: Any
+    ) -> core_pb2.CoreJoinTokenResponse:
+        raise NotImplementedError
+
     async def GetMetrics(self, request: Any, context: Any) -> Any:
         return core_pb2.CoreMetrics(text=b"metric 1\n")
 

@@ -54,6 +54,11 @@ class _Service(core_pb2_grpc.CoreServicer):
     async def GetStatus(self, request: Any, context: Any) -> Any:
         return await self._core.status()
 
+    async def CreateJoinToken(
+        self, request: core_pb2.CoreJoinTokenRequest, context: Any
+    ) -> core_pb2.CoreJoinTokenResponse:
+        raise NotImplementedError
+
     async def GetMetrics(self, request: Any, context: Any) -> Any:
         return core_pb2.CoreMetrics(text=await self._core.metrics())
 
