@@ -52,7 +52,9 @@ class Operator:
         replicas = list(current.replicas)
         learners = [replica for replica in replicas if not replica.votes]
         voters = [replica for replica in replicas if replica.votes]
-        kind = rng.choice(("add", "promote", "promote", "promote", "remove", "demote", "wipe"))
+        kind = rng.choice(
+            ("add", "promote", "promote", "promote", "remove", "demote", "wipe", "again")
+        )
         if kind == "add" and len(replicas) < _REPLICAS_MAX:
             self._propose(node, group, current, [*replicas, voter(self._new(), votes=False)])
         elif kind == "promote" and learners:
@@ -63,6 +65,9 @@ class Operator:
             self._remove(node, group, current)
         elif kind == "wipe":
             self._wipe(voters)
+        elif kind == "again":  # an id a second time, or one that was removed: has to be denied
+            again = rng.choice([r.replica_id for r in replicas] + [*current.removed_replica_ids])
+            self._propose(node, group, current, [*replicas, voter(again, votes=rng.random() < 0.5)])
 
     def _new(self) -> str:
         """A node with an empty disk."""

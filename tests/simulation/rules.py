@@ -240,9 +240,12 @@ class Rules:
             raise Violation(f"commit: {node} commits {index}, which only {sorted(holders)} store")
 
     def _voters(self, configuration: log_pb2.Configuration) -> frozenset[str]:
-        """`voters_of`, of each configuration once."""
+        """`voters_of`, of each configuration once: no id twice, none that was ever removed."""
         known = self._known_voters.get(id(configuration))
         if known is None or known[0] is not configuration:
+            ids = [replica.replica_id for replica in configuration.replicas]
+            if len(set(ids)) < len(ids) or set(ids) & set(configuration.removed_replica_ids):
+                raise Violation(f"membership: an id counts twice or came back: {configuration}")
             known = (configuration, voters_of(configuration))
             self._known_voters[id(configuration)] = known
         return known[1]
