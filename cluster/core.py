@@ -22,10 +22,11 @@ from typing import Any
 import grpc
 from prometheus_client import CollectorRegistry, generate_latest
 
+from quorepo.cluster.addresses import announce_address, move_replica
 from quorepo.cluster.admission import Admission, AuthorityFiles
 from quorepo.cluster.apply import ApplyThread
 from quorepo.cluster.core_service import CoreService
-from quorepo.cluster.formation import Formation, FormationPlan
+from quorepo.cluster.formation import Formation, FormationPlan, voter
 from quorepo.cluster.gate import StagedPackGate
 from quorepo.cluster.identity import NodeIdentity
 from quorepo.cluster.membership import Membership
@@ -250,6 +251,8 @@ class _Core:
 
         self._spawn(self._membership.promote_learners(), "promote learners")
         self._spawn(self._register(driver), "register")
+        me = voter(identity.node, identity.replica_id, settings.formation.peer_address)
+        self._spawn(announce_address(host, GROUPS, self._clients, me), "announce address")
         for name, work in upkeep.work(host).items():
             self._spawn(work, name)
 
@@ -353,6 +356,10 @@ class _Core:
     async def rejoin(self, request: peer_pb2.RejoinRequest) -> peer_pb2.RejoinResponse:
         if self._membership is None:
             return peer_pb2.RejoinResponse(reason="this node does not belong to a cluster yet")
+        assert self._host is not None
+        replica, address = request.replica_id, request.peer_address
+        if problem := await move_replica(self._host, GROUPS, replica, address):
+            return peer_pb2.RejoinResponse(reason=problem)
         known = {r.node for c in self._configurations() for r in c.replicas}
         assert self._admission is not None
         # Its disk was emptied, and the certificate tells who it is; or it came with a token.

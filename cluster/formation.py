@@ -36,7 +36,7 @@ from quorepo.storage.failpoints import failpoint
 from quorepo.storage.layout import write_durably
 from quorepo.storage.logs import fields
 
-__all__ = ["Formation", "FormationPlan", "PeerCalls", "remove_node", "replica_of"]
+__all__ = ["Formation", "FormationPlan", "PeerCalls", "remove_node", "replica_of", "voter"]
 
 log = logging.getLogger(__name__)
 

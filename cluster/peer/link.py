@@ -77,6 +77,9 @@ class PeerLink:
         self.replica = replica
         self._first_frame = hello.SerializeToString()
         self._address = PeerAddress(replica.node, replica.peer_address)
+        self._told = self._address  # where the peer said last that it listens
+        self._called = self._address
+        self._try_told = False
         self._credentials = credentials
         self._limits = limits
         self._events = events
@@ -147,9 +150,11 @@ class PeerLink:
         if self._overflowed and self._call is not None:
             self._call.cancel()  # also ends a write that waits for the peer to read
 
-    def incoming_opened(self) -> None:
-        """The peer's stream to us is there: it is up, so do not wait out a backoff."""
+    def incoming_opened(self, told_address: str = "") -> None:
+        """The peer's stream to us is there: it is up, so do not wait out a backoff. `told_address`
+        is where it says that it listens."""
         self._incoming = True
+        self._told = PeerAddress(self.replica.node, told_address or self.replica.peer_address)
         self._hurry.set()
         self._update("")
 
@@ -207,7 +212,10 @@ class PeerLink:
         """One stream from its start to its end; returns whether it ever was up."""
         # A new channel each time: names are resolved anew, and no old backoff is inherited.
         keepalive = self._limits.keepalive
-        async with open_channel(self._address, self._credentials, keepalive) as channel:
+        # A peer that moved is heard before its configuration follows: where nobody listens any more
+        # it is called at the address that it told.
+        self._called = self._told if self._try_told else self._address
+        async with open_channel(self._called, self._credentials, keepalive) as channel:
             method: Any = channel.stream_stream(
                 RAFT_METHOD, response_deserializer=peer_pb2.RaftHello.FromString
             )
@@ -219,6 +227,8 @@ class PeerLink:
                 self._call = None
                 call.cancel()
             served = self._outgoing
+            if not served and cause == "unreachable":
+                self._try_told = self._incoming and not self._try_told
             self._stream_down(cause)  # reported before the channel takes its time to close
         return served
 
@@ -299,7 +309,7 @@ class PeerLink:
     async def _explain(self, call: Any) -> str:
         """Why the call ended, logged when it is news."""
         code, details = await call.code(), await call.details()
-        if problem := tls_problem(self._address, details or ""):
+        if problem := tls_problem(self._called, details or ""):
             self._note("refused", problem)
             return "refused"
         cause = "refused" if code in _REFUSED else "lost" if self._outgoing else "unreachable"
@@ -313,7 +323,7 @@ class PeerLink:
         if news != self._last_note:
             self._last_note = news
             level = logging.WARNING if cause == "refused" else logging.INFO
-            peer, address = self.replica.replica_id, self.replica.peer_address
+            peer, address = self.replica.replica_id, self._called.address
             extra = fields(peer=peer, address=address, cause=cause, detail=text[:300])
             log.log(level, "peer not connected", extra=extra)
 

@@ -279,7 +279,7 @@ class PeerTransport:
         self._refusals_told = {told for told in self._refusals_told if told[0] != replica_id}
         link = self._links.get(replica_id)
         if link is not None:
-            link.incoming_opened()
+            link.incoming_opened(first.from_address)
         elif first.from_address:
             guest = log_pb2.Replica(
                 replica_id=replica_id,

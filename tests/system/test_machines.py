@@ -198,6 +198,50 @@ def is_over(token: Path) -> bool:
     return False
 
 
+def test_a_node_is_found_again_at_another_address(machines: Machines) -> None:
+    """Once by its name, which is looked up again; once by another advertised address."""
+    give_all_the_same(machines)
+    machines.serve(*NAMES)
+    machines.wait_ready(*NAMES)
+    machines.kill("n2")
+    machines.move("n2", "10.99.0.77")
+    machines.serve("n2")
+    machines.wait_ready("n2")
+    everybody_is_connected(machines)
+    machines.kill("n3")
+    config = machines.folder("n3") / "quorepo.toml"
+    text = config.read_text()
+    assert "[advertise]" in text
+    config.write_text(text.replace("[advertise]", '[advertise]\nhost = "10.99.0.3"'))
+    machines.serve("n3")
+    machines.wait_ready("n3")
+
+    def registered() -> bool:
+        nodes = json.loads(machines.cli("n1", "status", "-o", "json").stdout)["nodes"]
+        return any(node["peer"] == "10.99.0.3:7423" for node in nodes)
+
+    eventually(registered, timeout_s=60, what="the new address is registered")
+    eventually(
+        lambda: machines.log("n1").count("replica moved")
+        + machines.log("n2").count("replica moved")
+        + machines.log("n3").count("replica moved") == 2,
+        timeout_s=60, what="moved in both groups",
+    )  # fmt: skip
+    everybody_is_connected(machines)
+
+
+def everybody_is_connected(machines: Machines) -> None:
+    def connected() -> bool:
+        for name in NAMES:
+            groups = json.loads(machines.cli(name, "status", "-o", "json").stdout)["groups"]
+            replicas = [replica for group in groups for replica in group["replicas"]]
+            if len(replicas) != 6 or not all(replica["connected"] for replica in replicas):
+                return False
+        return True
+
+    eventually(connected, timeout_s=60, what="all are connected")
+
+
 _JOINING = [
     ("n2", "joining.after_answer"),
     ("n1", "admission.after_use"),

@@ -386,3 +386,16 @@ async def test_three_nodes_survive_chaos_with_order_kept(lab: Lab) -> None:
         for other in nodes:
             terms = node.inbox.terms_from(other.replica_id)
             assert terms == sorted(set(terms))
+
+
+async def test_a_replica_that_moved_is_called_where_it_says_that_it_is(lab: Lab) -> None:
+    """One of two moved: without this no majority would ever hear of its new address."""
+    one, two = await lab.node("n1"), await lab.node("n2")
+    listener = await asyncio.start_server(lambda _r, _w: None, "127.0.0.1", 0)
+    nobody = listener.sockets[0].getsockname()[1]
+    listener.close()
+    await listener.wait_closed()
+    one.transport.set_replicas([one.replica(), two.replica(f"127.0.0.1:{nobody}")])
+    connect(two, one)
+    await wait_until(lambda: one.inbox.connected and two.inbox.connected)
+    assert one.inbox.connected == {two.replica_id}
