@@ -82,8 +82,8 @@ def _of_nodes(status: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(
                 WARNING,
                 f"{name} does not answer at {node['grpc'] or 'its gRPC address'}",
-                f"is it running? On {name}: systemctl status quorepo@{name}, then "
-                f"systemctl start quorepo@{name}; its log says why it ended",
+                f"is it running? On {name}: systemctl status quorepo, then "
+                f"systemctl start quorepo; its log says why it ended",
             )
         elif not node["ready"] and status["groups"]:
             yield Problem(

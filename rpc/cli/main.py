@@ -41,6 +41,7 @@ _COMMANDS = {
     "init": ("quorepo.rpc.cli.init", "Write the configuration and the secrets of a node."),
     "serve": ("quorepo.rpc.cli.serve", "Run one node in the foreground."),
     "status": ("quorepo.rpc.cli.status", "Nodes, groups, leaders and how far each replica is."),
+    "certificate": ("quorepo.rpc.cli.certificate", "Certificates of a node: show, renew, issue."),
     "node": ("quorepo.rpc.cli.node", "The nodes of the cluster, and new ones."),
     "repo": ("quorepo.rpc.cli.repo", "Create, list, inspect and delete repositories."),
     "cluster": ("quorepo.rpc.cli.cluster", "The cluster as a whole: is it well?"),

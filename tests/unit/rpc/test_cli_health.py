@@ -86,7 +86,7 @@ def without_core(status: dict[str, Any]) -> None:
             "degraded",
             [
                 "n3 does not answer at n3:7421",
-                "systemctl start quorepo@n3",
+                "systemctl start quorepo",
                 "tolerates no further failure (3 voters, 2 reachable, majority 2)",
             ],
         ),
