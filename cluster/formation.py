@@ -247,7 +247,8 @@ class Formation:
         if self.phase != phase:
             self.phase = phase
             what = "asking to be taken in" if new_here else "disk is empty, rejoining"
-            log.warning(what, extra=fields(replica=self.identity.replica_id))
+            level = logging.INFO if new_here else logging.WARNING
+            log.log(level, what, extra=fields(replica=self.identity.replica_id))
         await self._ask_to_be_taken_in(member.cluster_id, founding)
 
     async def _ask_to_be_taken_in(self, cluster_id: str, founding: log_pb2.Configuration) -> None:

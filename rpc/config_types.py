@@ -21,6 +21,7 @@ __all__ = [
     "Section",
     "is_loopback",
     "is_wildcard",
+    "machine_host",
     "machine_name",
     "split_address",
 ]
@@ -65,9 +66,14 @@ def is_wildcard(host: str) -> bool:
     return host in _WILDCARDS
 
 
+def machine_host() -> str:
+    """The host name of the machine, in lower case."""
+    return socket.gethostname().lower()
+
+
 def machine_name() -> str:
-    """The host name up to its first dot, in lower case."""
-    return socket.gethostname().partition(".")[0].lower()
+    """The same up to its first dot."""
+    return machine_host().partition(".")[0]
 
 
 def _check_address(address: str) -> str:

@@ -10,7 +10,7 @@ from quorepo.rpc.config_types import (
     Section,
     is_loopback,
     is_wildcard,
-    machine_name,
+    machine_host,
     split_address,
 )
 
@@ -153,7 +153,7 @@ class AdvertiseSection(Section):
     def _of(self, listener: str) -> str:
         """HOST:PORT that others use for a listener."""
         host, port = split_address(listener)
-        host = self.host or (machine_name() if is_wildcard(host) else host)
+        host = self.host or (machine_host() if is_wildcard(host) else host)
         return f"{self._bracketed(host)}:{port}"
 
     def completed(

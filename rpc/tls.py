@@ -30,7 +30,7 @@ from quorepo.cluster.peer.certificates import (
 )
 from quorepo.rpc.cluster_config import TlsSection
 from quorepo.rpc.config import NodeConfig
-from quorepo.rpc.config_types import is_wildcard, machine_name, split_address
+from quorepo.rpc.config_types import is_wildcard, machine_host, split_address
 from quorepo.rpc.listener_config import ListenerTls
 from quorepo.rpc.metrics import EdgeMetrics
 from quorepo.storage.errors import ConfigError
@@ -279,7 +279,7 @@ def listener_certificates(
         tls: ListenerTls | None = getattr(config, name).tls
         if tls is None:
             continue
-        hosts = [_host(advertised[name]), *tls.names, config.node.name, machine_name()]
+        hosts = [_host(advertised[name]), *tls.names, config.node.name, machine_host()]
         listened, _port = split_address(getattr(config.listen, name))
         # Whoever is on the machine calls the listener by where it listens.
         hosts += ["localhost", "127.0.0.1", "::1"] if is_wildcard(listened) else [listened]

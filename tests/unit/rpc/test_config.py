@@ -227,7 +227,7 @@ def test_a_node_is_named_like_its_machine(tmp_path: Path, monkeypatch: pytest.Mo
     text += "[http.tls]\n[grpc.tls]\n[metrics.tls]\n"
     config = load(tmp_path, text)
     assert config.node.name == "n7"
-    assert config.advertise.http_url == "https://n7:7420"
+    assert config.advertise.http_url == "https://n7.example.com:7420"
     monkeypatch.setattr("socket.gethostname", lambda: "under_score")
     assert "node name 'under_score' must be" in refusal(tmp_path, text)
 
