@@ -273,6 +273,8 @@ def _remove_files(files: Iterable[tuple[Path, int]]) -> int:
     for path, inode in files:
         aside = path.with_name(path.name + _SWEPT)
         with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino != inode:
+                continue  # it was staged again since it was found
             os.rename(path, aside)
             if aside.stat().st_ino != inode:
                 os.rename(aside, path)  # it was staged again in this moment

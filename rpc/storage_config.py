@@ -20,10 +20,9 @@ class StorageSection(BaseModel):
         "and so does everything once there is room again. 0: no reserve.",
     )
     sweep: bool = Field(
-        False,
+        True,
         description="Are packs and deleted repositories removed from disk once nothing refers to "
-        "them and their retention is over? Off while the sweep is new: then only abandoned uploads "
-        "are removed.",
+        "them and their retention is over? Off: only abandoned uploads are removed.",
     )
     retired_retention_s: float = Field(
         14 * 86_400.0,

@@ -102,8 +102,10 @@ class Demo:
     def kill(self, name: str) -> None:
         """kill -9 of the node's supervisor; returns once the process is gone."""
         node = self.nodes[name]
-        os.kill(node.pid, signal.SIGKILL)
-        if name in self._restarted:
+        restarted = self._restarted.get(name)
+        if restarted is None or restarted.poll() is None:  # else it ended by itself
+            os.kill(node.pid, signal.SIGKILL)
+        if restarted is not None:
             self._restarted.pop(name).wait()
         eventually(lambda: not node.alive(), what=f"{name} ended")
 
@@ -117,6 +119,10 @@ class Demo:
             )  # fmt: skip
         self._restarted[name] = process
         node.pid = process.pid
+
+    def process_of(self, name: str) -> subprocess.Popen[bytes]:
+        """The supervisor of a node that this test has started again."""
+        return self._restarted[name]
 
     def url(self, name: str, path: str) -> str:
         parts = urlsplit(self.nodes[name].http)

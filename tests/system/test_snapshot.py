@@ -115,3 +115,45 @@ def test_replica_behind_the_logs_comes_back_by_a_snapshot(
     demo.restart(away)
     wait_until_serves(demo, away, "snap/repo")
     check_equal(demo, "snap/repo", tmp_path)
+
+
+@pytest.fixture
+def slow_snapshots(tmp_path: Path) -> Iterator[Demo]:
+    with Demo(tmp_path / "demo", *SLOW_SNAPSHOTS) as demo:
+        yield demo
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(16, marks=pytest.mark.slow)])
+def test_receiver_and_source_killed_in_the_middle_again_and_again(
+    slow_snapshots: Demo, work: WorkTree, tmp_path: Path, kills: int
+) -> None:
+    demo = slow_snapshots
+    push_some(demo, work, "n1", "snap/repo", 2)
+    leader = demo.leader(STORAGE)
+    away = next(name for name in demo.nodes if name != leader)
+    demo.kill(away)
+    push_some(demo, work, leader, "snap/repo", PUSHES, size_bytes=200_000)
+    wait_until_cut(demo, leader)
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    arriving = demo.nodes[away].data_dir / "groups" / str(STORAGE) / "snapshot.tmp"
+    in_the_middle = 0
+    demo.restart(away)
+    for number in range(kills):
+        eventually(arriving.exists, timeout_s=60, what=f"a snapshot arrives at {away}")
+        time.sleep(rng.uniform(0, 1))  # anywhere in it
+        victim = away if number % 2 == 0 else demo.leader(STORAGE)
+        in_the_middle += arriving.exists()
+        demo.kill(victim)
+        demo.restart(victim)
+        if victim == away and not arriving.exists():
+            # It was quicker: it begins anew, with an empty disk.
+            demo.kill(away)
+            shutil.rmtree(demo.nodes[away].data_dir)
+            demo.restart(away)
+    assert in_the_middle
+    check_equal(demo, "snap/repo", tmp_path)
+    assert metric(demo, away, "snapshots_total", group="1", outcome="installed") == 1
+    push_some(demo, work, away, "snap/repo", 2)
+    check_equal(demo, "snap/repo", tmp_path)

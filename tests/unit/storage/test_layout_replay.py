@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from quorepo.storage.failpoints import enabled
 from quorepo.storage.layout import (
     GroupLayout,
     ensure_repository,
@@ -63,3 +64,19 @@ def test_two_halves_of_a_retired_repository_become_one(layout: GroupLayout) -> N
     aside.rename(layout.retired / f"{repository_id}.git")
     retire_repository(layout, repository_id)
     assert len(packs(layout.retired / f"{repository_id}.git")) == 4
+
+
+def test_a_failing_rename_back_leaves_the_packs_in_retired(layout: GroupLayout) -> None:
+    repository_id = new_repository_id()
+    push(layout, repository_id, 1)
+    retire_repository(layout, repository_id)
+    retired = layout.retired / f"{repository_id}.git"
+    whole = packs(retired)
+    with (
+        enabled("layout.unretire.before_rename", "error"),
+        pytest.raises(OSError, match="unretire"),
+    ):
+        ensure_repository(layout, repository_id, ObjectFormat.SHA1)
+    assert packs(retired) == whole
+    ensure_repository(layout, repository_id, ObjectFormat.SHA1)
+    assert packs(layout.repository(repository_id)) == whole
