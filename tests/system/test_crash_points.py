@@ -147,6 +147,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
 
 
+def raft_metric(demo: Demo, node: str, name: str) -> float:
+    """A number of the storage group's replica on a node."""
+    found = re.search(
+        rf'^quorepo_raft_{name}{{group="{STORAGE}"}} (\S+)$', demo.metrics(node), re.M
+    )
+    assert found, name
+    return float(found[1])
+
+
 class Victim:
     """A node that is going to die at a failpoint."""
 
@@ -187,11 +196,10 @@ def _push(victim: Victim) -> None:
 def _create(victim: Victim) -> None:
     cluster = victim.cluster
     victim.start()
-    turn = iter(range(1_000_000))
 
-    def create() -> None:
-        path = f"created/{time.monotonic_ns()}"
-        cluster.demo.cli("repo", "create", path, node=victim.others[next(turn) % 2], check=False)
+    def create() -> None:  # by a push: a repository without packs has no folder
+        url = cluster.demo.url(victim.others[0], f"created/{time.monotonic_ns()}")
+        cluster.work.git("push", "--quiet", url, "HEAD:refs/heads/main", check=False)
 
     victim.drive(create, "the creation of a repository")
 
@@ -243,8 +251,15 @@ def _vote(victim: Victim) -> None:
 
 def _away(victim: Victim) -> None:
     """The others go on without it, and cut their logs: it needs a snapshot."""
-    for number in range(14):
-        victim.cluster.push(victim.others[number % 2])
+    cluster = victim.cluster
+    leader = cluster.demo.leader(STORAGE, ask=victim.others[0])
+    has = raft_metric(cluster.demo, leader, "commit_index")
+
+    def cut() -> bool:
+        cluster.push(victim.others[0])
+        return all(raft_metric(cluster.demo, n, "first_index") > has for n in victim.others)
+
+    eventually(cut, timeout_s=60, what="the others cut their logs behind it")
     victim.start()
     eventually(victim.died, timeout_s=60, what=f"{victim.name} died at its failpoint")
 
