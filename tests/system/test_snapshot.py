@@ -142,7 +142,9 @@ def test_receiver_and_source_killed_in_the_middle_again_and_again(
     demo.restart(away)
     for number in range(kills):
         eventually(arriving.exists, timeout_s=60, what=f"a snapshot arrives at {away}")
-        time.sleep(rng.uniform(0, 1))  # anywhere in it
+        until = time.monotonic() + rng.uniform(0, 1)  # anywhere in it
+        while time.monotonic() < until and arriving.exists():
+            time.sleep(0.01)
         victim = away if number % 2 == 0 else demo.leader(STORAGE)
         in_the_middle += arriving.exists()
         demo.kill(victim)
