@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import tempfile
 from pathlib import Path
@@ -103,8 +104,9 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> StoredHistory:
 def test_revisions_are_named_as_git_names_them(stored: StoredHistory) -> None:
     refs = {b"refs/heads/b0": stored.oid("b0"), b"HEAD": stored.oid("b0")}
     tip = stored.oid("b0").hex()
-    for text in ("b0", "heads/b0", "HEAD", tip, tip[:9], tip.upper(), "HEAD~3", "b0^", "b0^0~2^{tree}",
-                 "HEAD^{commit}", "HEAD^{}", "b0~~"):  # fmt: skip
+    by_id = (tip, tip[:9], tip.upper())
+    relative = ("HEAD~3", "b0^", "b0^0~2^{tree}", "HEAD^{commit}", "HEAD^{}", "b0~~")
+    for text in ("b0", "heads/b0", "HEAD", *by_id, *relative):
         found = resolve(stored.history, text.encode(), refs.get)
         assert found == stored.oid(text.lower() if len(text) == 40 else text), text
 
@@ -140,7 +142,7 @@ def test_an_ambiguous_id_names_its_candidates(stored: StoredHistory) -> None:
     ids = sorted(
         stored.git("cat-file", "--batch-all-objects", "--batch-check=%(objectname)").split()
     )
-    prefix = next(one[:1] for one, other in zip(ids, ids[1:], strict=False) if one[:1] == other[:1])
+    prefix = next(one[:1] for one, other in itertools.pairwise(ids) if one[:1] == other[:1])
     with pytest.raises(NotFound):  # less than four digits are no id
         resolve(stored.history, prefix, lambda name: None)
     found = stored.store.packs.packs[0].oids_beginning_with(prefix.decode() + "", 1000)
