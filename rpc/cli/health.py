@@ -40,8 +40,13 @@ def problems(status: Mapping[str, Any]) -> list[Problem]:
         status: what `status.status_document` makes.
     """
     found = [*_of_the_cluster(status), *_of_nodes(status)]
+    alike: dict[tuple[str, str, str], list[str]] = {}  # one line for what several groups have
     for group in status["groups"]:
-        found.extend(_of_group(group, status))
+        for severity, what, next_step in _of_group(group, status):
+            alike.setdefault((severity, what, next_step), []).append(str(group["group"]))
+    for (severity, what, next_step), groups in alike.items():
+        where = f"group {groups[0]}" if len(groups) == 1 else f"groups {', '.join(groups)}"
+        found.append(Problem(severity, f"{where}: {what}", next_step))
     return sorted(found, key=lambda problem: _ORDER.index(problem.severity))
 
 
@@ -94,8 +99,10 @@ def _of_nodes(status: Mapping[str, Any]) -> Iterator[Problem]:
             )
 
 
-def _of_group(group: Mapping[str, Any], status: Mapping[str, Any]) -> Iterator[Problem]:
-    number = group["group"]
+def _of_group(
+    group: Mapping[str, Any], status: Mapping[str, Any]
+) -> Iterator[tuple[str, str, str]]:
+    """(severity, what, next step)."""
     silent = {node["name"] for node in status["nodes"] if not node["reachable"]}
     asked = status["answered_by"]
     voters = [replica["node"] for replica in group["replicas"] if replica["votes"]]
@@ -104,24 +111,23 @@ def _of_group(group: Mapping[str, Any], status: Mapping[str, Any]) -> Iterator[P
     there = len(voters) - len(away)
     sums = f"{len(voters)} voters, {there} reachable, majority {majority}"
     if voters and there < majority:
-        yield Problem(
+        yield (
             CRITICAL,
-            f"group {number} has no majority ({sums}): no push, no up-to-date read",
+            f"no majority ({sums}): no push, no up-to-date read",
             f"start {majority - there} of {', '.join(away)}; nothing acknowledged is lost "
             "meanwhile",
         )
     elif group["leader"] is None:
-        yield Problem(
+        yield (
             CRITICAL,
-            f"group {number} has no leader ({sums}): pushes wait for one",
+            f"no leader ({sums}): pushes wait for one",
             "an election takes seconds: quorepo status -W; if none is found, the nodes cannot "
             "reach each other: quorepo doctor --config FILE on each",
         )
     elif there == majority and len(voters) > 1:
-        severity = WARNING if away else INFO
-        yield Problem(
-            severity,
-            f"group {number} tolerates no further failure ({sums})",
+        yield (
+            WARNING if away else INFO,
+            f"tolerates no further failure ({sums})",
             f"bring back {', '.join(away)}" if away else "three voters tolerate one failure",
         )
     for replica in group["replicas"]:
@@ -129,17 +135,17 @@ def _of_group(group: Mapping[str, Any], status: Mapping[str, Any]) -> Iterator[P
         if name in silent:
             continue
         if not replica["connected"] and name != asked:
-            yield Problem(
+            yield (
                 WARNING,
-                f"{asked} has no connection with {name} in group {number}, though {name} answers",
+                f"{asked} has no connection with {name}, though {name} answers",
                 "is the peer port open both ways, and are the certificates of one CA? "
                 "quorepo doctor --config FILE on both",
             )
         lag = group["commit_index"] - replica["applied_index"]
         if lag > LAG_ENTRIES_MAX:
-            yield Problem(
+            yield (
                 WARNING,
-                f"{name} is {lag} entries behind in group {number}",
+                f"{name} is {lag} entries behind",
                 f"it catches up by itself; when it does not (quorepo status -W), look at the disk "
                 f"and the log of {name}",
             )

@@ -45,6 +45,7 @@ _COMMANDS = {
     "node": ("quorepo.rpc.cli.node", "The nodes of the cluster, and new ones."),
     "repo": ("quorepo.rpc.cli.repo", "Create, list, inspect and delete repositories."),
     "cluster": ("quorepo.rpc.cli.cluster", "The cluster as a whole: is it well?"),
+    "doctor": ("quorepo.rpc.cli.doctor", "Is this machine fit, and do the nodes hear each other?"),
     "config": ("quorepo.rpc.cli.config", "Show, check and describe a node's configuration."),
     "context": ("quorepo.rpc.cli.context", "Which cluster commands talk to, by name."),
     "completion": ("quorepo.rpc.cli.completion", "Completion for bash, zsh or fish."),

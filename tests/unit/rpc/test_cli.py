@@ -44,7 +44,7 @@ def test_status_as_a_table_names_what_is_wrong(run: Run) -> None:
     assert result.exit_code == 0
     assert "not reachable" in result.stdout
     assert "leader" in result.stdout
-    assert "group 2 has no leader" in result.stderr
+    assert "group 2: no leader" in result.stderr
 
 
 @pytest.mark.parametrize("position", ["before", "after"])

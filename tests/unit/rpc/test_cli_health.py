@@ -97,7 +97,7 @@ def without_core(status: dict[str, Any]) -> None:
         ),
         (leaderless, "unavailable", ["no leader", "quorepo status -W"]),
         (cut_off, "degraded", ["n1 has no connection with n3", "certificates"]),
-        (behind, "degraded", ["n3 is 2000 entries behind"]),
+        (behind, "degraded", ["group 1: n3 is 2000 entries behind"]),
         (not_ready, "degraded", ["n2 answers but does not serve (catching-up)"]),
         (two_versions, "degraded", ["different versions (n1, n3: 1.0; n2: 1.1)"]),
         (without_core, "unavailable", ["n1 takes part in no group (core is not running)"]),
@@ -114,6 +114,16 @@ def test_each_thing_that_is_wrong_is_told_with_what_to_do(
     for word in words:
         assert word in text
     assert all(problem.next_step for problem in found)
+
+
+def test_what_several_groups_have_is_told_once() -> None:
+    status = picture()
+    status["groups"].append({**copy.deepcopy(status["groups"][0]), "group": 7})
+    down(2)(status)
+    status["groups"][1]["replicas"][2].update(connected=False, applied_index=0)
+    assert [p.what for p in problems(status) if "tolerates" in p.what] == [
+        "groups 1, 7: tolerates no further failure (3 voters, 2 reachable, majority 2)"
+    ]
 
 
 @pytest.mark.parametrize(("nodes", "told"), [(1, 0), (2, 1), (3, 0)])
