@@ -1,8 +1,8 @@
 """A node that comes back at another address: the configurations of its groups follow.
 
-Others reach it meanwhile by the address that its own streams tell (`peer/transport.py`). Owns the
-change of an address, on the node that moved and on the leader that it asks. Must not know why it
-moved.
+Others reach it meanwhile by the address that its own streams tell (`peer/link.py`). Owns the change
+of an address, on the node that moved and on the leader that it asks, and the look for a node that
+is there already. Must not know why it moved.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from quorepo.cluster.raft.interface import Outcome
 from quorepo.internal.v1 import log_pb2, peer_pb2
 from quorepo.storage.logs import fields
 
-__all__ = ["announce_address", "move_replica"]
+__all__ = ["announce_address", "living_twin", "move_replica"]
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,22 @@ class _Calls(Protocol):
     def rejoin(
         self, peer: PeerAddress, request: peer_pb2.RejoinRequest, timeout_s: float
     ) -> Awaitable[peer_pb2.RejoinResponse]: ...
+
+
+def living_twin(host: RaftHost, groups: Sequence[int], node: str, replica_id: str) -> str:
+    """Why a node must not come back under a new replica id now: its former replica is alive.
+
+    Two machines have its certificate then, and an emptied disk is no reason to remove a good one.
+    Empty when it may.
+    """
+    for group in groups:
+        for replica in host.status(group).replicas:
+            if replica.node == node and replica.replica_id != replica_id and replica.connected:
+                return (
+                    f"node {node!r} runs already, as replica {replica.replica_id!r}; stop it, or "
+                    "give this machine a node.name and a certificate of its own"
+                )
+    return ""
 
 
 async def move_replica(host: RaftHost, groups: Sequence[int], replica_id: str, address: str) -> str:

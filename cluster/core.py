@@ -22,7 +22,7 @@ from typing import Any
 import grpc
 from prometheus_client import CollectorRegistry, generate_latest
 
-from quorepo.cluster.addresses import announce_address, move_replica
+from quorepo.cluster.addresses import announce_address, living_twin, move_replica
 from quorepo.cluster.admission import Admission, AuthorityFiles
 from quorepo.cluster.apply import ApplyThread
 from quorepo.cluster.core_service import CoreService
@@ -359,6 +359,8 @@ class _Core:
         assert self._host is not None
         replica, address = request.replica_id, request.peer_address
         if problem := await move_replica(self._host, GROUPS, replica, address):
+            return peer_pb2.RejoinResponse(reason=problem)
+        if problem := living_twin(self._host, GROUPS, request.node, replica):
             return peer_pb2.RejoinResponse(reason=problem)
         known = {r.node for c in self._configurations() for r in c.replicas}
         assert self._admission is not None

@@ -104,6 +104,14 @@ class Stub(repository_pb2_grpc.RepositoryServiceServicer, cluster_pb2_grpc.Clust
         self._admit(request, context)
         return repository_pb2.DeleteRepositoryResponse()
 
+    def CreateJoinToken(
+        self, request: cluster_pb2.CreateJoinTokenRequest, context: grpc.ServicerContext
+    ) -> cluster_pb2.CreateJoinTokenResponse:
+        self._admit(request, context)
+        return cluster_pb2.CreateJoinTokenResponse(
+            token="quorepo-join-1:secret", ca_fingerprint="00" * 32, peer_addresses=["n1:7423"]
+        )
+
     def GetStatus(
         self, request: cluster_pb2.GetStatusRequest, context: grpc.ServicerContext
     ) -> cluster_pb2.GetStatusResponse:
