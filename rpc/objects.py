@@ -90,6 +90,8 @@ def resolve(view: RepositoryView, name: bytes) -> bytes:
         raise InvalidArgument(f"a commit's name must have 1 to {_NAME_BYTES_MAX} bytes")
     shown = _shown(name)
     if name == b"HEAD":
+        if view.row.detached_head is not None:
+            return view.row.detached_head
         target = view.refs.get(view.head) if view.head else None
         if target is None:
             raise NotFound(

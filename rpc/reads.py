@@ -103,8 +103,8 @@ class RepositoryView:
 
     @property
     def head(self) -> bytes:
-        """Full name of the branch that HEAD points to; it may not exist yet."""
-        return self.row.head
+        """Full name of the branch that HEAD points to; it may not exist yet. Empty: detached."""
+        return self.row.head if self.row.detached_head is None else b""
 
     @property
     def pack_digests(self) -> list[bytes]:
@@ -130,7 +130,10 @@ class RepositoryView:
         if self._refs_view is None:
             table = self._table()
             self._refs_view = RefsView(
-                head=self.head, detached_head=None, refs=table, object_format=self.object_format
+                head=self.head or None,
+                detached_head=self.row.detached_head,
+                refs=table,
+                object_format=self.object_format,
             )
         return self._refs_view
 
@@ -170,6 +173,8 @@ class RepositoryView:
         """The object id of a ref by its full name, or of HEAD; None where a git client sees
         none.
         """
+        if name == b"HEAD" and self.row.detached_head is not None:
+            return self.row.detached_head
         name = self.head if name == b"HEAD" else name
         return None if is_hidden(name, self._hidden) else self.refs.get(name)
 

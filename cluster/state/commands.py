@@ -41,14 +41,21 @@ CommandKind = Literal[
     "transaction",
     "replace_packs",
     "prune",
+    "set_head",
+    "update_repository",
+    "undelete_repository",
+    "fork_repository",
     "reserve_path",
     "release_path",
+    "rename_path",
     "register_node",
     "add_join_token",
     "use_join_token",
 ]
 _JOIN_KINDS = ("add_join_token", "use_join_token")
-_DIRECTORY_KINDS = ("reserve_path", "release_path", "register_node", *_JOIN_KINDS)
+_DIRECTORY_KINDS = (
+    "reserve_path", "release_path", "rename_path", "register_node", *_JOIN_KINDS
+)
 
 
 def decode_command(data: bytes) -> log_pb2.Command:
@@ -88,6 +95,14 @@ def command_scope(command: log_pb2.Command) -> str:
             return command.replace_packs.repository_id
         case "prune":
             return command.prune.repository_id
+        case "set_head":
+            return command.set_head.repository_id
+        case "update_repository":
+            return command.update_repository.repository_id
+        case "undelete_repository":
+            return command.undelete_repository.repository_id
+        case "fork_repository":
+            return command.fork_repository.repository_id
         case _:
             return ""
 

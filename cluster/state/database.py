@@ -34,9 +34,12 @@ __all__ = [
     "fatal_from_sqlite",
     "initialize",
     "reader_error",
+    "upgrade",
 ]
 
-FORMAT_VERSION = 1
+# 2: detached HEAD, descriptions, forks, deletions that can be taken back, an index for watchers.
+FORMAT_VERSION = 2
+_FORMAT_VERSION_MIN = 1
 _APPLICATION_ID = 0x71726570  # "qrep", shown by file(1)
 _SQLITE_VERSION_MIN = (3, 37, 0)  # STRICT tables
 
@@ -183,16 +186,59 @@ def _additions() -> str:
     return importlib.resources.files(__package__).joinpath("additions.sql").read_text("utf-8")
 
 
-def check_format(connection: sqlite3.Connection, path: Path, group: int) -> None:
+_UPGRADE_FROM_1 = """
+ALTER TABLE repositories ADD COLUMN detached_head BLOB;
+ALTER TABLE repositories ADD COLUMN description TEXT NOT NULL DEFAULT '';
+ALTER TABLE repositories ADD COLUMN read_only INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE repositories ADD COLUMN purge_ms INTEGER;
+ALTER TABLE repositories ADD COLUMN deleted_path TEXT;
+ALTER TABLE repositories ADD COLUMN forked_from TEXT;
+CREATE TABLE transactions_2 (
+    repository_id TEXT NOT NULL, counter INTEGER NOT NULL,
+    kind TEXT NOT NULL CHECK (kind IN ('create', 'update', 'delete', 'replace', 'prune',
+                                       'head', 'settings', 'undelete', 'fork')),
+    log_index INTEGER NOT NULL, time_ms INTEGER NOT NULL, actor TEXT NOT NULL,
+    request_id BLOB NOT NULL,
+    PRIMARY KEY (repository_id, counter)
+) STRICT, WITHOUT ROWID;
+INSERT INTO transactions_2 SELECT repository_id, counter, kind, log_index, time_ms, actor,
+    request_id FROM transactions;
+DROP TABLE transactions;
+ALTER TABLE transactions_2 RENAME TO transactions;
+CREATE INDEX transactions_by_index ON transactions (log_index);
+"""
+
+
+def upgrade(connection: sqlite3.Connection) -> None:
+    """Brings a state file of an older format to this one, in one transaction; for its writer.
+
+    Leaves a file alone that is none of ours or of a newer format: `check_format` says why.
+    """
+    application_id = connection.execute("PRAGMA application_id").fetchone()[0]
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if application_id == _APPLICATION_ID and version == 1:
+        connection.executescript(f"BEGIN IMMEDIATE;{_UPGRADE_FROM_1}PRAGMA user_version=2;COMMIT")
+
+
+def check_format(
+    connection: sqlite3.Connection, path: Path, group: int, *, older: bool = False
+) -> None:
     """Refuses a file that is no state file, is of a newer format, or belongs to another group.
 
-    Raises FatalError with EXIT_CONFIG: a restart of the same program would not help.
+    Raises FatalError with EXIT_CONFIG: a restart of the same program would not help. A file of an
+    older format is Unavailable until its writer has upgraded it, or taken as it is with `older`.
     """
     application_id = connection.execute("PRAGMA application_id").fetchone()[0]
     if application_id != _APPLICATION_ID:
         raise _refuse(f"{path} is not a quorepo state file (application id {application_id:#x})")
     version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version != FORMAT_VERSION:
+    if _FORMAT_VERSION_MIN <= version < FORMAT_VERSION:
+        if not older:
+            raise Unavailable(
+                f"the state of group {group} is not upgraded from format {version} yet",
+                next_step="try again",
+            )
+    elif version != FORMAT_VERSION:
         age = "newer" if version > FORMAT_VERSION else "unknown"
         raise _refuse(
             f"{path} has the {age} state format {version}; this program knows {FORMAT_VERSION}:"

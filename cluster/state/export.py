@@ -23,7 +23,8 @@ _QUERIES = (
     (
         "repositories",
         "SELECT repository_id, incarnation, counter, object_format, head, head_open, prune_epoch,"
-        " checksum, created_ms, deleted_ms FROM repositories ORDER BY repository_id",
+        " checksum, created_ms, deleted_ms, detached_head, description, read_only, purge_ms,"
+        " deleted_path, forked_from FROM repositories ORDER BY repository_id",
     ),
     (
         "refs",

@@ -22,6 +22,7 @@ from quorepo.cluster.state.database import (
     connect_writer,
     create_schema,
     fatal_from_sqlite,
+    upgrade,
 )
 from quorepo.storage.errors import FatalError
 from quorepo.storage.failpoints import failpoint
@@ -93,7 +94,7 @@ def _is_untouched(path: Path, group: int) -> bool:
     try:
         connection = connect_reader(path, _BUSY_TIMEOUT_S)
         try:
-            check_format(connection, path, group)
+            check_format(connection, path, group, older=True)
             applied: int = connection.execute("SELECT applied_index FROM position").fetchone()[0]
         finally:
             connection.close()
@@ -124,6 +125,7 @@ def _check_sound(database: Path, group: int) -> None:
     try:
         connection = connect_writer(database)
         try:
+            upgrade(connection)
             check_format(connection, database, group)
             verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         finally:

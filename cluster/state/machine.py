@@ -34,10 +34,12 @@ from google.protobuf.message import DecodeError
 
 from quorepo.cluster.raft.interface import Entry
 from quorepo.cluster.state import (
+    machine_copies,
     machine_directory,
     machine_join,
     machine_packs,
     machine_repositories,
+    machine_settings,
     machine_transactions,
 )
 from quorepo.cluster.state.commands import (
@@ -222,10 +224,20 @@ def _dispatch(context: Context, kind: CommandKind, command: log_pb2.Command) -> 
             return machine_packs.replace_packs(context, command.replace_packs)
         case "prune":
             return machine_packs.prune(context, command.prune)
+        case "set_head":
+            return machine_settings.set_head(context, command.set_head)
+        case "update_repository":
+            return machine_settings.update(context, command.update_repository)
+        case "undelete_repository":
+            return machine_copies.undelete(context, command.undelete_repository)
+        case "fork_repository":
+            return machine_copies.fork(context, command.fork_repository)
         case "reserve_path":
             return machine_directory.reserve_path(context, command.reserve_path)
         case "release_path":
             return machine_directory.release_path(context, command.release_path)
+        case "rename_path":
+            return machine_directory.rename_path(context, command.rename_path)
         case "register_node":
             return machine_directory.register_node(context, command.register_node)
         case "add_join_token":

@@ -9,7 +9,7 @@ from quorepo.cluster.state.commands import DIRECTORY_GROUP, rejection
 from quorepo.cluster.state.effects import Applied, Context
 from quorepo.internal.v1 import log_pb2
 
-__all__ = ["register_node", "release_path", "reserve_path"]
+__all__ = ["register_node", "release_path", "rename_path", "reserve_path"]
 
 
 def reserve_path(context: Context, command: log_pb2.ReservePath) -> Applied:
@@ -41,6 +41,30 @@ def release_path(context: Context, command: log_pb2.ReleasePath) -> Applied:
         )
     context.connection.execute("DELETE FROM paths WHERE path = ?", (command.path,))
     return _path_result(command.path, *holder, created=False)
+
+
+def rename_path(context: Context, command: log_pb2.RenamePath) -> Applied:
+    """Gives the repository another path, in one step: no reader finds it at both or at neither."""
+    if not command.new_path or command.new_path == command.path:
+        return _invalid(f"path {command.path!a} renamed to {command.new_path!a}")
+    holder = _holder(context, command.path)
+    if holder is None or holder[0] != command.repository_id:
+        return Applied(
+            rejection(
+                log_pb2.REJECTION_REASON_PATH_NOT_FOUND,
+                f"path {command.path!a} does not name repository {command.repository_id!a}",
+            )
+        )
+    if _holder(context, command.new_path) is not None:
+        return Applied(
+            rejection(
+                log_pb2.REJECTION_REASON_PATH_EXISTS, f"path {command.new_path!a} is taken already"
+            )
+        )
+    context.connection.execute(
+        "UPDATE paths SET path = ? WHERE path = ?", (command.new_path, command.path)
+    )
+    return _path_result(command.new_path, *holder, created=False)
 
 
 def register_node(context: Context, command: log_pb2.RegisterNode) -> Applied:

@@ -2,7 +2,8 @@
 
 A deletion leaves a tombstone. Refs, packs and history stay behind it, unread, until a later
 command of its own purges them after the retention time: so deleting costs the same whatever the
-size, and can be taken back. The id is never used again.
+size, and can be taken back (machine_copies.py) as long as the command that deleted allows it. The
+id is never used for another repository.
 
 Pure, see machine.py.
 """
@@ -30,12 +31,15 @@ __all__ = [
     "load",
     "new_repository",
     "not_found",
+    "read_only",
     "record_transaction",
+    "repository_result",
     "revision_of",
 ]
 
 DEFAULT_HEAD = b"refs/heads/main"
 FIRST_INCARNATION = 1
+_RETENTION_MS_MAX = 100 * 366 * 86_400_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,37 +56,37 @@ class Repository:
     checksum: bytes
     created_ms: int
     deleted_ms: int | None
+    detached_head: bytes | None = None
+    description: str = ""
+    read_only: bool = False
+    purge_ms: int | None = None
+    deleted_path: str | None = None
+    forked_from: str | None = None
+
+
+_COLUMNS = ", ".join(field.name for field in dataclasses.fields(Repository))
 
 
 def load(connection: sqlite3.Connection, repository_id: str) -> Repository | None:
     """The repository's row, a tombstone too; None when the group has never seen the id."""
     row = connection.execute(
-        "SELECT repository_id, incarnation, counter, object_format, head, head_open, prune_epoch,"
-        " checksum, created_ms, deleted_ms FROM repositories WHERE repository_id = ?",
+        f"SELECT {_COLUMNS} FROM repositories WHERE repository_id = ?",  # noqa: S608
         (repository_id,),
     ).fetchone()
     if row is None:
         return None
-    return dataclasses.replace(Repository(*row), head_open=bool(row[5]))
+    found = Repository(*row)
+    return dataclasses.replace(
+        found, head_open=bool(found.head_open), read_only=bool(found.read_only)
+    )
 
 
 def insert(connection: sqlite3.Connection, repository: Repository) -> None:
+    values = dataclasses.astuple(repository)
+    marks = ", ".join("?" for _ in values)
     connection.execute(
-        "INSERT INTO repositories (repository_id, incarnation, counter, object_format, head,"
-        " head_open, prune_epoch, checksum, created_ms, deleted_ms)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            repository.repository_id,
-            repository.incarnation,
-            repository.counter,
-            repository.object_format,
-            repository.head,
-            int(repository.head_open),
-            repository.prune_epoch,
-            repository.checksum,
-            repository.created_ms,
-            repository.deleted_ms,
-        ),
+        f"INSERT INTO repositories ({_COLUMNS}) VALUES ({marks})",  # noqa: S608
+        [int(value) if isinstance(value, bool) else value for value in values],
     )
 
 
@@ -91,7 +95,7 @@ def advance(
 ) -> Repository:
     """Moves an existing repository to its next revision; `effect` is what its checksum covers.
 
-    HEAD and the tombstone are written as `repository` has them. Returns the new row.
+    HEAD, the settings and the tombstone are written as `repository` has them. Returns the new row.
     """
     counter = repository.counter + 1
     checksum = next_checksum(
@@ -101,20 +105,28 @@ def advance(
             b"%d" % repository.incarnation,
             b"%d" % counter,
             b"%d" % context.time_ms,
-            repository.head,
+            repository.head
+            if repository.detached_head is None
+            else b"\0" + repository.detached_head,  # no ref name
             *effect,
         ],
     )
     repository = dataclasses.replace(repository, counter=counter, checksum=checksum)
     context.connection.execute(
-        "UPDATE repositories SET counter = ?, checksum = ?, head = ?, head_open = ?, deleted_ms = ?"
-        " WHERE repository_id = ?",
+        "UPDATE repositories SET counter = ?, checksum = ?, head = ?, head_open = ?,"
+        " deleted_ms = ?, detached_head = ?, description = ?, read_only = ?, purge_ms = ?,"
+        " deleted_path = ? WHERE repository_id = ?",
         (
             repository.counter,
             repository.checksum,
             repository.head,
             int(repository.head_open),
             repository.deleted_ms,
+            repository.detached_head,
+            repository.description,
+            int(repository.read_only),
+            repository.purge_ms,
+            repository.deleted_path,
             repository.repository_id,
         ),
     )
@@ -179,6 +191,12 @@ def deleted(repository_id: str) -> Applied:
     )
 
 
+def read_only(repository_id: str) -> Applied:
+    return Applied(
+        rejection(log_pb2.REJECTION_REASON_READ_ONLY, f"repository {repository_id!a} is read-only")
+    )
+
+
 def create(context: Context, command: log_pb2.CreateRepository) -> Applied:
     """Creates an empty repository at revision (1, 0)."""
     repository_id = command.repository_id
@@ -208,7 +226,7 @@ def create(context: Context, command: log_pb2.CreateRepository) -> Applied:
     repository = new_repository(context, repository_id, command.object_format, branch)
     insert(context.connection, repository)
     record_transaction(context, repository, "create")
-    return _repository_result(repository)
+    return Applied(repository_result(repository))
 
 
 def delete(context: Context, command: log_pb2.DeleteRepository) -> Applied:
@@ -218,15 +236,26 @@ def delete(context: Context, command: log_pb2.DeleteRepository) -> Applied:
         return not_found(command.repository_id)
     if repository.deleted_ms is not None:
         return deleted(command.repository_id)
-    tombstone = dataclasses.replace(repository, deleted_ms=context.time_ms)
+    if not 0 <= command.retention_ms <= _RETENTION_MS_MAX:
+        return Applied(
+            rejection(log_pb2.REJECTION_REASON_INVALID, f"a retention of {command.retention_ms} ms")
+        )
+    tombstone = dataclasses.replace(
+        repository,
+        deleted_ms=context.time_ms,
+        purge_ms=context.time_ms + command.retention_ms if command.retention_ms else None,
+        deleted_path=command.path or None,
+    )
     tombstone = advance(context, tombstone, "delete", [])
-    return dataclasses.replace(_repository_result(tombstone), retire=(repository.repository_id,))
+    result = repository_result(tombstone)
+    result.repository.purge_ms = tombstone.purge_ms or 0
+    return Applied(result, retire=(repository.repository_id,))
 
 
-def _repository_result(repository: Repository) -> Applied:
-    result = log_pb2.Result(
+def repository_result(repository: Repository) -> log_pb2.Result:
+    """The answer to a command on a whole repository."""
+    return log_pb2.Result(
         repository=log_pb2.RepositoryResult(
             repository_id=repository.repository_id, revision=revision_of(repository)
         )
     )
-    return Applied(result)

@@ -1,10 +1,10 @@
 """The machine's command that a push becomes: refs moved, packs added, one revision further.
 
 Refusals of the whole transaction, in this order: the repository is unknown (and not to be
-created), it is deleted, its objects were verified under another prune epoch, an object format does
-not fit, the command contradicts itself. After that each ref has its own verdict (machine_refs.py).
-When no ref succeeded, nothing happens at all: no pack is added, the revision stays, no repository
-comes into being.
+created), it is deleted, it is read-only, its objects were verified under another prune epoch, an
+object format does not fit, the command contradicts itself. After that each ref has its own verdict
+(machine_refs.py). When no ref succeeded, nothing happens at all: no pack is added, the revision
+stays, no repository comes into being.
 
 Apply never looks into a pack: that the new object ids exist and are connected was verified under
 the prune epoch that the transaction names (architecture, invariant 6).
@@ -32,6 +32,7 @@ from quorepo.storage.objectformat import ObjectFormat
 
 __all__ = ["transact"]
 
+_ANSWER_BYTES_MAX = 64 * 1024
 _PREFERRED_HEADS = (b"refs/heads/main", b"refs/heads/master")
 
 
@@ -46,6 +47,8 @@ def transact(context: Context, command: log_pb2.Transaction) -> Applied:
     repository = existing or repositories.new_repository(
         context, repository_id, command.object_format, b""
     )
+    if repository.read_only:
+        return repositories.read_only(repository_id)
     if refused := _refuse(command, repository):
         return Applied(refused)
     results, changes = evaluate(
@@ -60,6 +63,8 @@ def transact(context: Context, command: log_pb2.Transaction) -> Applied:
         repositories.insert(context.connection, repository)
     repository, added = _change(context, repository, changes, command.packs_added)
     applied = _result(repositories.revision_of(repository), results, created=existing is None)
+    assert applied.result is not None
+    applied.result.transaction.answer = command.answer
     object_format = object_format_of(repository.object_format)
     assert object_format is not None
     promote = tuple((repository_id, digest, object_format) for digest in added)
@@ -92,7 +97,10 @@ def _refuse(command: log_pb2.Transaction, repository: Repository) -> log_pb2.Res
         )
     if problem := _format_problem(command, repository, object_format):
         return rejection(log_pb2.REJECTION_REASON_OBJECT_FORMAT, problem)
-    if problem := _ref_problem(command.ref_updates) or pack_problem(command.packs_added):
+    problem = _ref_problem(command.ref_updates) or pack_problem(command.packs_added)
+    if problem is None and len(command.answer) > _ANSWER_BYTES_MAX:
+        problem = f"answer has {len(command.answer)} bytes, over {_ANSWER_BYTES_MAX}"
+    if problem is not None:
         return rejection(log_pb2.REJECTION_REASON_INVALID, problem)
     return None
 

@@ -29,6 +29,7 @@ from quorepo.cluster.state.rows import (
     RepositoryChanges,
     RepositoryRow,
     RepositorySnapshot,
+    TransactionRow,
     repository_row,
 )
 from quorepo.internal.v1 import log_pb2
@@ -41,7 +42,7 @@ _IDLE_CONNECTIONS_MAX = 8
 
 _REPOSITORY_COLUMNS = (
     "repository_id, incarnation, counter, object_format, head, prune_epoch, checksum, created_ms,"
-    " deleted_ms"
+    " deleted_ms, detached_head, description, read_only, purge_ms, deleted_path, forked_from"
 )
 _PACK_COLUMNS = (
     "digest, index_digest, pack_bytes, index_bytes, object_count, thin_bytes, thin_object_count,"
@@ -179,11 +180,13 @@ class StateReader:
                 " ORDER BY c.old_oid",
                 (repository_id, since_ms),
             ).fetchall()
-            refs = _refs(connection, repository_id, b"", b"", None)
+            tips = {ref.oid for ref in _refs(connection, repository_id, b"", b"", None)}
+            if row.detached_head is not None:
+                tips.add(row.detached_head)
             return PruneRoots(
                 counter=row.counter,
                 deleted=row.deleted,
-                tips=tuple(sorted({ref.oid for ref in refs})),
+                tips=tuple(sorted(tips)),
                 recent=tuple(oid for (oid,) in recent),
                 packs=tuple(pack.digest for pack in _packs(connection, repository_id)),
             )
@@ -205,6 +208,49 @@ class StateReader:
                 (repository_id, after_counter, limit),
             ).fetchall()
         return [RefChangeRow._make(row) for row in rows]
+
+    def transactions(self, after_index: int, limit: int) -> tuple[list[TransactionRow], int, int]:
+        """All repositories' transactions behind a log index, in log order.
+
+        Returns: at most `limit` of them, and the log index and log time (Unix ms) up to which
+        there are no others: those of the last one, or of the state when it was the last.
+        """
+        with self._reading() as (_, connection):
+            rows = connection.execute(
+                "SELECT t.log_index, t.repository_id, r.incarnation, t.counter, t.kind, t.time_ms,"
+                " t.actor, t.request_id FROM transactions AS t JOIN repositories AS r"
+                " USING (repository_id) WHERE t.log_index > ? ORDER BY t.log_index LIMIT ?",
+                (after_index, limit),
+            ).fetchall()
+            found = [TransactionRow._make(row) for row in rows]
+            if len(found) == limit:
+                return found, found[-1].log_index, found[-1].time_ms
+            index, time_ms = connection.execute(
+                "SELECT applied_index, log_time_ms FROM position"
+            ).fetchone()
+        return found, index, time_ms
+
+    def changes_of(
+        self, repository_id: str, counter: int, after_position: int, limit: int
+    ) -> list[tuple[int, bytes, bytes | None, bytes | None]]:
+        """(position, name, old, new) of one transaction's ref changes behind a position."""
+        with self._reading() as (_, connection):
+            return connection.execute(
+                "SELECT position, name, old_oid, new_oid FROM ref_changes WHERE repository_id = ?"
+                " AND counter = ? AND position > ? ORDER BY position LIMIT ?",
+                (repository_id, counter, after_position, limit),
+            ).fetchall()
+
+    def undeletable(self, after: str, limit: int) -> list[RepositoryRow]:
+        """Tombstones that can be taken back, by repository id, from behind `after`."""
+        with self._reading() as (_, connection):
+            rows = connection.execute(
+                f"SELECT {_REPOSITORY_COLUMNS} FROM repositories WHERE deleted_ms IS NOT NULL"  # noqa: S608
+                " AND purge_ms > (SELECT log_time_ms FROM position) AND repository_id > ?"
+                " ORDER BY repository_id LIMIT ?",
+                (after, limit),
+            ).fetchall()
+        return [repository_row(row) for row in rows]
 
     # ---- the directory
 

@@ -19,6 +19,7 @@ __all__ = [
     "RepositoryChanges",
     "RepositoryRow",
     "RepositorySnapshot",
+    "TransactionRow",
     "repository_row",
 ]
 
@@ -76,6 +77,19 @@ class RefChangeRow(NamedTuple):
     new_oid: bytes | None
 
 
+class TransactionRow(NamedTuple):
+    """One step of a repository to its next revision."""
+
+    log_index: int
+    repository_id: str
+    incarnation: int
+    counter: int  # revision counter that it led to
+    kind: str
+    time_ms: int  # log time
+    actor: str
+    request_id: bytes
+
+
 class PathRow(NamedTuple):
     """Which repository a path names, and the group that has it."""
 
@@ -111,6 +125,12 @@ class RepositoryRow:
     checksum: bytes  # rolling; equal on all replicas at the same revision
     created_ms: int
     deleted_ms: int | None
+    detached_head: bytes | None = None  # HEAD points to this object id instead of `head`
+    description: str = ""
+    read_only: int = 0  # 1: refs can't be changed
+    purge_ms: int | None = None  # of a tombstone: from then on it can't be taken back
+    deleted_path: str | None = None  # of a tombstone: the path that named it
+    forked_from: str | None = None  # repository id of a fork's source
 
     @property
     def deleted(self) -> bool:

@@ -28,7 +28,13 @@ CREATE TABLE repositories (
     prune_epoch    INTEGER NOT NULL,
     checksum       BLOB NOT NULL,           -- rolling SHA-256 over every effect on the repository
     created_ms     INTEGER NOT NULL,
-    deleted_ms     INTEGER                  -- tombstone; refs, packs and history stay for retention
+    deleted_ms     INTEGER,                 -- tombstone; refs, packs and history stay for retention
+    detached_head  BLOB,                    -- object id that HEAD points to instead of a branch
+    description    TEXT NOT NULL,
+    read_only      INTEGER NOT NULL,        -- 1: refs can't be changed
+    purge_ms       INTEGER,                 -- of a tombstone: from then on it can't be taken back
+    deleted_path   TEXT,                    -- of a tombstone: the path that named it
+    forked_from    TEXT                     -- repository id of a fork's source
 ) STRICT, WITHOUT ROWID;
 
 -- Tombstones are read at every start.
@@ -83,7 +89,8 @@ CREATE INDEX removed_packs_by_time ON removed_packs (removed_ms, digest);
 CREATE TABLE transactions (
     repository_id  TEXT NOT NULL,
     counter        INTEGER NOT NULL,
-    kind           TEXT NOT NULL CHECK (kind IN ('create', 'update', 'delete', 'replace', 'prune')),
+    kind           TEXT NOT NULL CHECK (kind IN ('create', 'update', 'delete', 'replace', 'prune',
+                   'head', 'settings', 'undelete', 'fork')),
     log_index      INTEGER NOT NULL,
     time_ms        INTEGER NOT NULL,
     actor          TEXT NOT NULL,
@@ -91,7 +98,11 @@ CREATE TABLE transactions (
     PRIMARY KEY (repository_id, counter)
 ) STRICT, WITHOUT ROWID;
 
--- What each revision did to refs; kept for audit and for reads at a point in time.
+-- What is watched in log order. One entry makes at most one transaction.
+CREATE INDEX transactions_by_index ON transactions (log_index);
+
+-- What each revision did to refs; kept for audit and for reads at a point in time. HEAD stands
+-- here as far as it is detached.
 CREATE TABLE ref_changes (
     repository_id  TEXT NOT NULL,
     counter        INTEGER NOT NULL,

@@ -36,6 +36,7 @@ from quorepo.cluster.state.database import (
     connect_writer,
     fatal_from_os,
     fatal_from_sqlite,
+    upgrade,
 )
 from quorepo.cluster.state.effects import Applied
 from quorepo.cluster.state.export import export_lines
@@ -102,6 +103,7 @@ class StateStore:
             path = state_path(layout, generation)
             connection = connect_writer(path)
             try:
+                upgrade(connection)
                 check_format(connection, path, group)
                 add_tables(connection)
                 store = cls(layout, group, generation, connection)
@@ -163,7 +165,7 @@ class StateStore:
         with self._lock:
             with self._ending_on_failure("applying to"):
                 effects = self._commit(entries, files)
-                retired = [repository for effect in effects for repository in effect.retire]
+                retired = self._still_deleted(r for effect in effects for r in effect.retire)
                 packs = self._removed(pack for effect in effects for pack in effect.retire_packs)
                 if retired or packs:
                     self._sync()
@@ -197,6 +199,17 @@ class StateStore:
                 (repository_id, digest),
             ).fetchone()
             is None
+        ]
+
+    def _still_deleted(self, repository_ids: Iterable[str]) -> list[str]:
+        """Those of `repository_ids` that no later entry of the same batch has taken back."""
+        return [
+            repository_id
+            for repository_id in repository_ids
+            if self._connection.execute(
+                "SELECT 1 FROM repositories WHERE repository_id = ? AND deleted_ms IS NOT NULL",
+                (repository_id,),
+            ).fetchone()
         ]
 
     def sync(self) -> int:

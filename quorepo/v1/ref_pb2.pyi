@@ -570,3 +570,171 @@ class ListRefsContainingResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListRefsContainingResponse: _TypeAlias = ListRefsContainingResponse  # noqa: Y015
+
+@_typing.final
+class DeleteRefsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """a UUID, the same when the request is repeated; empty: made by the server"""
+    repository: _builtins.str
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """full names"""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        repository: _builtins.str = ...,
+        names: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names", "repository", b"repository", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteRefsRequest: _TypeAlias = DeleteRefsRequest  # noqa: Y015
+
+@_typing.final
+class DeleteRefsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def revision(self) -> _common_pb2.Revision:
+        """the repository's revision after this change"""
+
+    def __init__(
+        self,
+        *,
+        revision: _common_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteRefsResponse: _TypeAlias = DeleteRefsResponse  # noqa: Y015
+
+@_typing.final
+class SetDefaultBranchRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    BRANCH_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """a UUID, the same when the request is repeated; empty: made by the server"""
+    repository: _builtins.str
+    branch: _builtins.bytes
+    """refs/heads/NAME or NAME"""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        repository: _builtins.str = ...,
+        branch: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "repository", b"repository", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetDefaultBranchRequest: _TypeAlias = SetDefaultBranchRequest  # noqa: Y015
+
+@_typing.final
+class SetDefaultBranchResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
+    head: _builtins.bytes
+    """full name"""
+    @_builtins.property
+    def revision(self) -> _common_pb2.Revision: ...
+    def __init__(
+        self,
+        *,
+        revision: _common_pb2.Revision | None = ...,
+        head: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetDefaultBranchResponse: _TypeAlias = SetDefaultBranchResponse  # noqa: Y015
+
+@_typing.final
+class SetHeadRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    BRANCH_FIELD_NUMBER: _builtins.int
+    OID_FIELD_NUMBER: _builtins.int
+    EXPECTED_BRANCH_FIELD_NUMBER: _builtins.int
+    EXPECTED_OID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """a UUID, the same when the request is repeated; empty: made by the server"""
+    repository: _builtins.str
+    branch: _builtins.bytes
+    """refs/heads/NAME or NAME"""
+    oid: _builtins.str
+    """of a commit of the repository: detached"""
+    expected_branch: _builtins.bytes
+    """full name"""
+    expected_oid: _builtins.str
+    """it is detached at this commit"""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        repository: _builtins.str = ...,
+        branch: _builtins.bytes = ...,
+        oid: _builtins.str = ...,
+        expected_branch: _builtins.bytes = ...,
+        expected_oid: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "expectation", b"expectation", "expected_branch", b"expected_branch", "expected_oid", b"expected_oid", "oid", b"oid", "target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "expectation", b"expectation", "expected_branch", b"expected_branch", "expected_oid", b"expected_oid", "oid", b"oid", "repository", b"repository", "request_id", b"request_id", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_expectation: _TypeAlias = _typing.Literal["expected_branch", "expected_oid"]  # noqa: Y015
+    _WhichOneofArgType_expectation: _TypeAlias = _typing.Literal["expectation", b"expectation"]  # noqa: Y015
+    _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["branch", "oid"]  # noqa: Y015
+    _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_expectation) -> _WhichOneofReturnType_expectation | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_target) -> _WhichOneofReturnType_target | None: ...
+
+Global___SetHeadRequest: _TypeAlias = SetHeadRequest  # noqa: Y015
+
+@_typing.final
+class SetHeadResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def revision(self) -> _common_pb2.Revision: ...
+    def __init__(
+        self,
+        *,
+        revision: _common_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetHeadResponse: _TypeAlias = SetHeadResponse  # noqa: Y015

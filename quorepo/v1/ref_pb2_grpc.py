@@ -69,6 +69,21 @@ class RefServiceStub:
                 request_serializer=quorepo_dot_v1_dot_ref__pb2.UpdateRefsRequest.SerializeToString,
                 response_deserializer=quorepo_dot_v1_dot_ref__pb2.UpdateRefsResponse.FromString,
                 _registered_method=True)
+        self.DeleteRefs = channel.unary_unary(
+                '/quorepo.v1.RefService/DeleteRefs',
+                request_serializer=quorepo_dot_v1_dot_ref__pb2.DeleteRefsRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_ref__pb2.DeleteRefsResponse.FromString,
+                _registered_method=True)
+        self.SetDefaultBranch = channel.unary_unary(
+                '/quorepo.v1.RefService/SetDefaultBranch',
+                request_serializer=quorepo_dot_v1_dot_ref__pb2.SetDefaultBranchRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_ref__pb2.SetDefaultBranchResponse.FromString,
+                _registered_method=True)
+        self.SetHead = channel.unary_unary(
+                '/quorepo.v1.RefService/SetHead',
+                request_serializer=quorepo_dot_v1_dot_ref__pb2.SetHeadRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_ref__pb2.SetHeadResponse.FromString,
+                _registered_method=True)
 
 
 class RefServiceServicer:
@@ -122,6 +137,27 @@ class RefServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteRefs(self, request, context):
+        """Deletes refs in one transaction: all or none. One that does not exist is no error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetDefaultBranch(self, request, context):
+        """Makes HEAD point to a branch, which need not exist yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetHead(self, request, context):
+        """Makes HEAD point to a branch, or detaches it: to a commit and no branch.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RefServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -159,6 +195,21 @@ def add_RefServiceServicer_to_server(servicer, server):
                     servicer.UpdateRefs,
                     request_deserializer=quorepo_dot_v1_dot_ref__pb2.UpdateRefsRequest.FromString,
                     response_serializer=quorepo_dot_v1_dot_ref__pb2.UpdateRefsResponse.SerializeToString,
+            ),
+            'DeleteRefs': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteRefs,
+                    request_deserializer=quorepo_dot_v1_dot_ref__pb2.DeleteRefsRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_ref__pb2.DeleteRefsResponse.SerializeToString,
+            ),
+            'SetDefaultBranch': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetDefaultBranch,
+                    request_deserializer=quorepo_dot_v1_dot_ref__pb2.SetDefaultBranchRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_ref__pb2.SetDefaultBranchResponse.SerializeToString,
+            ),
+            'SetHead': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetHead,
+                    request_deserializer=quorepo_dot_v1_dot_ref__pb2.SetHeadRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_ref__pb2.SetHeadResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -350,6 +401,87 @@ class RefService:
             '/quorepo.v1.RefService/UpdateRefs',
             quorepo_dot_v1_dot_ref__pb2.UpdateRefsRequest.SerializeToString,
             quorepo_dot_v1_dot_ref__pb2.UpdateRefsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteRefs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.RefService/DeleteRefs',
+            quorepo_dot_v1_dot_ref__pb2.DeleteRefsRequest.SerializeToString,
+            quorepo_dot_v1_dot_ref__pb2.DeleteRefsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetDefaultBranch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.RefService/SetDefaultBranch',
+            quorepo_dot_v1_dot_ref__pb2.SetDefaultBranchRequest.SerializeToString,
+            quorepo_dot_v1_dot_ref__pb2.SetDefaultBranchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetHead(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.RefService/SetHead',
+            quorepo_dot_v1_dot_ref__pb2.SetHeadRequest.SerializeToString,
+            quorepo_dot_v1_dot_ref__pb2.SetHeadResponse.FromString,
             options,
             channel_credentials,
             insecure,

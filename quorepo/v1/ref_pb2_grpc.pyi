@@ -44,6 +44,12 @@ class RefServiceStub:
     """The branches and tags whose history has a commit, in order of their names."""
     UpdateRefs: _grpc.UnaryUnaryMultiCallable[_ref_pb2.UpdateRefsRequest, _ref_pb2.UpdateRefsResponse]
     """Creates, moves and deletes refs to objects that the repository has, in one transaction."""
+    DeleteRefs: _grpc.UnaryUnaryMultiCallable[_ref_pb2.DeleteRefsRequest, _ref_pb2.DeleteRefsResponse]
+    """Deletes refs in one transaction: all or none. One that does not exist is no error."""
+    SetDefaultBranch: _grpc.UnaryUnaryMultiCallable[_ref_pb2.SetDefaultBranchRequest, _ref_pb2.SetDefaultBranchResponse]
+    """Makes HEAD point to a branch, which need not exist yet."""
+    SetHead: _grpc.UnaryUnaryMultiCallable[_ref_pb2.SetHeadRequest, _ref_pb2.SetHeadResponse]
+    """Makes HEAD point to a branch, or detaches it: to a commit and no branch."""
 
 @_typing.type_check_only
 class RefServiceAsyncStub(RefServiceStub):
@@ -61,6 +67,12 @@ class RefServiceAsyncStub(RefServiceStub):
     """The branches and tags whose history has a commit, in order of their names."""
     UpdateRefs: _aio.UnaryUnaryMultiCallable[_ref_pb2.UpdateRefsRequest, _ref_pb2.UpdateRefsResponse]  # type: ignore[assignment]
     """Creates, moves and deletes refs to objects that the repository has, in one transaction."""
+    DeleteRefs: _aio.UnaryUnaryMultiCallable[_ref_pb2.DeleteRefsRequest, _ref_pb2.DeleteRefsResponse]  # type: ignore[assignment]
+    """Deletes refs in one transaction: all or none. One that does not exist is no error."""
+    SetDefaultBranch: _aio.UnaryUnaryMultiCallable[_ref_pb2.SetDefaultBranchRequest, _ref_pb2.SetDefaultBranchResponse]  # type: ignore[assignment]
+    """Makes HEAD point to a branch, which need not exist yet."""
+    SetHead: _aio.UnaryUnaryMultiCallable[_ref_pb2.SetHeadRequest, _ref_pb2.SetHeadResponse]  # type: ignore[assignment]
+    """Makes HEAD point to a branch, or detaches it: to a commit and no branch."""
 
 class RefServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -117,5 +129,29 @@ class RefServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ref_pb2.UpdateRefsResponse, _abc.Awaitable[_ref_pb2.UpdateRefsResponse]]:
         """Creates, moves and deletes refs to objects that the repository has, in one transaction."""
+
+    @_abc_1.abstractmethod
+    def DeleteRefs(
+        self,
+        request: _ref_pb2.DeleteRefsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ref_pb2.DeleteRefsResponse, _abc.Awaitable[_ref_pb2.DeleteRefsResponse]]:
+        """Deletes refs in one transaction: all or none. One that does not exist is no error."""
+
+    @_abc_1.abstractmethod
+    def SetDefaultBranch(
+        self,
+        request: _ref_pb2.SetDefaultBranchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ref_pb2.SetDefaultBranchResponse, _abc.Awaitable[_ref_pb2.SetDefaultBranchResponse]]:
+        """Makes HEAD point to a branch, which need not exist yet."""
+
+    @_abc_1.abstractmethod
+    def SetHead(
+        self,
+        request: _ref_pb2.SetHeadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ref_pb2.SetHeadResponse, _abc.Awaitable[_ref_pb2.SetHeadResponse]]:
+        """Makes HEAD point to a branch, or detaches it: to a commit and no branch."""
 
 def add_RefServiceServicer_to_server(servicer: RefServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -49,10 +49,35 @@ class RepositoryServiceStub:
                 request_serializer=quorepo_dot_v1_dot_repository__pb2.ListRepositoriesRequest.SerializeToString,
                 response_deserializer=quorepo_dot_v1_dot_repository__pb2.ListRepositoriesResponse.FromString,
                 _registered_method=True)
+        self.UpdateRepository = channel.unary_unary(
+                '/quorepo.v1.RepositoryService/UpdateRepository',
+                request_serializer=quorepo_dot_v1_dot_repository__pb2.UpdateRepositoryRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_repository__pb2.UpdateRepositoryResponse.FromString,
+                _registered_method=True)
+        self.RenameRepository = channel.unary_unary(
+                '/quorepo.v1.RepositoryService/RenameRepository',
+                request_serializer=quorepo_dot_v1_dot_repository__pb2.RenameRepositoryRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_repository__pb2.RenameRepositoryResponse.FromString,
+                _registered_method=True)
+        self.ForkRepository = channel.unary_unary(
+                '/quorepo.v1.RepositoryService/ForkRepository',
+                request_serializer=quorepo_dot_v1_dot_repository__pb2.ForkRepositoryRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_repository__pb2.ForkRepositoryResponse.FromString,
+                _registered_method=True)
         self.DeleteRepository = channel.unary_unary(
                 '/quorepo.v1.RepositoryService/DeleteRepository',
                 request_serializer=quorepo_dot_v1_dot_repository__pb2.DeleteRepositoryRequest.SerializeToString,
                 response_deserializer=quorepo_dot_v1_dot_repository__pb2.DeleteRepositoryResponse.FromString,
+                _registered_method=True)
+        self.UndeleteRepository = channel.unary_unary(
+                '/quorepo.v1.RepositoryService/UndeleteRepository',
+                request_serializer=quorepo_dot_v1_dot_repository__pb2.UndeleteRepositoryRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_repository__pb2.UndeleteRepositoryResponse.FromString,
+                _registered_method=True)
+        self.ListDeletedRepositories = channel.unary_unary(
+                '/quorepo.v1.RepositoryService/ListDeletedRepositories',
+                request_serializer=quorepo_dot_v1_dot_repository__pb2.ListDeletedRepositoriesRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_repository__pb2.ListDeletedRepositoriesResponse.FromString,
                 _registered_method=True)
         self.OptimizeRepository = channel.unary_unary(
                 '/quorepo.v1.RepositoryService/OptimizeRepository',
@@ -120,8 +145,46 @@ class RepositoryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateRepository(self, request, context):
+        """Changes the description, or whether refs can be changed at all. Only the fields that are set.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenameRepository(self, request, context):
+        """Gives a repository another path: at once for everybody, its id and its revision stay.
+        ALREADY_EXISTS when the new path has one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForkRepository(self, request, context):
+        """Makes a repository with the refs and the objects of another one. Costs no disk: the packs are
+        shared until either of the two rewrites its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteRepository(self, request, context):
-        """Deletes a repository with everything in it, for good. Its id is never used again.
+        """Takes a repository from its path. Until `purge_time` it can be had back with UndeleteRepository;
+        the path is free at once. Its id is never used for another one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndeleteRepository(self, request, context):
+        """Brings a deleted repository back, as it was, at its old path or another one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDeletedRepositories(self, request, context):
+        """Deleted repositories that can still be had back, in order of their ids.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -203,10 +266,35 @@ def add_RepositoryServiceServicer_to_server(servicer, server):
                     request_deserializer=quorepo_dot_v1_dot_repository__pb2.ListRepositoriesRequest.FromString,
                     response_serializer=quorepo_dot_v1_dot_repository__pb2.ListRepositoriesResponse.SerializeToString,
             ),
+            'UpdateRepository': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateRepository,
+                    request_deserializer=quorepo_dot_v1_dot_repository__pb2.UpdateRepositoryRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_repository__pb2.UpdateRepositoryResponse.SerializeToString,
+            ),
+            'RenameRepository': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenameRepository,
+                    request_deserializer=quorepo_dot_v1_dot_repository__pb2.RenameRepositoryRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_repository__pb2.RenameRepositoryResponse.SerializeToString,
+            ),
+            'ForkRepository': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForkRepository,
+                    request_deserializer=quorepo_dot_v1_dot_repository__pb2.ForkRepositoryRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_repository__pb2.ForkRepositoryResponse.SerializeToString,
+            ),
             'DeleteRepository': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteRepository,
                     request_deserializer=quorepo_dot_v1_dot_repository__pb2.DeleteRepositoryRequest.FromString,
                     response_serializer=quorepo_dot_v1_dot_repository__pb2.DeleteRepositoryResponse.SerializeToString,
+            ),
+            'UndeleteRepository': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteRepository,
+                    request_deserializer=quorepo_dot_v1_dot_repository__pb2.UndeleteRepositoryRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_repository__pb2.UndeleteRepositoryResponse.SerializeToString,
+            ),
+            'ListDeletedRepositories': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeletedRepositories,
+                    request_deserializer=quorepo_dot_v1_dot_repository__pb2.ListDeletedRepositoriesRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_repository__pb2.ListDeletedRepositoriesResponse.SerializeToString,
             ),
             'OptimizeRepository': grpc.unary_unary_rpc_method_handler(
                     servicer.OptimizeRepository,
@@ -341,6 +429,87 @@ class RepositoryService:
             _registered_method=True)
 
     @staticmethod
+    def UpdateRepository(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.RepositoryService/UpdateRepository',
+            quorepo_dot_v1_dot_repository__pb2.UpdateRepositoryRequest.SerializeToString,
+            quorepo_dot_v1_dot_repository__pb2.UpdateRepositoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenameRepository(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.RepositoryService/RenameRepository',
+            quorepo_dot_v1_dot_repository__pb2.RenameRepositoryRequest.SerializeToString,
+            quorepo_dot_v1_dot_repository__pb2.RenameRepositoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForkRepository(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.RepositoryService/ForkRepository',
+            quorepo_dot_v1_dot_repository__pb2.ForkRepositoryRequest.SerializeToString,
+            quorepo_dot_v1_dot_repository__pb2.ForkRepositoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def DeleteRepository(request,
             target,
             options=(),
@@ -357,6 +526,60 @@ class RepositoryService:
             '/quorepo.v1.RepositoryService/DeleteRepository',
             quorepo_dot_v1_dot_repository__pb2.DeleteRepositoryRequest.SerializeToString,
             quorepo_dot_v1_dot_repository__pb2.DeleteRepositoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeleteRepository(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.RepositoryService/UndeleteRepository',
+            quorepo_dot_v1_dot_repository__pb2.UndeleteRepositoryRequest.SerializeToString,
+            quorepo_dot_v1_dot_repository__pb2.UndeleteRepositoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeletedRepositories(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.RepositoryService/ListDeletedRepositories',
+            quorepo_dot_v1_dot_repository__pb2.ListDeletedRepositoriesRequest.SerializeToString,
+            quorepo_dot_v1_dot_repository__pb2.ListDeletedRepositoriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -123,6 +123,11 @@ Body = (
     | log_pb2.RegisterNode
     | log_pb2.AddJoinToken
     | log_pb2.UseJoinToken
+    | log_pb2.SetHead
+    | log_pb2.UpdateRepository
+    | log_pb2.UndeleteRepository
+    | log_pb2.ForkRepository
+    | log_pb2.RenamePath
 )
 
 
@@ -154,6 +159,16 @@ def command(body: Body, request: int, *, first_seen_ms: int, version: int = 1) -
             result.add_join_token.CopyFrom(body)
         case log_pb2.UseJoinToken():
             result.use_join_token.CopyFrom(body)
+        case log_pb2.SetHead():
+            result.set_head.CopyFrom(body)
+        case log_pb2.UpdateRepository():
+            result.update_repository.CopyFrom(body)
+        case log_pb2.UndeleteRepository():
+            result.undelete_repository.CopyFrom(body)
+        case log_pb2.ForkRepository():
+            result.fork_repository.CopyFrom(body)
+        case log_pb2.RenamePath():
+            result.rename_path.CopyFrom(body)
     return result
 
 

@@ -84,6 +84,16 @@ class _RejectionReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Rejec
     REJECTION_REASON_JOIN_TOKEN_NODE: _RejectionReason.ValueType  # 43
     """it is for a node of another name"""
     REJECTION_REASON_JOIN_TOKEN_NAME_TAKEN: _RejectionReason.ValueType  # 44
+    REJECTION_REASON_HEAD_STALE: _RejectionReason.ValueType  # 10
+    """HEAD is not what it was expected to be"""
+    REJECTION_REASON_READ_ONLY: _RejectionReason.ValueType  # 11
+    """the repository's refs can't be changed"""
+    REJECTION_REASON_NOT_DELETED: _RejectionReason.ValueType  # 12
+    """there is nothing to undelete"""
+    REJECTION_REASON_RETENTION_OVER: _RejectionReason.ValueType  # 13
+    """too late to undelete"""
+    REJECTION_REASON_PATH_EXISTS: _RejectionReason.ValueType  # 14
+    """the new path names another repository"""
 
 class RejectionReason(_RejectionReason, metaclass=_RejectionReasonEnumTypeWrapper): ...
 
@@ -108,6 +118,16 @@ REJECTION_REASON_JOIN_TOKEN_EXPIRED: RejectionReason.ValueType  # 42
 REJECTION_REASON_JOIN_TOKEN_NODE: RejectionReason.ValueType  # 43
 """it is for a node of another name"""
 REJECTION_REASON_JOIN_TOKEN_NAME_TAKEN: RejectionReason.ValueType  # 44
+REJECTION_REASON_HEAD_STALE: RejectionReason.ValueType  # 10
+"""HEAD is not what it was expected to be"""
+REJECTION_REASON_READ_ONLY: RejectionReason.ValueType  # 11
+"""the repository's refs can't be changed"""
+REJECTION_REASON_NOT_DELETED: RejectionReason.ValueType  # 12
+"""there is nothing to undelete"""
+REJECTION_REASON_RETENTION_OVER: RejectionReason.ValueType  # 13
+"""too late to undelete"""
+REJECTION_REASON_PATH_EXISTS: RejectionReason.ValueType  # 14
+"""the new path names another repository"""
 Global___RejectionReason: _TypeAlias = RejectionReason  # noqa: Y015
 
 class _RefStatus:
@@ -154,11 +174,16 @@ class Command(_message.Message):
     TRANSACTION_FIELD_NUMBER: _builtins.int
     REPLACE_PACKS_FIELD_NUMBER: _builtins.int
     PRUNE_FIELD_NUMBER: _builtins.int
+    SET_HEAD_FIELD_NUMBER: _builtins.int
+    UPDATE_REPOSITORY_FIELD_NUMBER: _builtins.int
+    UNDELETE_REPOSITORY_FIELD_NUMBER: _builtins.int
+    FORK_REPOSITORY_FIELD_NUMBER: _builtins.int
     RESERVE_PATH_FIELD_NUMBER: _builtins.int
     RELEASE_PATH_FIELD_NUMBER: _builtins.int
     REGISTER_NODE_FIELD_NUMBER: _builtins.int
     ADD_JOIN_TOKEN_FIELD_NUMBER: _builtins.int
     USE_JOIN_TOKEN_FIELD_NUMBER: _builtins.int
+    RENAME_PATH_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """format of this message, now 1"""
     request_id: _builtins.bytes
@@ -180,6 +205,14 @@ class Command(_message.Message):
     @_builtins.property
     def prune(self) -> Global___Prune: ...
     @_builtins.property
+    def set_head(self) -> Global___SetHead: ...
+    @_builtins.property
+    def update_repository(self) -> Global___UpdateRepository: ...
+    @_builtins.property
+    def undelete_repository(self) -> Global___UndeleteRepository: ...
+    @_builtins.property
+    def fork_repository(self) -> Global___ForkRepository: ...
+    @_builtins.property
     def reserve_path(self) -> Global___ReservePath:
         """the directory"""
 
@@ -193,6 +226,8 @@ class Command(_message.Message):
 
     @_builtins.property
     def use_join_token(self) -> Global___UseJoinToken: ...
+    @_builtins.property
+    def rename_path(self) -> Global___RenamePath: ...
     def __init__(
         self,
         *,
@@ -205,17 +240,22 @@ class Command(_message.Message):
         transaction: Global___Transaction | None = ...,
         replace_packs: Global___ReplacePacks | None = ...,
         prune: Global___Prune | None = ...,
+        set_head: Global___SetHead | None = ...,
+        update_repository: Global___UpdateRepository | None = ...,
+        undelete_repository: Global___UndeleteRepository | None = ...,
+        fork_repository: Global___ForkRepository | None = ...,
         reserve_path: Global___ReservePath | None = ...,
         release_path: Global___ReleasePath | None = ...,
         register_node: Global___RegisterNode | None = ...,
         add_join_token: Global___AddJoinToken | None = ...,
         use_join_token: Global___UseJoinToken | None = ...,
+        rename_path: Global___RenamePath | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["add_join_token", b"add_join_token", "create_repository", b"create_repository", "delete_repository", b"delete_repository", "kind", b"kind", "prune", b"prune", "register_node", b"register_node", "release_path", b"release_path", "replace_packs", b"replace_packs", "reserve_path", b"reserve_path", "transaction", b"transaction", "use_join_token", b"use_join_token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["add_join_token", b"add_join_token", "create_repository", b"create_repository", "delete_repository", b"delete_repository", "fork_repository", b"fork_repository", "kind", b"kind", "prune", b"prune", "register_node", b"register_node", "release_path", b"release_path", "rename_path", b"rename_path", "replace_packs", b"replace_packs", "reserve_path", b"reserve_path", "set_head", b"set_head", "transaction", b"transaction", "undelete_repository", b"undelete_repository", "update_repository", b"update_repository", "use_join_token", b"use_join_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "add_join_token", b"add_join_token", "create_repository", b"create_repository", "delete_repository", b"delete_repository", "first_seen_ms", b"first_seen_ms", "kind", b"kind", "prune", b"prune", "register_node", b"register_node", "release_path", b"release_path", "replace_packs", b"replace_packs", "request_id", b"request_id", "reserve_path", b"reserve_path", "transaction", b"transaction", "use_join_token", b"use_join_token", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "add_join_token", b"add_join_token", "create_repository", b"create_repository", "delete_repository", b"delete_repository", "first_seen_ms", b"first_seen_ms", "fork_repository", b"fork_repository", "kind", b"kind", "prune", b"prune", "register_node", b"register_node", "release_path", b"release_path", "rename_path", b"rename_path", "replace_packs", b"replace_packs", "request_id", b"request_id", "reserve_path", b"reserve_path", "set_head", b"set_head", "transaction", b"transaction", "undelete_repository", b"undelete_repository", "update_repository", b"update_repository", "use_join_token", b"use_join_token", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["create_repository", "delete_repository", "transaction", "replace_packs", "prune", "reserve_path", "release_path", "register_node", "add_join_token", "use_join_token"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["create_repository", "delete_repository", "transaction", "replace_packs", "prune", "set_head", "update_repository", "undelete_repository", "fork_repository", "reserve_path", "release_path", "register_node", "add_join_token", "use_join_token", "rename_path"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -252,6 +292,35 @@ class DeleteRepository(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REPOSITORY_ID_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    RETENTION_MS_FIELD_NUMBER: _builtins.int
+    repository_id: _builtins.str
+    path: _builtins.str
+    """that named it, for whoever wants it back"""
+    retention_ms: _builtins.int
+    """of log time in which it can be undeleted; 0: not at all"""
+    def __init__(
+        self,
+        *,
+        repository_id: _builtins.str = ...,
+        path: _builtins.str = ...,
+        retention_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "repository_id", b"repository_id", "retention_ms", b"retention_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteRepository: _TypeAlias = DeleteRepository  # noqa: Y015
+
+@_typing.final
+class UndeleteRepository(_message.Message):
+    """Takes a tombstone back while its retention lasts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_ID_FIELD_NUMBER: _builtins.int
     repository_id: _builtins.str
     def __init__(
         self,
@@ -264,7 +333,108 @@ class DeleteRepository(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___DeleteRepository: _TypeAlias = DeleteRepository  # noqa: Y015
+Global___UndeleteRepository: _TypeAlias = UndeleteRepository  # noqa: Y015
+
+@_typing.final
+class SetHead(_message.Message):
+    """HEAD points to a branch, born or not, or is detached: to a commit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_ID_FIELD_NUMBER: _builtins.int
+    BRANCH_FIELD_NUMBER: _builtins.int
+    DETACHED_OID_FIELD_NUMBER: _builtins.int
+    PRUNE_EPOCH_FIELD_NUMBER: _builtins.int
+    ANY_OLD_FIELD_NUMBER: _builtins.int
+    EXPECTED_BRANCH_FIELD_NUMBER: _builtins.int
+    EXPECTED_DETACHED_OID_FIELD_NUMBER: _builtins.int
+    repository_id: _builtins.str
+    branch: _builtins.bytes
+    """full name; empty: detached"""
+    detached_oid: _builtins.bytes
+    """raw id of a commit that was verified under `prune_epoch`"""
+    prune_epoch: _builtins.int
+    any_old: _builtins.bool
+    """else HEAD must be as the two below say"""
+    expected_branch: _builtins.bytes
+    expected_detached_oid: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        repository_id: _builtins.str = ...,
+        branch: _builtins.bytes = ...,
+        detached_oid: _builtins.bytes = ...,
+        prune_epoch: _builtins.int = ...,
+        any_old: _builtins.bool = ...,
+        expected_branch: _builtins.bytes = ...,
+        expected_detached_oid: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["any_old", b"any_old", "branch", b"branch", "detached_oid", b"detached_oid", "expected_branch", b"expected_branch", "expected_detached_oid", b"expected_detached_oid", "prune_epoch", b"prune_epoch", "repository_id", b"repository_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetHead: _TypeAlias = SetHead  # noqa: Y015
+
+@_typing.final
+class UpdateRepository(_message.Message):
+    """Only the fields that are set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_ID_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    READ_ONLY_FIELD_NUMBER: _builtins.int
+    repository_id: _builtins.str
+    description: _builtins.str
+    read_only: _builtins.bool
+    def __init__(
+        self,
+        *,
+        repository_id: _builtins.str = ...,
+        description: _builtins.str | None = ...,
+        read_only: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_read_only", b"_read_only", "description", b"description", "read_only", b"read_only"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_read_only", b"_read_only", "description", b"description", "read_only", b"read_only", "repository_id", b"repository_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
+    _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
+    _WhichOneofReturnType__read_only: _TypeAlias = _typing.Literal["read_only"]  # noqa: Y015
+    _WhichOneofArgType__read_only: _TypeAlias = _typing.Literal["_read_only", b"_read_only"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__description) -> _WhichOneofReturnType__description | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__read_only) -> _WhichOneofReturnType__read_only | None: ...
+
+Global___UpdateRepository: _TypeAlias = UpdateRepository  # noqa: Y015
+
+@_typing.final
+class ForkRepository(_message.Message):
+    """A repository with the refs, HEAD and packs that the source has at this index, in the same group."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_ID_FIELD_NUMBER: _builtins.int
+    repository_id: _builtins.str
+    """of the fork"""
+    source_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        repository_id: _builtins.str = ...,
+        source_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["repository_id", b"repository_id", "source_id", b"source_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForkRepository: _TypeAlias = ForkRepository  # noqa: Y015
 
 @_typing.final
 class Transaction(_message.Message):
@@ -281,6 +451,7 @@ class Transaction(_message.Message):
     ATOMIC_FIELD_NUMBER: _builtins.int
     PACKS_ADDED_FIELD_NUMBER: _builtins.int
     PUSH_OPTIONS_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
     repository_id: _builtins.str
     create_if_missing: _builtins.bool
     """Push-to-create: the repository comes into being when at least one ref is set."""
@@ -292,6 +463,10 @@ class Transaction(_message.Message):
     """prune epoch at which it was checked"""
     atomic: _builtins.bool
     """all ref updates or none"""
+    answer: _builtins.bytes
+    """What the proposer answers its client once this is applied, given back in the result: so that a
+    repeated request gets the first answer on every node. At most 64 KiB; apply does not read it.
+    """
     @_builtins.property
     def ref_updates(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefUpdate]: ...
     @_builtins.property
@@ -310,10 +485,11 @@ class Transaction(_message.Message):
         atomic: _builtins.bool = ...,
         packs_added: _abc.Iterable[Global___PackAddition] | None = ...,
         push_options: _abc.Iterable[_builtins.str] | None = ...,
+        answer: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["atomic", b"atomic", "create_if_missing", b"create_if_missing", "object_format", b"object_format", "packs_added", b"packs_added", "prune_epoch", b"prune_epoch", "push_options", b"push_options", "ref_updates", b"ref_updates", "repository_id", b"repository_id", "verified_revision", b"verified_revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "atomic", b"atomic", "create_if_missing", b"create_if_missing", "object_format", b"object_format", "packs_added", b"packs_added", "prune_epoch", b"prune_epoch", "push_options", b"push_options", "ref_updates", b"ref_updates", "repository_id", b"repository_id", "verified_revision", b"verified_revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -533,6 +709,34 @@ class ReleasePath(_message.Message):
 Global___ReleasePath: _TypeAlias = ReleasePath  # noqa: Y015
 
 @_typing.final
+class RenamePath(_message.Message):
+    """One path for another, at once. Refused when the new one names a repository already."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    NEW_PATH_FIELD_NUMBER: _builtins.int
+    REPOSITORY_ID_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    new_path: _builtins.str
+    repository_id: _builtins.str
+    """that `path` has to name"""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        new_path: _builtins.str = ...,
+        repository_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["new_path", b"new_path", "path", b"path", "repository_id", b"repository_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenamePath: _TypeAlias = RenamePath  # noqa: Y015
+
+@_typing.final
 class RegisterNode(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -722,18 +926,32 @@ class RepositoryResult(_message.Message):
 
     REPOSITORY_ID_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    PURGE_MS_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    SOURCE_REVISION_FIELD_NUMBER: _builtins.int
     repository_id: _builtins.str
+    purge_ms: _builtins.int
+    """of a deletion: until when it can be taken back, log time"""
+    path: _builtins.str
+    """of an undeletion: where it was deleted"""
     @_builtins.property
     def revision(self) -> Global___Revision: ...
+    @_builtins.property
+    def source_revision(self) -> Global___Revision:
+        """of a fork"""
+
     def __init__(
         self,
         *,
         repository_id: _builtins.str = ...,
         revision: Global___Revision | None = ...,
+        purge_ms: _builtins.int = ...,
+        path: _builtins.str = ...,
+        source_revision: Global___Revision | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "source_revision", b"source_revision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["repository_id", b"repository_id", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "purge_ms", b"purge_ms", "repository_id", b"repository_id", "revision", b"revision", "source_revision", b"source_revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -774,8 +992,11 @@ class TransactionResult(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     REFS_FIELD_NUMBER: _builtins.int
     CREATED_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
     created: _builtins.bool
     """the repository came into being"""
+    answer: _builtins.bytes
+    """the command's, when at least one ref was changed"""
     @_builtins.property
     def revision(self) -> Global___Revision:
         """the repository's revision after this transaction"""
@@ -790,10 +1011,11 @@ class TransactionResult(_message.Message):
         revision: Global___Revision | None = ...,
         refs: _abc.Iterable[Global___RefResult] | None = ...,
         created: _builtins.bool = ...,
+        answer: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "refs", b"refs", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "created", b"created", "refs", b"refs", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
