@@ -53,9 +53,7 @@ CommandKind = Literal[
     "use_join_token",
 ]
 _JOIN_KINDS = ("add_join_token", "use_join_token")
-_DIRECTORY_KINDS = (
-    "reserve_path", "release_path", "rename_path", "register_node", *_JOIN_KINDS
-)
+_DIRECTORY_KINDS = ("reserve_path", "release_path", "rename_path", "register_node", *_JOIN_KINDS)
 
 
 def decode_command(data: bytes) -> log_pb2.Command:
