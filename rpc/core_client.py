@@ -20,8 +20,13 @@ import grpc
 import grpc.aio
 
 from quorepo.internal.v1 import core_pb2, core_pb2_grpc, log_pb2
+from quorepo.rpc.rejections import (
+    PacksChanged,
+    RepositoryDeleted,
+    Reverify,
+    check_result,
+)
 from quorepo.storage.errors import (
-    AlreadyExists,
     InvalidArgument,
     LimitExceeded,
     NotFound,
@@ -48,24 +53,6 @@ _REPLACEMENT_PAUSE_S = 2.0
 _ANSWER_MARGIN_S = 0.5  # the core is given its deadline, and this much more to say how it ended
 
 _Response = TypeVar("_Response")
-
-
-class Reverify(Rejected):
-    """Objects were pruned since they were checked: check again, propose under a new request id."""
-
-    reason = "REVERIFY"
-
-
-class PacksChanged(Rejected):
-    """The packs are not those that a replacement was computed from: look again, build again."""
-
-    reason = "PACKS_CHANGED"
-
-
-class RepositoryDeleted(NotFound):
-    """The repository id is a tombstone; its path may be reserved again for a new id."""
-
-    reason = "REPOSITORY_DELETED"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -110,33 +97,6 @@ class Core(Protocol):
 
     async def metrics(self, timeout_s: float = 2.0) -> bytes:
         """Prometheus text of the core process."""
-
-
-def check_result(result: log_pb2.Result) -> log_pb2.Result:
-    """Gives a result back, or raises the error that its rejection stands for.
-
-    Raises:
-        NotFound, AlreadyExists, InvalidArgument, RepositoryDeleted, Reverify: certain, by reason.
-        OutcomeUnknown: the request is older than the window in which requests are remembered.
-    """
-    if result.WhichOneof("kind") != "rejection":
-        return result
-    rejection = result.rejection
-    message = rejection.message or log_pb2.RejectionReason.Name(rejection.reason).lower()
-    raise _REJECTIONS.get(rejection.reason, Rejected)(message)
-
-
-_REJECTIONS: dict[int, type[QuorepoError]] = {
-    log_pb2.REJECTION_REASON_REPOSITORY_NOT_FOUND: NotFound,
-    log_pb2.REJECTION_REASON_REPOSITORY_EXISTS: AlreadyExists,
-    log_pb2.REJECTION_REASON_REPOSITORY_DELETED: RepositoryDeleted,
-    log_pb2.REJECTION_REASON_INVALID: InvalidArgument,
-    log_pb2.REJECTION_REASON_REVERIFY: Reverify,
-    log_pb2.REJECTION_REASON_REQUEST_EXPIRED: OutcomeUnknown,
-    log_pb2.REJECTION_REASON_PATH_NOT_FOUND: NotFound,
-    log_pb2.REJECTION_REASON_OBJECT_FORMAT: InvalidArgument,
-    log_pb2.REJECTION_REASON_PACKS_CHANGED: PacksChanged,
-}
 
 
 class CoreClient:

@@ -119,9 +119,11 @@ class Reservation:
 class Repositories:
     """Creates, finds, lists and deletes repositories by path."""
 
-    def __init__(self, core: Core, reads: Reads) -> None:
+    def __init__(self, core: Core, reads: Reads, retention_s: float = 0.0) -> None:
+        """`retention_s`: how long deleted repositories can be taken back, seconds."""
         self._core = core
         self._reads = reads
+        self._retention_ms = int(retention_s * 1000)
 
     async def create(
         self,
@@ -166,7 +168,7 @@ class Repositories:
     async def delete(
         self, path: str, *, origin: Origin, timeout_s: float = PROPOSE_TIMEOUT_S
     ) -> None:
-        """Deletes a repository with all its refs and objects. Its id is never used again.
+        """Deletes a repository; it can be taken back for a while. Its id is never used again.
 
         Raises:
             NotFound: there is none.
@@ -181,6 +183,8 @@ class Repositories:
         reservation = Reservation(path, row.repository_id, row.group)
         command = origin.step("delete").command()
         command.delete_repository.repository_id = row.repository_id
+        command.delete_repository.path = path
+        command.delete_repository.retention_ms = self._retention_ms
         try:
             check_result(await self._core.propose(row.group, command, timeout_s))
         except RepositoryDeleted:

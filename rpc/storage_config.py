@@ -29,6 +29,13 @@ class StorageSection(BaseModel):
         ge=0,
         description="How long deleted repositories and replaced packs are kept on disk, seconds.",
     )
+    undelete_retention_s: float = Field(
+        14 * 86_400.0,
+        ge=0,
+        le=100 * 366 * 86_400.0,
+        description="How long a deleted repository can be taken back with UndeleteRepository, "
+        "seconds, as the node that is asked to delete it has it configured; 0: not at all.",
+    )
     quarantine_retention_s: float = Field(
         3600.0,
         gt=0,

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 
 from quorepo.cluster.state.database import check_format, connect_reader, reader_error
 from quorepo.cluster.state.generations import current_generation, state_path
+from quorepo.cluster.state.reader_history import HistoryReads
 from quorepo.cluster.state.rows import (
     NodeRow,
     PackRow,
@@ -29,7 +30,6 @@ from quorepo.cluster.state.rows import (
     RepositoryChanges,
     RepositoryRow,
     RepositorySnapshot,
-    TransactionRow,
     repository_row,
 )
 from quorepo.internal.v1 import log_pb2
@@ -52,7 +52,7 @@ _PACK_COLUMNS = (
 _LIVE = "EXISTS (SELECT 1 FROM repositories WHERE repository_id = ? AND deleted_ms IS NULL)"
 
 
-class StateReader:
+class StateReader(HistoryReads):
     """Read access to the state of one group. Thread-safe; every call reads one committed snapshot.
 
     Every method raises Unavailable when this node has no state of the group (yet) or SQLite is
@@ -208,38 +208,6 @@ class StateReader:
                 (repository_id, after_counter, limit),
             ).fetchall()
         return [RefChangeRow._make(row) for row in rows]
-
-    def transactions(self, after_index: int, limit: int) -> tuple[list[TransactionRow], int, int]:
-        """All repositories' transactions behind a log index, in log order.
-
-        Returns: at most `limit` of them, and the log index and log time (Unix ms) up to which
-        there are no others: those of the last one, or of the state when it was the last.
-        """
-        with self._reading() as (_, connection):
-            rows = connection.execute(
-                "SELECT t.log_index, t.repository_id, r.incarnation, t.counter, t.kind, t.time_ms,"
-                " t.actor, t.request_id FROM transactions AS t JOIN repositories AS r"
-                " USING (repository_id) WHERE t.log_index > ? ORDER BY t.log_index LIMIT ?",
-                (after_index, limit),
-            ).fetchall()
-            found = [TransactionRow._make(row) for row in rows]
-            if len(found) == limit:
-                return found, found[-1].log_index, found[-1].time_ms
-            index, time_ms = connection.execute(
-                "SELECT applied_index, log_time_ms FROM position"
-            ).fetchone()
-        return found, index, time_ms
-
-    def changes_of(
-        self, repository_id: str, counter: int, after_position: int, limit: int
-    ) -> list[tuple[int, bytes, bytes | None, bytes | None]]:
-        """(position, name, old, new) of one transaction's ref changes behind a position."""
-        with self._reading() as (_, connection):
-            return connection.execute(
-                "SELECT position, name, old_oid, new_oid FROM ref_changes WHERE repository_id = ?"
-                " AND counter = ? AND position > ? ORDER BY position LIMIT ?",
-                (repository_id, counter, after_position, limit),
-            ).fetchall()
 
     def undeletable(self, after: str, limit: int) -> list[RepositoryRow]:
         """Tombstones that can be taken back, by repository id, from behind `after`."""

@@ -17,6 +17,7 @@ from quorepo.rpc.grpc.conversions import (
 )
 from quorepo.rpc.grpc.errors import Context, NameConflict, ReferencesMismatch
 from quorepo.rpc.grpc.interceptor import caller
+from quorepo.rpc.grpc.ref_writes import RefWrites
 from quorepo.rpc.objects import parse_oid
 from quorepo.rpc.push_checks import Change
 from quorepo.rpc.reads import RepositoryView
@@ -33,7 +34,7 @@ _PAGE_SIZE, _PAGE_SIZE_MAX = 100, 10_000
 _BRANCHES = b"refs/heads/"
 
 
-class RefService(ref_pb2_grpc.RefServiceServicer):
+class RefService(RefWrites, ref_pb2_grpc.RefServiceServicer):
     """See protos/quorepo/v1/ref.proto."""
 
     def __init__(self, edge: EdgeContext) -> None:

@@ -21,6 +21,8 @@ from quorepo.rpc.grpc.conversions import (
 )
 from quorepo.rpc.grpc.errors import Context
 from quorepo.rpc.grpc.interceptor import caller
+from quorepo.rpc.grpc.ref_writes import revision_of
+from quorepo.rpc.grpc.repository_writes import RepositoryWrites
 from quorepo.rpc.reads import GROUP_STORAGE, READ_INDEX_TIMEOUT_S, RepositoryView
 from quorepo.rpc.repositories import PROPOSE_TIMEOUT_S, Origin
 from quorepo.rpc.upkeep import Outcome, Upkeep
@@ -34,7 +36,7 @@ _PAGE_SIZE, _PAGE_SIZE_MAX = 100, 1000
 _GRACE_S_MAX = 10 * 366 * 86_400.0
 
 
-class RepositoryService(repository_pb2_grpc.RepositoryServiceServicer):
+class RepositoryService(RepositoryWrites, repository_pb2_grpc.RepositoryServiceServicer):
     """See protos/quorepo/v1/repository.proto."""
 
     def __init__(self, edge: EdgeContext) -> None:
@@ -113,9 +115,12 @@ class RepositoryService(repository_pb2_grpc.RepositoryServiceServicer):
                 await self._edge.repositories.delete(
                     path, origin=origin, timeout_s=time_left_s(context, PROPOSE_TIMEOUT_S)
                 )
+                await self._edge.reads.confirm(time_left_s(context, READ_INDEX_TIMEOUT_S))
                 done = await self._edge.reads.in_thread(lambda: self._deleted_by(origin))
-                done = done or revision_message(view)
-        return repository_pb2.DeleteRepositoryResponse(revision=done)
+                done = done or repository_pb2.DeleteRepositoryResponse(
+                    revision=revision_message(view), repository_id=view.repository_id
+                )
+        return done
 
     async def OptimizeRepository(
         self, request: repository_pb2.OptimizeRepositoryRequest, context: Context
@@ -166,13 +171,18 @@ class RepositoryService(repository_pb2_grpc.RepositoryServiceServicer):
             revision=_revision(outcome), change=_pack_change(outcome)
         )
 
-    def _deleted_by(self, origin: Origin) -> common_pb2.Revision | None:
-        """The revision that this same request's deletion led to; None when it deleted nothing."""
+    def _deleted_by(self, origin: Origin) -> repository_pb2.DeleteRepositoryResponse | None:
+        """What this same request's deletion answered; None when it deleted nothing."""
         result = self._storage.result_of(origin.step("delete").request_id)
         if result is None or result.WhichOneof("kind") != "repository":
             return None
-        revision = result.repository.revision
-        return common_pb2.Revision(incarnation=revision.incarnation, counter=revision.counter)
+        deletion = result.repository
+        answer = repository_pb2.DeleteRepositoryResponse(
+            revision=revision_of(deletion.revision), repository_id=deletion.repository_id
+        )
+        if deletion.purge_ms:
+            answer.purge_time.CopyFrom(timestamp(deletion.purge_ms))
+        return answer
 
 
 def _revision(outcome: Outcome) -> common_pb2.Revision:
@@ -204,4 +214,8 @@ def repository_message(view: RepositoryView) -> repository_pb2.Repository:
         ref_count=len(view.refs),
         pack_count=len(view.pack_digests),
         checksum=view.row.checksum.hex(),
+        description=view.row.description,
+        read_only=bool(view.row.read_only),
+        detached_head_oid=(view.row.detached_head or b"").hex(),
+        forked_from_id=view.row.forked_from or "",
     )

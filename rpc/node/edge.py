@@ -61,7 +61,7 @@ async def open_edge(
         config=config,
         core=core,
         reads=reads,
-        repositories=Repositories(core, reads),
+        repositories=Repositories(core, reads, config.storage.undelete_retention_s),
         pack_cache=pack_cache,
         workers=workers,
         metrics=EdgeMetrics(),
