@@ -25,6 +25,7 @@ from quorepo.rpc.grpc.errors import Context
 from quorepo.rpc.grpc.interceptor import caller
 from quorepo.rpc.grpc.ref_writes import revision_of
 from quorepo.rpc.reads import GROUP_DIRECTORY, GROUP_STORAGE, READ_INDEX_TIMEOUT_S
+from quorepo.rpc.rejections import NotDeleted, RetentionOver
 from quorepo.rpc.repositories import PROPOSE_TIMEOUT_S, Origin, Reservation
 from quorepo.storage.errors import AlreadyExists, InvalidArgument, NotFound
 from quorepo.storage.names import normalize_path
@@ -172,6 +173,8 @@ class RepositoryWrites:
             )
             if known is not None and known.WhichOneof("kind") == "repository":
                 return _undeleted(request.path or known.repository.path, known)
+            if not row.deleted:
+                raise NotDeleted(f"repository {wanted!r} is not deleted")
             path = normalize_path(request.path or row.deleted_path or "")
             await self._free(path, wanted, origin)
             timeout_s = time_left_s(context, PROPOSE_TIMEOUT_S)
@@ -187,7 +190,15 @@ class RepositoryWrites:
                 )
             command = origin.command()
             command.undelete_repository.repository_id = wanted
-            result = check_result(await self._edge.core.propose(GROUP_STORAGE, command, timeout_s))
+            try:
+                result = check_result(
+                    await self._edge.core.propose(GROUP_STORAGE, command, timeout_s)
+                )
+            except (NotDeleted, RetentionOver):
+                if held.path.created:  # or the path would name it a second time
+                    place = Reservation(path, wanted, GROUP_STORAGE)
+                    await self._edge.repositories.release(place, origin.step("release"))
+                raise
         return _undeleted(path, result)
 
     async def ListDeletedRepositories(
