@@ -61,7 +61,8 @@ class ListenerTls(Section):
     client_ca_file: AbsolutePath | None = Field(
         None,
         description="CA certificates (PEM): who has no certificate of one of them is not heard. "
-        "Tokens are needed all the same.",
+        "Tokens are needed all the same. For gRPC put the cluster's CA beside the others: nodes "
+        "ask each other for `quorepo status`.",
     )
     ca_file: AbsolutePath | None = Field(
         None,

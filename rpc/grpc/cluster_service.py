@@ -158,7 +158,13 @@ def _group_message(status: core_pb2.CoreGroupStatus) -> cluster_pb2.GroupStatus:
 
 def _credentials(config: NodeConfig) -> grpc.ChannelCredentials:
     assert config.grpc.tls is not None
-    return grpc.ssl_channel_credentials(trusted_by(config.grpc.tls, config.cluster.tls))
+    tls = config.cluster.tls
+    return grpc.ssl_channel_credentials(
+        trusted_by(config.grpc.tls, tls),
+        # Shown where a listener asks for one (client_ca_file).
+        private_key=tls.key_file.read_bytes(),
+        certificate_chain=tls.certificate_file.read_bytes(),
+    )
 
 
 class _Peers:
