@@ -190,6 +190,16 @@ def test_nodes_join_with_a_token_each(machines: Machines, tmp_path: Path) -> Non
         assert secret not in machines.log(name)
 
 
+def test_two_nodes_join_at_once(machines: Machines) -> None:
+    begin_with_one(machines)
+    for name in ("n2", "n3"):
+        give_token(machines, name)
+    machines.serve("n2", "n3")
+    machines.wait_ready("n2", "n3")
+    eventually(lambda: voters(machines, "n1") == set(NAMES), timeout_s=60, what="three voters")
+    assert len(cluster_ids(machines)) == 1
+
+
 def is_over(token: Path) -> bool:
     try:
         read_join_token(token, datetime.datetime.now(datetime.UTC))
