@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import mmap
 import struct
+import sys
 import threading
 import zlib
 from array import array
@@ -208,7 +209,14 @@ class _Index:
 
     def reverse(self) -> tuple[array[int], array[int]]:
         """All offsets in ascending order, and the position in the index of each."""
-        unsorted = [self.offset_at(position) for position in self.positions]
+        table = array("I", self._contents[self._offsets : self._large])
+        if table.itemsize != 4:
+            raise AssertionError("offsets of an index have 4 bytes")
+        if sys.byteorder == "little":
+            table.byteswap()
+        unsorted = table.tolist()
+        if max(unsorted, default=0) >= _LARGE_OFFSET:
+            unsorted = [self.offset_at(position) for position in self.positions]
         order = array("L", sorted(self.positions, key=unsorted.__getitem__))
         return array("Q", (unsorted[position] for position in order)), order
 
@@ -292,11 +300,23 @@ class PackFile:
 
     def oid_at(self, offset: int) -> bytes:
         """The id of the object whose entry starts at `offset`. Raises KeyError when none does."""
-        offsets, order = self._loaded_reverse()
-        position = bisect_left(offsets, offset)
-        if position == len(offsets) or offsets[position] != offset:
+        number = self.number_at(offset)
+        return self._loaded_index().name_at(self._loaded_reverse()[1][number])
+
+    def number_at(self, offset: int) -> int:
+        """The place of the entry at `offset` in the order of the file. Raises KeyError."""
+        offsets, _ = self._loaded_reverse()
+        number = bisect_left(offsets, offset)
+        if number == len(offsets) or offsets[number] != offset:
             raise KeyError(offset)
-        return self._loaded_index().name_at(order[position])
+        return number
+
+    def extents(self) -> tuple[array[int], array[int]]:
+        """Where the entries start and where they end, in the order of the file."""
+        offsets, _ = self._loaded_reverse()
+        ends = offsets[1:]
+        ends.append(len(self._loaded()) - self.object_format.hash_bytes)
+        return offsets, ends
 
     def iter_offsets(self) -> Iterator[int]:
         """The offsets of all entries in ascending order."""

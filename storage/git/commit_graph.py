@@ -69,6 +69,8 @@ class CommitGraph:
     def __init__(self, commits: Mapping[bytes, Commit]) -> None:
         self.get: Callable[[bytes], Commit | None] = commits.get
         self.count = len(commits)
+        self._commits: Mapping[bytes, Commit] | _MappedCommits = commits
+        self._sorted: list[bytes] | None = None
 
     @classmethod
     def from_file(cls, contents: bytes | mmap.mmap, pack: PackFile) -> CommitGraph | None:
@@ -86,8 +88,25 @@ class CommitGraph:
                 return None
         graph = cls({})
         graph.count = count
-        graph.get = _MappedCommits(contents, width, count).get
+        graph._commits = mapped = _MappedCommits(contents, width, count)
+        graph.get = mapped.get
         return graph
+
+    def oids(self) -> list[bytes]:
+        """All of them, sorted."""
+        commits = self._commits
+        return commits.oids() if isinstance(commits, _MappedCommits) else sorted(commits)
+
+    def position(self, oid: bytes) -> int | None:
+        """The place of a commit among `oids`; None when it is not here."""
+        commits = self._commits
+        if isinstance(commits, _MappedCommits):
+            return commits.find(oid)
+        if oid not in commits:
+            return None
+        if self._sorted is None:
+            self._sorted = self.oids()
+        return bisect_left(self._sorted, oid)
 
 
 class _MappedCommits:
@@ -101,12 +120,19 @@ class _MappedCommits:
         self._parents = self._records + count * self._record.size
         self._positions = range(count)
 
-    def get(self, oid: bytes) -> Commit | None:
+    def find(self, oid: bytes) -> int | None:
         first = oid[0]
         low = self._fanout[first - 1] if first else 0
         high = self._fanout[first]
         position = bisect_left(self._positions, oid, low, high, key=self._id_at)
-        if position >= high or self._id_at(position) != oid:
+        return position if position < high and self._id_at(position) == oid else None
+
+    def oids(self) -> list[bytes]:
+        return [self._id_at(position) for position in self._positions]
+
+    def get(self, oid: bytes) -> Commit | None:
+        position = self.find(oid)
+        if position is None:
             return None
         tree, date, generation, first, end = self._record.unpack_from(
             self._contents, self._records + position * self._record.size

@@ -18,6 +18,7 @@ from quorepo.storage.git.commits import CommitReader
 from quorepo.storage.git.fetch_request import FetchRequest, Negotiation
 from quorepo.storage.git.filters import ObjectFilter
 from quorepo.storage.git.pack_entries import encode_distance, encode_header
+from quorepo.storage.git.pack_part import all_but_blobs
 from quorepo.storage.git.pack_writer import PackResult, write_pack
 from quorepo.storage.git.selection import select_objects
 from quorepo.storage.git.tree_changes import Selection
@@ -35,6 +36,7 @@ __all__ = [
 Progress = Callable[[str], None]
 
 _PROGRESS_INTERVAL_S = 0.5
+_NO_BLOBS = ObjectFilter(blob_bytes_limit=0)
 
 
 def build_pack(
@@ -59,7 +61,7 @@ def build_pack(
     """
     meter = _Meter(progress, clock)
     selection = _select(reader, request, negotiation, tags, tips, meter)
-    meter.enumerated(len(selection.chosen))
+    meter.enumerated(len(selection))
     try:
         with out.open("xb", buffering=0) as file:
             result = write_pack(
@@ -67,7 +69,7 @@ def build_pack(
                 reader.objects,
                 selection,
                 ofs_delta=request.ofs_delta,
-                thin=_may_be_thin(request, selection),
+                thin=_may_be_thin(request, negotiation),
                 by_reference=by_reference,
                 written=meter.writing,
             )
@@ -82,10 +84,10 @@ def build_pack(
     return result
 
 
-def _may_be_thin(request: FetchRequest, selection: Selection) -> bool:
+def _may_be_thin(request: FetchRequest, negotiation: Negotiation) -> bool:
     """A partial clone lacks bases that other clients have; `known` minds blob:none, but no more."""
-    is_minded = request.filter in (None, ObjectFilter(blob_bytes_limit=0))
-    return request.thin_pack and is_minded and selection.whole is None
+    is_minded = request.filter in (None, _NO_BLOBS)
+    return request.thin_pack and is_minded and bool(negotiation.common)
 
 
 def _select(
@@ -97,8 +99,14 @@ def _select(
     meter: _Meter,
 ) -> Selection:
     found = whole_pack_for(reader, request, negotiation, tips) if tips else None
-    if found is None:
-        return select_objects(reader, request, negotiation, tags, meter.enumerating)
+    part = None
+    if found is not None and request.filter is not None:
+        part = all_but_blobs(reader.objects, found[0])
+    if found is None or (part is None and request.filter is not None):
+        by_parts = request.ofs_delta
+        return select_objects(
+            reader, request, negotiation, tags, meter.enumerating, by_parts=by_parts
+        )
     pack, roots = found
     # The pack is closed: whoever has its roots has all of it, and all that its objects refer to.
     as_had = Negotiation(common=(*roots.commits, *roots.tags))
@@ -113,7 +121,10 @@ def _select(
     for oid in [oid for oid in selection.chosen if pack.find(oid) is not None]:
         del selection.chosen[oid]
         selection.commit_count -= oid in commits
-    selection.whole = pack
+    if part is None:
+        selection.whole = pack
+    else:
+        selection.part = part
     return selection
 
 

@@ -11,14 +11,15 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from itertools import islice
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from quorepo.storage.errors import DamagedPack
 from quorepo.storage.git.commits import tree_entry_pattern
 from quorepo.storage.git.deltas import make_delta
 from quorepo.storage.git.pack_entries import encode_distance, encode_header, split_ofs_delta
+from quorepo.storage.git.pack_part import PackPart, copy_part
+from quorepo.storage.git.pack_result import PackResult, Part
 from quorepo.storage.git.tree_changes import Selection
 from quorepo.storage.packs import (
     OFS_DELTA,
@@ -52,30 +53,6 @@ _DELTA_BUDGET_BYTES = 128 << 20
 _DELTA_DEPTH_MAX = 50
 
 
-class Part(NamedTuple):
-    """Bytes `start` to `end` of a stored pack, or of the written file when `pack` is None."""
-
-    pack: PackFile | None
-    start: int
-    end: int
-
-
-@dataclass(frozen=True)
-class PackResult:
-    """A finished pack: its size in bytes, its objects, and how many of their entries were copied
-    rather than compressed again.
-
-    The pack is its `parts` one after the other, followed, when `is_sealed` is False, by the hash
-    of all of them.
-    """
-
-    pack_bytes: int
-    objects: int
-    reused: int
-    parts: tuple[Part, ...]
-    is_sealed: bool
-
-
 def write_pack(
     file: BinaryIO,
     objects: PackSet,
@@ -107,9 +84,11 @@ class _PackWriter:
     ) -> None:
         self._file = file
         self._objects = objects
+        self._selection = selection
         self._chosen = selection.chosen
         self._earlier = selection.earlier
         self._commit_count = selection.commit_count
+        self._thin = thin
         self._known = selection.known if thin else frozenset()
         self._ofs_delta = ofs_delta
         self._hash = objects.object_format.new_hash()
@@ -130,14 +109,16 @@ class _PackWriter:
         self._depths: dict[int, int] = {}
 
     def write(self, by_reference: bool, progress: Callable[[int, int], None]) -> PackResult:
-        total = len(self._chosen)
+        total = len(self._selection)
         whole = self._whole
         if whole is not None:
             total += whole.object_count
         self._emit(b"PACK" + struct.pack(">LL", 2, total))
         if whole is not None:
             self._whole_moved = self._copy_pack(whole, by_reference)
-        elif self._ofs_delta:
+        if self._selection.part is not None:
+            self._copy_part(self._selection.part)
+        if whole is None and self._ofs_delta:
             # Copied distances hold only where the client reads OFS_DELTA.
             self._copy_whole_packs(total, by_reference)
         places: _Places = []
@@ -198,6 +179,24 @@ class _PackWriter:
         self._reused += pack.object_count
         return moved
 
+    def _copy_part(self, part: PackPart) -> None:
+        """Chosen entries of one pack. Those that cannot be copied are chosen one by one."""
+
+        def new_delta(oid: bytes, offset: int, base: bytes, position: int, size: int) -> bool:
+            return self._write_delta_of(oid, part.pack, offset, size, (base, position))
+
+        before = self._written
+        left = copy_part(
+            part, self._position, self._emit, new_delta, lambda: self._position, thin=self._thin
+        )
+        made = self._written - before
+        self._written = before + len(part) - len(left)
+        self._reused += self._written - before - made
+        for oid, earlier in left:
+            self._chosen[oid] = 0
+            if earlier is not None:
+                self._earlier[oid] = earlier
+
     def _copy_whole_packs(self, total: int, by_reference: bool) -> None:
         """Copy every pack all of whose objects are sent. Largest first; a pack that shares an
         object with one before it goes the long way.
@@ -224,7 +223,20 @@ class _PackWriter:
             offset = self._whole.find(oid)
             if offset is not None:
                 return offset + self._whole_moved
+        part = self._selection.part
+        if position < 0 and part is not None:
+            offset = part.pack.find(oid)
+            if offset is not None:
+                return part.moved.get(offset, -1)
         return position
+
+    def _is_known(self, oid: bytes) -> bool:
+        """Whether an object may be the base of a thin delta."""
+        if oid in self._known:
+            return True
+        part = self._selection.part
+        offset = None if part is None or not self._thin else part.pack.find(oid)
+        return part is not None and offset is not None and part.is_had(part.pack.number_at(offset))
 
     def _places(self) -> _Places:
         """Where the objects lie that are still to be written, per pack in ascending order: an OFS
@@ -309,7 +321,7 @@ class _PackWriter:
                 chain.append((base, *self._locate(base)))
                 on_chain.add(base)
                 continue
-            elif position < 0 and base in self._known:
+            elif position < 0 and self._is_known(base):
                 self._write_copied(oid, entry, REF_DELTA, base)
             elif not self._write_new_delta(oid, pack, offset, None):
                 self._write_resolved(oid, pack, offset)
@@ -345,7 +357,18 @@ class _PackWriter:
         if whole_bytes is not None and whole_bytes < _DELTA_ENTRY_BYTES_MIN:
             return False
         base = self._new_base(oid)
-        if base is None or self._delta_budget <= 0:
+        return base is not None and self._write_delta_of(oid, pack, offset, whole_bytes, base)
+
+    def _write_delta_of(
+        self,
+        oid: bytes,
+        pack: PackFile,
+        offset: int,
+        whole_bytes: int | None,
+        base: tuple[bytes, int],
+    ) -> bool:
+        """The same as a delta of `base`, (object id, position or -1)."""
+        if self._delta_budget <= 0:
             return False
         base_oid, base_position = base
         sizes = (self._objects.object_size(base_oid), self._objects.object_size(oid))
@@ -364,7 +387,8 @@ class _PackWriter:
             return False
         self._depths[self._position] = self._depths.get(base_position, 0) + 1
         type_num, reference = self._reference(base_oid, base_position)
-        self._chosen[oid] = self._position
+        if oid in self._chosen:
+            self._chosen[oid] = self._position
         self._emit(encode_header(type_num, len(delta)) + reference + compressed)
         self._written += 1
         return True
@@ -379,7 +403,7 @@ class _PackWriter:
             if position > 0 and self._depths.get(position, 0) < _DELTA_DEPTH_MAX:
                 return earlier, position
             if position < 0:
-                return (earlier, -1) if earlier in self._known else None
+                return (earlier, -1) if self._is_known(earlier) else None
             earlier = self._earlier.get(earlier)
         return None
 

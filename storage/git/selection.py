@@ -7,11 +7,13 @@ Iterative, and bounded by about 200 bytes per object selected.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Container, Iterable, Sequence
 
 from quorepo.storage.git.commits import CommitReader, Roots, tree_entry_pattern
 from quorepo.storage.git.fetch_request import FetchRequest, Negotiation
 from quorepo.storage.git.filters import ObjectFilter
+from quorepo.storage.git.pack_part import part_of_range
 from quorepo.storage.git.shallow import client_shallow
 from quorepo.storage.git.tree_changes import Selection, TreeChanges
 from quorepo.storage.git.walk import CommitRange, commits_between
@@ -31,8 +33,12 @@ def select_objects(
     negotiation: Negotiation,
     tags: Sequence[tuple[bytes, bytes]] = (),
     count: Count | None = None,
+    *,
+    by_parts: bool = False,
 ) -> Selection:
-    """Enumerate. `tags` are (tag object, peeled) for `include-tag`; `count` hears of progress."""
+    """Enumerate. `tags` are (tag object, peeled) for `include-tag`; `count` hears of progress.
+    `by_parts`: entries of a large pack may be chosen by their numbers.
+    """
     wants = reader.roots(request.wants)
     haves = reader.roots(negotiation.common)
     grafts = {*client_shallow(reader, request), *negotiation.shallow}
@@ -46,13 +52,27 @@ def select_objects(
         grafts,
         count,
     )
-    enumeration = _Enumeration(reader, request.filter or ObjectFilter(), count)
+    object_filter = request.filter or ObjectFilter()
+    part = None
+    is_named = wants.trees or wants.blobs or haves.trees or haves.blobs
+    if by_parts and is_plain(object_filter) and not grafts and not deeper and not is_named:
+        part = part_of_range(reader, commits, object_filter == ObjectFilter())
+    if part is not None:
+        commits = dataclasses.replace(commits, new=part[1])
+    enumeration = _Enumeration(reader, object_filter, count)
     enumeration.take_commits(commits, wants, haves)
     enumeration.take_named(wants, haves)
-    enumeration.take_trees(commits, wants, haves, grafts)
+    enumeration.take_trees(commits, wants, haves, grafts, compares=part is not None)
+    if part is not None:
+        enumeration.selection.take(part[0])
     if request.include_tag:
         enumeration.take_tags_of(tags)
     return enumeration.selection
+
+
+def is_plain(object_filter: ObjectFilter) -> bool:
+    """Whether it keeps everything, or everything but files."""
+    return object_filter in (ObjectFilter(), ObjectFilter(blob_bytes_limit=0))
 
 
 class _Enumeration:
@@ -90,16 +110,24 @@ class _Enumeration:
             self.selection.known.discard(oid)
 
     def take_trees(
-        self, commits: CommitRange, wants: Roots, haves: Roots, grafts: Container[bytes]
+        self,
+        commits: CommitRange,
+        wants: Roots,
+        haves: Roots,
+        grafts: Container[bytes],
+        *,
+        compares: bool,
     ) -> None:
-        """The trees and blobs of the new commits and of the trees that the client named."""
+        """The trees and blobs of the new commits and of the trees that the client named.
+
+        `compares`: the trees of all parents are sent or had, also where there is no boundary.
+        """
         reader = self._reader
         bound = self._filter
         if bound.tree_depth == 0 or not (bound.keeps_type(TREE) or bound.keeps_type(BLOB)):
             return
         keeps_blobs = bound == ObjectFilter()
-        is_plain = keeps_blobs or bound == ObjectFilter(blob_bytes_limit=0)
-        if is_plain and commits.boundary:
+        if is_plain(bound) and (commits.boundary or compares):
             if keeps_blobs:
                 self._mark_known(haves.trees)
             self._walk((), wants.trees, keeps_blobs)
@@ -109,7 +137,7 @@ class _Enumeration:
         roots = [reader.get(oid).tree for oid in commits.new]
         if roots or wants.trees:
             self._mark_known([reader.get(oid).tree for oid in commits.boundary] + haves.trees)
-        if is_plain:
+        if is_plain(bound):
             self._walk(roots, wants.trees, keeps_blobs)
         else:
             self._walk_filtered(roots, wants.trees)
@@ -119,10 +147,11 @@ class _Enumeration:
         selection = self.selection
         for tag, peeled in tags:
             oid = tag
-            while peeled in selection.chosen and oid != peeled and oid not in selection.known:
+            while peeled in selection and oid != peeled and oid not in selection.known:
                 if self._reader.objects.object_type(oid) != TAG:
                     break
-                selection.chosen.setdefault(oid, 0)
+                if oid not in selection:
+                    selection.chosen[oid] = 0
                 oid = self._reader.tag_target(oid)
 
     def _mark_known(self, roots: Iterable[bytes]) -> None:

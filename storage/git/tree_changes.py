@@ -15,6 +15,7 @@ from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 
 from quorepo.storage.git.commits import CommitReader
+from quorepo.storage.git.pack_part import PackPart
 from quorepo.storage.git.walk import CommitRange
 from quorepo.storage.packs import PackFile
 
@@ -38,7 +39,8 @@ class Selection:
     first, newest first, and `commit_count` says how many. `known` is not complete: it holds what
     the enumeration came across. `earlier` maps a chosen object to what stood at the same path in a
     parent: a good base for a new delta. `whole` is a stored pack that is sent with all that it
-    holds; nothing in it is chosen.
+    holds; nothing in it is chosen. `part` are entries of a stored pack; nothing of them is chosen
+    either.
     """
 
     chosen: dict[bytes, int] = field(default_factory=dict)
@@ -46,6 +48,24 @@ class Selection:
     earlier: dict[bytes, bytes] = field(default_factory=dict)
     commit_count: int = 0
     whole: PackFile | None = None
+    part: PackPart | None = None
+
+    def __contains__(self, oid: object) -> bool:
+        """Whether an object is sent, apart from `whole`."""
+        return oid in self.chosen or (self.part is not None and oid in self.part)
+
+    def __len__(self) -> int:
+        """The same."""
+        return len(self.chosen) + (0 if self.part is None else len(self.part))
+
+    def take(self, part: PackPart) -> None:
+        """`part` is sent, and what is chosen of it is not sent twice."""
+        self.part = part
+        commit_count = self.commit_count
+        for place, oid in enumerate(list(self.chosen)):
+            if oid in part:
+                del self.chosen[oid]
+                self.commit_count -= place < commit_count
 
 
 class TreeChanges:

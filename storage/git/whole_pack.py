@@ -21,6 +21,7 @@ from quorepo.storage.git.commit_graph import commit_graph_of
 from quorepo.storage.git.commits import CommitReader, Roots, tree_entry_pattern
 from quorepo.storage.git.derived import read_derived, write_derived
 from quorepo.storage.git.fetch_request import FetchRequest, Negotiation
+from quorepo.storage.git.filters import ObjectFilter
 from quorepo.storage.git.walk import commits_between
 from quorepo.storage.packs import COMMIT, TAG, TREE, PackFile, PackSet
 
@@ -51,8 +52,12 @@ class PackRoots:
 def whole_pack_for(
     reader: CommitReader, request: FetchRequest, negotiation: Negotiation, tips: Sequence[bytes]
 ) -> tuple[PackFile, PackRoots] | None:
-    """The pack to send whole to a client that may see what `tips` reach, or None."""
-    if not request.ofs_delta or request.filter is not None or negotiation.common:
+    """The pack to send whole to a client that may see what `tips` reach, or None. To a client that
+    wants no files (blob:none) all the rest of it.
+    """
+    if not request.ofs_delta or negotiation.common:
+        return None
+    if request.filter not in (None, ObjectFilter(blob_bytes_limit=0)):
         return None
     if request.client_shallow or negotiation.shallow or negotiation.unshallow:
         return None
