@@ -222,10 +222,16 @@ class _Fetch:
         request, cache = self._request, self._edge.fetch_cache
         key = answer_key(seen, request, negotiation)
         await self._reply.write(preamble)
-        answer = cache.get(key) or await self._build(key, negotiation)
+        answer = cache.get(key)
+        source = "hit" if answer else "shared" if cache.is_building(key) else "built"
+        if answer is None:
+            answer = await self._build(key, negotiation)
+        metrics = self._edge.metrics
+        metrics.answers.labels(source).inc()
         with cache.using(answer):
             try:
                 sent_bytes = await send_pack(self._reply, request, answer)
+                metrics.answer_bytes.labels(source).inc(sent_bytes)
             except (DamagedPack, Unavailable):
                 cache.drop(key)
                 raise
@@ -270,7 +276,8 @@ class _Fetch:
                 "out": str(out),
                 "by_reference": True,
             }
-            return await self._run("build_pack", arguments, tell)
+            with self._edge.metrics.build_seconds.time():
+                return await self._run("build_pack", arguments, tell)
 
         keepalive = KEEPALIVE if request.side_band else b""
         async with Liveness(self._reply, keepalive) as alive:

@@ -122,6 +122,10 @@ class FetchCache:
             self._answers.move_to_end(key)
         return answer
 
+    def is_building(self, key: bytes) -> bool:
+        """Whether this answer is being made for somebody now."""
+        return key in self._builds
+
     def drop(self, key: bytes) -> None:
         """Forget an answer that turned out to be no good any more."""
         answer = self._answers.pop(key, None)

@@ -84,6 +84,7 @@ class EdgeMetrics:
             registry=self.registry,
         )
         self._declare_upkeep()
+        self._declare_fetches()
         self.errors = Counter(
             "quorepo_edge_errors",
             "Errors told to clients, by the reason in the error tree (storage/errors.py).",
@@ -103,6 +104,54 @@ class EdgeMetrics:
             "Certificates of listeners taken while running, by result: ok, failed (the one before"
             " stays).",
             ["listener", "result"],
+            registry=self.registry,
+        )
+
+    def _declare_fetches(self) -> None:
+        self.answers = Counter(
+            "quorepo_fetch_answers",
+            "Answers to fetches: hit (finished before), built, shared (built for another client).",
+            ["source"],
+            registry=self.registry,
+        )
+        self.answer_bytes = Counter(
+            "quorepo_fetch_answer_bytes",
+            "Bytes of packs sent to clients: hit, built or shared as in quorepo_fetch_answers.",
+            ["source"],
+            registry=self.registry,
+        )
+        self.build_seconds = Histogram(
+            "quorepo_fetch_build_seconds",
+            "Time to build an answer, waiting for a worker included.",
+            buckets=_LATENCY_BUCKETS,
+            registry=self.registry,
+        )
+        self.worker_wait_seconds = Histogram(
+            "quorepo_worker_wait_seconds",
+            "Time that a job of a push or a fetch waited for a worker process.",
+            buckets=_LATENCY_BUCKETS,
+            registry=self.registry,
+        )
+        self.cache_bytes = Gauge(
+            "quorepo_fetch_cache_bytes",
+            "Bytes of files of finished answers that are kept.",
+            registry=self.registry,
+        )
+        self.workers_busy = Gauge(
+            "quorepo_workers_busy", "Worker processes that do a job.", registry=self.registry
+        )
+        self.workers_queue = Gauge(
+            "quorepo_workers_queue", "Jobs that wait for a worker.", registry=self.registry
+        )
+        self.derivations = Counter(
+            "quorepo_derivations",
+            "Large packs whose derived files were made, by result: done, failed.",
+            ["result"],
+            registry=self.registry,
+        )
+        self.derivation_seconds = Counter(
+            "quorepo_derivation_seconds",
+            "Time that making derived files took.",
             registry=self.registry,
         )
 

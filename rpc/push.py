@@ -287,6 +287,10 @@ class _Push:
             # From here on a client that goes away changes nothing any more.
             result = await asyncio.shield(self._edge.spawn(commit, f"push {self._path}"))
         self._take(result, changes, verified.target.object_format)
+        if verified.packs:
+            # The next reader finds a picture, and what is derived from a large pack is made.
+            look = self._edge.reads.find(self._path, consistency="local")
+            self._edge.spawn(look, f"look at {self._path}")
 
     def _take(
         self,

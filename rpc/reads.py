@@ -204,6 +204,8 @@ class Reads:
             for group, reader in readers.items()
         }
         self._views = _ViewCache(_VIEW_COST_MAX)
+        # Told of every new picture, in a reader thread.
+        self.on_new_view: Callable[[RepositoryView], None] = lambda view: None
         self._threads = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="reads")
 
     def close(self) -> None:
@@ -314,6 +316,7 @@ class Reads:
             self._hidden,
         )
         self._views.put(view)
+        self.on_new_view(view)
         return view
 
 

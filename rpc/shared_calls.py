@@ -35,6 +35,9 @@ class SharedCalls(Generic[_T]):
     def __len__(self) -> int:
         return len(self._running)
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._running
+
     async def run(self, key: Hashable, call: Callable[[Tell], Awaitable[_T]], listener: Tell) -> _T:
         """The result of the running call for `key`, or of `call`, which then is that.
 

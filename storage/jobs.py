@@ -4,6 +4,7 @@
     negotiate     a fetch's common commits     (storage/git/jobs.py)
     build_pack    a fetch's pack               (storage/git/jobs.py)
     object_info   sizes of objects             (storage/git/jobs.py)
+    derive        a pack's derived files       (storage/git/jobs.py)
     consolidate, prune, check_replacement      (storage/upkeep_jobs.py)
     history_answer, history_stream             (storage/history/jobs.py)
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["abandoned_files", "ingest", "ingest_arguments", "preload", "run_job"]
 
 _FETCH_MODULE: Final = "quorepo.storage.git.jobs"
-_FETCH_JOBS: Final = frozenset({"negotiate", "build_pack", "object_info"})
+_FETCH_JOBS: Final = frozenset({"negotiate", "build_pack", "object_info", "derive"})
 _HISTORY_MODULE: Final = "quorepo.storage.history.jobs"
 _HISTORY_JOBS: Final = frozenset({"history_answer", "history_stream"})
 _UPKEEP_MODULE: Final = "quorepo.storage.upkeep_jobs"

@@ -148,13 +148,22 @@ class _Worker:
 class WorkerPool:
     """Runs jobs in worker processes."""
 
-    def __init__(self, size: int, limits: StorageLimits, queue_max: int) -> None:
-        """`size` processes; at most `queue_max` jobs wait for one of them."""
+    def __init__(
+        self,
+        size: int,
+        limits: StorageLimits,
+        queue_max: int,
+        on_wait: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
+        """`size` processes; at most `queue_max` jobs wait for one of them. `on_wait` hears how many
+        seconds each job waited.
+        """
         if size < 1 or queue_max < 0:
             raise ValueError(f"a pool of {size} workers with a queue of {queue_max}")
         self._size = size
         self._limits = limits
         self._queue_max = queue_max
+        self._on_wait = on_wait
         self._idle: list[_Worker] = []
         self._busy: set[_Worker] = set()
         self._waiting: deque[asyncio.Future[_Worker]] = deque()
@@ -215,13 +224,15 @@ class WorkerPool:
         waiting included; CorruptPack when an ingest needed more memory than a worker may have.
         Cancelling kills the worker, and whatever happens only this job ends.
         """
-        deadline_s = asyncio.get_running_loop().time() + timeout_s
+        started_s = asyncio.get_running_loop().time()
+        deadline_s = started_s + timeout_s
         affinity = str(arguments.get("repository", {}).get("repository_id", ""))
         try:
             async with asyncio.timeout_at(deadline_s):
                 worker = await self._acquire(affinity)
         except TimeoutError:
             raise Unavailable(f"busy: no worker became free within {timeout_s} s") from None
+        self._on_wait(asyncio.get_running_loop().time() - started_s)
         try:
             async with asyncio.timeout_at(deadline_s):
                 return await self._run_on(worker, job, arguments, on_progress)

@@ -48,7 +48,13 @@ async def open_edge(
     layouts = {group: GroupLayout(config.node.data_dir, group) for group in groups}
     readers = {group: StateReader(layout) for group, layout in layouts.items()}
     pack_cache = PackCache(limits.open_packs_max)
-    workers = WorkerPool(config.workers.count, limits, config.workers.queue_max)
+    metrics = EdgeMetrics()
+    workers = WorkerPool(
+        config.workers.count,
+        limits,
+        config.workers.queue_max,
+        metrics.worker_wait_seconds.observe,
+    )
     fetch_files = FetchFiles(config.node.data_dir)
     fetch_files.clear()
     for layout in layouts.values():
@@ -57,6 +63,10 @@ async def open_edge(
     core = client or core
     assert not isinstance(core, Path)
     reads = Reads(core, readers, layouts, pack_cache, config.git.hidden_prefixes)
+    fetch_cache = FetchCache(fetch_files, limits.fetch_cache_bytes_max)
+    metrics.cache_bytes.set_function(lambda: fetch_cache.bytes_held)
+    metrics.workers_busy.set_function(lambda: workers.running)
+    metrics.workers_queue.set_function(lambda: workers.queued)
     edge = EdgeContext(
         config=config,
         core=core,
@@ -64,9 +74,9 @@ async def open_edge(
         repositories=Repositories(core, reads, config.storage.undelete_retention_s),
         pack_cache=pack_cache,
         workers=workers,
-        metrics=EdgeMetrics(),
+        metrics=metrics,
         authenticator=authenticator,
-        fetch_cache=FetchCache(fetch_files, limits.fetch_cache_bytes_max),
+        fetch_cache=fetch_cache,
         push_slots=Slots("pushes", config.workers.queue_max),
         fetch_slots=Slots("fetches", config.workers.queue_max),
         disk=DiskReserve(config.node.data_dir, config.storage.reserve_bytes),

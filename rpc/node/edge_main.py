@@ -30,6 +30,7 @@ async def _serve(config_path: Path, runtime_dir: Path) -> int:
     # Imported here: a child first ties its life to its parent's, and that must not take long.
     from quorepo.rpc.auth import Authenticator
     from quorepo.rpc.config import load_config, load_tokens
+    from quorepo.rpc.derivation import Derivation
     from quorepo.rpc.grpc.server import GrpcServer
     from quorepo.rpc.http.server import git_application, metrics_application, start_server
     from quorepo.rpc.node.edge import open_edge
@@ -71,6 +72,8 @@ async def _serve(config_path: Path, runtime_dir: Path) -> int:
         stack.callback(upkeep.close)
         upkeeping = asyncio.create_task(upkeep.run(), name="upkeep")
         stack.push_async_callback(_cancel, upkeeping)
+        deriving = asyncio.create_task(Derivation(edge).run(), name="derivation")
+        stack.push_async_callback(_cancel, deriving)
         log.info(
             "edge is serving",
             extra=fields(
@@ -81,6 +84,7 @@ async def _serve(config_path: Path, runtime_dir: Path) -> int:
         log.info("edge is stopping")
         edge.stop_taking()
         upkeeping.cancel()
+        deriving.cancel()
         async with asyncio.TaskGroup() as group:
             group.create_task(_stop_http(http))
             group.create_task(grpc_server.stop(_GRPC_GRACE_S))

@@ -19,7 +19,7 @@ from pathlib import Path
 from quorepo.storage.logs import fields
 from quorepo.storage.packs import PackFile
 
-__all__ = ["has_derived", "read_derived", "write_derived"]
+__all__ = ["derived_path", "has_derived", "read_derived", "write_derived"]
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +61,13 @@ def write_derived(pack: PackFile, kind: str, content: bytes) -> None:
         log.warning("derived file is not stored", extra=fields(path=path, error=error))
 
 
+def derived_path(pack_path: Path, digest: bytes, kind: str) -> Path:
+    """Where the file of a pack lies."""
+    return pack_path.parent.parent / "info" / f"{_PREFIX}{digest.hex()}.{kind}"
+
+
 def _path(pack: PackFile, kind: str) -> Path:
-    return pack.path.parent.parent / "info" / f"{_PREFIX}{pack.digest.hex()}.{kind}"
+    return derived_path(pack.path, pack.digest, kind)
 
 
 def _sweep(folder: Path, packs: Path) -> None:

@@ -1,4 +1,4 @@
-"""The worker jobs of upload-pack: `negotiate`, `build_pack` and `object_info`.
+"""The worker jobs of upload-pack: `negotiate`, `build_pack`, `object_info`; and `derive`.
 
 Called in a worker process with JSON values and answering with JSON values;
 `upload_pack.job_arguments` makes what both need. Order: negotiate (it refuses wants that no
@@ -16,10 +16,14 @@ from typing import Any
 from quorepo.storage.errors import QuorepoError
 from quorepo.storage.git import negotiation as negotiation_module
 from quorepo.storage.git import pack_builder
+from quorepo.storage.git.commit_graph import commit_graphs
 from quorepo.storage.git.commits import CommitCache, CommitReader
 from quorepo.storage.git.fetch_request import FetchRequest, Negotiation
 from quorepo.storage.git.object_info import visible_sizes
+from quorepo.storage.git.pack_changes import pack_changes
+from quorepo.storage.git.pack_changes_build import write_pack_changes
 from quorepo.storage.git.reachability import VisibleObjects
+from quorepo.storage.git.whole_pack import pack_roots
 from quorepo.storage.packs import PackSet
 
 __all__ = ["JOBS", "Progress", "run"]
@@ -47,6 +51,7 @@ def run(
     build_pack: the same plus {negotiation, out, by_reference?} -> {pack_bytes, objects, reused,
     parts: [[path, start, end]], is_sealed}; see `PackResult`.
     object_info: {repository, tips, oids} -> {sizes}.
+    derive: {repository, pack} -> {}; see `derived.py`.
     Raises QuorepoErrors; OSErrors when the disk fails.
     """
     return JOBS[job](arguments, progress)
@@ -131,8 +136,22 @@ def _reader(repository: Mapping[str, Any]) -> CommitReader:
     return CommitReader(objects, cache)
 
 
+def derive(arguments: Mapping[str, Any], progress: Progress | None) -> dict[str, Any]:
+    """Make the derived files of one pack of the repository, unless they are there."""
+    objects = PackSet.from_description(arguments["repository"])
+    digest = bytes.fromhex(arguments["pack"])
+    for pack in objects.packs:
+        if pack.digest == digest:
+            commit_graphs(objects)
+            pack_roots(objects, pack)
+            if pack_changes(objects, pack) is None:
+                write_pack_changes(objects, pack, progress or (lambda text: None))
+    return {}
+
+
 JOBS: dict[str, Callable[[Mapping[str, Any], Progress | None], dict[str, Any]]] = {
     "negotiate": negotiate,
     "build_pack": build_pack,
     "object_info": object_info,
+    "derive": derive,
 }

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from support.git import ENVIRONMENT, git
 from support.git_http import StoredRepository
 
-from quorepo.storage.git import pack_writer, whole_pack
+from quorepo.storage.git import pack_changes, pack_part, pack_writer, whole_pack
+from quorepo.storage.git.pack_changes_build import write_pack_changes
 from quorepo.storage.git.pktline import FLUSH, Marker, PktLineReader, encode
 from quorepo.storage.objectformat import ObjectFormat
 from quorepo.storage.packfile import OFS_DELTA, REF_DELTA, PackFile
@@ -100,6 +101,22 @@ def stored(
         yield StoredRepository(folder / "source", folder / "data", hidden), commits
 
 
+@contextmanager
+def tables_of_changes(repository: StoredRepository) -> Iterator[None]:
+    """Tables of what commits changed are there, for packs of any size, and used for any range."""
+    with ExitStack() as stack:
+        for module, name, value in (
+            (pack_changes, "CHANGES_OBJECTS_MIN", 0),
+            (pack_part, "_COMMITS_MIN", 1),
+            (pack_part, "_NEW_DELTA_BYTES_MIN", 0),
+        ):
+            stack.enter_context(mock.patch.object(module, name, value))
+        objects = repository.objects()
+        for pack in objects.packs:
+            write_pack_changes(objects, pack)
+        yield
+
+
 def ask(lines: list[str], haves: list[str]) -> bytes:
     wants = b"".join(encode(line.encode() + b"\n") for line in lines)
     tail = b"".join(encode(f"have {oid}\n".encode()) for oid in haves)
@@ -160,7 +177,12 @@ HISTORY = settings(
 def test_wants_and_haves(changes: list[Change], data: st.DataObject) -> None:
     number = st.integers(0, len(changes) - 1)
     tagged = data.draw(st.lists(number, unique=True, max_size=2), "tagged")
-    with stored(changes, tagged) as (repository, commits):
+    with ExitStack() as stack, stored(changes, tagged) as (repository, commits):
+        if data.draw(st.booleans(), "one pack"):
+            git("repack", "-adq", "--depth=20", cwd=repository.source)
+            repository.refresh()
+        if data.draw(st.booleans(), "tables"):
+            stack.enter_context(tables_of_changes(repository))
         wants = [commits[n] for n in data.draw(st.lists(number, min_size=1, max_size=3), "wants")]
         haves = [commits[n] for n in data.draw(st.lists(number, max_size=3), "haves")]
         ofs = data.draw(st.sampled_from(["", " ofs-delta"]), "capabilities")
@@ -192,7 +214,12 @@ def test_a_partial_clone_is_never_sent_a_delta_of_what_it_lacks(
     changes: list[Change], data: st.DataObject
 ) -> None:
     number = st.integers(0, len(changes) - 1)
-    with stored(changes, []) as (repository, commits):
+    with ExitStack() as stack, stored(changes, []) as (repository, commits):
+        if data.draw(st.booleans(), "one pack"):
+            git("repack", "-adq", "--depth=20", cwd=repository.source)
+            repository.refresh()
+        if data.draw(st.booleans(), "tables"):
+            stack.enter_context(tables_of_changes(repository))
         wants = [commits[n] for n in data.draw(st.lists(number, min_size=1, max_size=3), "wants")]
         haves = [commits[n] for n in data.draw(st.lists(number, min_size=1, max_size=3), "haves")]
         lines = [f"want {oid}" for oid in [*wants, "filter blob:none"]]
@@ -312,3 +339,30 @@ def test_client_without_ofs_delta_gets_none() -> None:
         assert REF_DELTA not in kinds[" ofs-delta"]
         assert {REF_DELTA} <= kinds[""]
         assert {OFS_DELTA} <= kinds[" ofs-delta"]
+
+
+@given(changes=histories(), data=st.data())
+@HISTORY
+def test_a_clone_without_files_is_all_but_them_and_shows_nothing_hidden(
+    changes: list[Change], data: st.DataObject
+) -> None:
+    number = st.integers(0, len(changes) - 1)
+    hidden = data.draw(st.lists(number, unique=True, max_size=len(changes) - 1), "hidden")
+    names = tuple(f"refs/heads/b{n}".encode() for n in hidden)
+    with stored(changes, [], names) as (repository, _commits):
+        if data.draw(st.booleans(), "one pack"):
+            git("repack", "-adq", cwd=repository.source)
+            repository.refresh()
+        tips = [oid.hex() for oid in repository.view().tips()]
+        wants = data.draw(st.lists(st.sampled_from(tips), min_size=1, max_size=3), "wants")
+        lines = [f"want {oid}" for oid in [*wants, "filter blob:none"]]
+        lines[-1] = lines[-1].removeprefix("want ")
+        lines[0] += " ofs-delta filter"
+        with ExitStack() as stack:
+            stack.enter_context(tables_of_changes(repository))
+            for name, value in (("_OBJECTS_MIN", 1), ("_SHARE_MIN", 0), ("_WANTED_MIN", 0)):
+                stack.enter_context(mock.patch.object(whole_pack, name, value))
+            pack = split(repository.answer(0, ask(lines, [])))[1]
+        sent = oids_of(pack, repository.out_folder)
+        assert int.from_bytes(pack[8:12], "big") == len(sent)
+        assert without_blobs(repository, wants) <= sent <= without_blobs(repository, tips)
