@@ -19,16 +19,17 @@ from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import grpc
 from prometheus_client import CollectorRegistry, generate_latest
 
 from quorepo.cluster.addresses import announce_address, living_twin, move_replica
 from quorepo.cluster.admission import Admission, AuthorityFiles
 from quorepo.cluster.apply import ApplyThread
-from quorepo.cluster.core_service import CoreService
+from quorepo.cluster.core_service import CoreService, serve_edge
 from quorepo.cluster.formation import Formation, FormationPlan, voter
 from quorepo.cluster.gate import StagedPackGate
 from quorepo.cluster.identity import NodeIdentity
+from quorepo.cluster.intentions import CommittedMembers
+from quorepo.cluster.member_calls import MemberCalls
 from quorepo.cluster.membership import Membership
 from quorepo.cluster.metrics import ClusterMetrics
 from quorepo.cluster.opening import NodeDisk, founding_configuration, open_disk
@@ -43,11 +44,11 @@ from quorepo.cluster.proposals import ProposalDriver
 from quorepo.cluster.raft.durable import DirectoryLock
 from quorepo.cluster.raft.host import RaftHost
 from quorepo.cluster.raft.interface import Outcome, RaftConfig
+from quorepo.cluster.registration import form_before, registration
 from quorepo.cluster.replacements import ReplacementChecks
 from quorepo.cluster.replica_upkeep import ReplicaUpkeep
-from quorepo.cluster.state.commands import COMMAND_VERSION
 from quorepo.cluster.sweep import Retention
-from quorepo.internal.v1 import core_pb2, core_pb2_grpc, log_pb2, peer_pb2
+from quorepo.internal.v1 import core_pb2, log_pb2, peer_pb2
 from quorepo.storage.errors import FatalError, Unavailable
 from quorepo.storage.limits import StorageLimits
 from quorepo.storage.logs import fields
@@ -63,8 +64,6 @@ GROUPS = (GROUP_DIRECTORY, GROUP_STORAGE)
 _LOCK_WAIT_S = 5.0  # a node that starts waits this long for the one that is ending
 _STOP_GRACE_S = 1.0
 _REGISTER_TIMEOUT_S = 10.0
-_PEER_STATUS_TIMEOUT_S = 1.0
-_MESSAGE_BYTES_MAX = 16 * 1024 * 1024
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +126,8 @@ class _Core:
             settings.formation,
             self._clients,
         )
-        self._service = CoreService(self._describe, self._metrics_text, self._ask_peers)
+        self._members = MemberCalls(settings.node, settings.peers, self._clients)
+        self._service = CoreService(self._describe, self._metrics_text, self._members)
         self._membership: Membership | None = None
         self._admission: Admission | None = None
         self._host: RaftHost | None = None
@@ -142,47 +142,25 @@ class _Core:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
+        settings = self._settings
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._clients.close)
             expiry = self._metrics.peer_certificate_expiry
             watch = watch_certificate(self._settings.credentials, expiry)
             self._spawn(watch, "watch certificate")
             stack.push_async_callback(self._cancel_tasks)
-            await self._serve_edge(stack)
-            peers = PeerServer(credentials=self._settings.credentials, node=self)
-            await peers.start(self._settings.peer_listen)
+            settings.socket_path.unlink(missing_ok=True)
+            await serve_edge(self._service, settings.socket_path, stack)
+            peers = PeerServer(credentials=settings.credentials, node=self)
+            await peers.start(settings.peer_listen)
             stack.push_async_callback(peers.stop, _STOP_GRACE_S)
-            if await self._form(stopping):
+            if await form_before(self._formation.run(), stopping):
                 await self._start_groups(stack, peers)
                 stack.push_async_callback(self._cancel_tasks)
                 await stopping.wait()
+                # Whoever follows leads before this node is gone: no write has to wait for it.
+                await self._members.hand_over_all(2 * settings.raft.election_timeout_s_max)
             log.info("stopping")
-
-    async def _serve_edge(self, stack: contextlib.AsyncExitStack) -> None:
-        server = grpc.aio.server(
-            options=[
-                ("grpc.max_send_message_length", _MESSAGE_BYTES_MAX),
-                ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
-            ]
-        )
-        core_pb2_grpc.add_CoreServicer_to_server(self._service, server)
-        self._settings.socket_path.unlink(missing_ok=True)
-        server.add_insecure_port(f"unix:{self._settings.socket_path}")
-        await server.start()
-        stack.push_async_callback(server.stop, _STOP_GRACE_S)
-
-    async def _form(self, stopping: asyncio.Event) -> bool:
-        """Waits until this node belongs to a cluster; False when it is told to stop before."""
-        forming = asyncio.create_task(self._formation.run())
-        told = asyncio.create_task(stopping.wait())
-        await asyncio.wait({forming, told}, return_when=asyncio.FIRST_COMPLETED)
-        told.cancel()
-        if not forming.done():
-            forming.cancel()
-            await asyncio.wait({forming})
-            return False
-        forming.result()
-        return True
 
     async def _start_groups(self, stack: contextlib.AsyncExitStack, peers: PeerServer) -> None:
         settings, identity = self._settings, self._formation.identity
@@ -223,6 +201,7 @@ class _Core:
             retention=settings.retention,
             metrics=self._metrics,
             on_fatal=_end_process,
+            pack_sources=self._pack_sources,
         )
         gate = StagedPackGate(
             disk.held, packs, asyncio.get_running_loop(), self._pack_sources, checks
@@ -234,12 +213,12 @@ class _Core:
         self._host = host
         self._upkeep = upkeep
         self._open_admission(stack, disk, driver)
-        self._membership = Membership(host, GROUPS, identity.replica_id)
+        self._open_membership(stack, host, disk, driver)
         transport.start(host)
         apply.start(host.applied)
         host.start()
         peers.serve(transport, packs, roster, upkeep.source)
-        self._service.serve(host, driver, packs, disk.stores, checks)
+        self._service.serve(host, driver, packs, disk.stores, checks, self._describe_replica)
         # Taken apart in the reverse order: first what asks, then what answers.
         stack.callback(apply.stop)
         stack.callback(host.stop)
@@ -249,12 +228,32 @@ class _Core:
         stack.push_async_callback(driver.close)
         stack.push_async_callback(upkeep.close)
 
-        self._spawn(self._membership.promote_learners(), "promote learners")
         self._spawn(self._register(driver), "register")
         me = voter(identity.node, identity.replica_id, settings.formation.peer_address)
         self._spawn(announce_address(host, GROUPS, self._clients, me), "announce address")
         for name, work in upkeep.work(host).items():
             self._spawn(work, name)
+
+    def _open_membership(
+        self,
+        stack: contextlib.AsyncExitStack,
+        host: RaftHost,
+        disk: NodeDisk,
+        driver: ProposalDriver,
+    ) -> None:
+        identity = self._formation.identity
+        committed = CommittedMembers(disk.layouts, founding_configuration(identity))
+        stack.callback(committed.close)
+        self._membership = Membership(
+            host,
+            GROUPS,
+            identity.replica_id,
+            members=committed,
+            driver=driver,
+            metrics=self._metrics,
+        )
+        self._members.serve(host, GROUPS)
+        self._spawn(self._membership.run(), "membership")
 
     def _open_admission(
         self, stack: contextlib.AsyncExitStack, disk: NodeDisk, driver: ProposalDriver
@@ -314,20 +313,13 @@ class _Core:
         """Tells the directory where this node can be reached."""
         settings, identity = self._settings, self._formation.identity
         while not self._registered:
-            command = log_pb2.Command(
-                version=COMMAND_VERSION,
-                request_id=secrets.token_bytes(16),
-                first_seen_ms=time.time_ns() // 1_000_000,
-                actor=f"node:{identity.node}",
-                register_node=log_pb2.RegisterNode(
-                    name=identity.node,
-                    replica_id=identity.replica_id,
-                    peer_address=settings.formation.peer_address,
-                    http_url=settings.http_url,
-                    grpc_address=settings.grpc_address,
-                    metrics_url=settings.metrics_url,
-                    version=settings.version,
-                ),
+            command = registration(
+                identity,
+                settings.formation.peer_address,
+                settings.http_url,
+                settings.grpc_address,
+                settings.metrics_url,
+                settings.version,
             )
             answer = await driver.propose(GROUP_DIRECTORY, command, _REGISTER_TIMEOUT_S)
             self._registered = answer.outcome is Outcome.APPLIED
@@ -357,6 +349,7 @@ class _Core:
         if self._membership is None:
             return peer_pb2.RejoinResponse(reason="this node does not belong to a cluster yet")
         assert self._host is not None
+        self._members.called(request.node, request.peer_address)
         replica, address = request.replica_id, request.peer_address
         if problem := await move_replica(self._host, GROUPS, replica, address):
             return peer_pb2.RejoinResponse(reason=problem)
@@ -366,11 +359,13 @@ class _Core:
         assert self._admission is not None
         # Its disk was emptied, and the certificate tells who it is; or it came with a token.
         by_itself = request.node in known or await self._admission.admitted(request.replica_id)
-        if not by_itself and self._settings.peers.get(request.node) != request.peer_address:
-            return peer_pb2.RejoinResponse(
-                reason=f"node {request.node!r} at {request.peer_address!r} is not in cluster.peers"
-            )
-        return await self._membership.rejoin(request)
+        by_itself = by_itself or self._settings.peers.get(request.node) == request.peer_address
+        return await self._membership.rejoin(request, by_itself=by_itself)
+
+    async def transfer_leader(
+        self, request: core_pb2.CoreTransferRequest
+    ) -> core_pb2.CoreTransferResponse:
+        return await self._members.transfer_here(request)
 
     async def join(
         self, request: peer_pb2.JoinRequest, token_digest: bytes
@@ -382,29 +377,15 @@ class _Core:
     async def get_status(self, request: core_pb2.CoreStatusRequest) -> core_pb2.CoreStatus:
         return self._service.own_status()
 
-    async def _ask_peers(self) -> list[core_pb2.CoreStatus]:
-        """The other nodes' own views; a node that does not answer in a second is left out."""
-        me = self._settings.node
-        known = {r.node: r.peer_address for c in self._configurations() for r in c.replicas}
-        others = [PeerAddress(n, a) for n, a in known.items() if n != me]
-        answers = await asyncio.gather(
-            *(
-                self._clients.status(other, core_pb2.CoreStatusRequest(), _PEER_STATUS_TIMEOUT_S)
-                for other in others
-            ),
-            return_exceptions=True,
-        )
-        unexpected = [
-            a for a in answers if isinstance(a, BaseException) and not isinstance(a, grpc.RpcError)
-        ]
-        if unexpected:
-            raise unexpected[0]
-        return [answer for answer in answers if isinstance(answer, core_pb2.CoreStatus)]
-
     def _describe(self) -> core_pb2.CoreStatus:
         identity = self._formation.identity
         if self._host is None:
             phase = self._formation.phase
+        elif self._is_removed():
+            phase = "removed"
+        elif self._is_draining():
+            leads = any(self._host.status(group).role == "leader" for group in GROUPS)
+            phase = "draining" if leads else "drained"
         elif self._upkeep is not None and self._upkeep.installs_snapshot():
             phase = "installing a snapshot"
         elif not self._registered or not self._votes_everywhere():
@@ -416,7 +397,25 @@ class _Core:
             replica_id=identity.replica_id,
             cluster_id=identity.cluster_id,
             phase=phase,
+            draining=self._host is not None and self._is_draining(),
+            version=self._settings.version,
         )
+
+    def _describe_replica(self, group: core_pb2.CoreGroupStatus) -> None:
+        if self._membership is not None:
+            group.waits_for = self._membership.waits_for(group.group)
+        if self._upkeep is not None:
+            self._upkeep.describe(group)
+
+    def _is_draining(self) -> bool:
+        return (
+            self._membership is not None
+            and self._settings.node in self._membership.intentions.draining
+        )
+
+    def _is_removed(self) -> bool:
+        me = self._formation.identity.replica_id
+        return any(me in c.removed_replica_ids for c in self._configurations())
 
     def _votes_everywhere(self) -> bool:
         assert self._host is not None

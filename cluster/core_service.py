@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
 
 from quorepo.cluster.admission import Admission
 from quorepo.cluster.gate import pack_header
+from quorepo.cluster.group_views import group_status_message, merge_peers, node_view
+from quorepo.cluster.member_calls import MemberCalls
 from quorepo.cluster.peer.packs import PackExchange
 from quorepo.cluster.proposals import ProposalDriver
 from quorepo.cluster.raft.host import RaftHost
-from quorepo.cluster.raft.interface import GroupStatus, Outcome, PackNeed
+from quorepo.cluster.raft.interface import Outcome, PackNeed
 from quorepo.cluster.replacements import ReplacementChecks, replacement_of
 from quorepo.cluster.state.commands import check_command
 from quorepo.cluster.state.store import StateStore
 from quorepo.internal.v1 import core_pb2, core_pb2_grpc
 from quorepo.storage.errors import InvalidArgument, QuorepoError, Rejected, Unavailable
 
-__all__ = ["CoreService", "group_status_message"]
+__all__ = ["CoreService", "serve_edge"]
 
 log = logging.getLogger(__name__)
 
 _RETRY_INTERVAL_S = 0.05
+_STOP_GRACE_S = 1.0
+_MESSAGE_BYTES_MAX = 16 * 1024 * 1024
 _REPLACEMENT_DEADLINE_S_MAX = 7200.0  # every replica reads the whole pack
 _OUTCOMES = {
     Outcome.APPLIED: core_pb2.OUTCOME_APPLIED,
@@ -37,6 +43,22 @@ _OUTCOMES = {
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
+async def serve_edge(
+    service: CoreService, socket_path: Path, stack: contextlib.AsyncExitStack
+) -> None:
+    """Serves the edge on a private socket until `stack` ends."""
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_send_message_length", _MESSAGE_BYTES_MAX),
+            ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
+        ]
+    )
+    core_pb2_grpc.add_CoreServicer_to_server(service, server)
+    server.add_insecure_port(f"unix:{socket_path}")
+    await server.start()
+    stack.push_async_callback(server.stop, _STOP_GRACE_S)
+
+
 class CoreService(core_pb2_grpc.CoreServicer):
     """Answers the edge; before the node belongs to a cluster, all but status is UNAVAILABLE."""
 
@@ -44,16 +66,17 @@ class CoreService(core_pb2_grpc.CoreServicer):
         self,
         describe: Callable[[], core_pb2.CoreStatus],
         metrics_text: Callable[[], bytes],
-        ask_peers: Callable[[], Awaitable[Sequence[core_pb2.CoreStatus]]],
+        members: MemberCalls,
         deadline_s_max: float = 60.0,
     ) -> None:
         """`describe()` fills in everything but the groups, which come from the host.
 
-        `ask_peers()` gives the other nodes' own views, as far as they answer.
+        `members` gives the other nodes' own views, as far as they answer.
         """
         self._describe = describe
+        self._describe_replica: Callable[[core_pb2.CoreGroupStatus], None] = lambda group: None
         self._metrics_text = metrics_text
-        self._ask_peers = ask_peers
+        self._members = members
         self._deadline_s_max = deadline_s_max
         self._host: RaftHost | None = None
         self._driver: ProposalDriver | None = None
@@ -69,8 +92,13 @@ class CoreService(core_pb2_grpc.CoreServicer):
         packs: PackExchange,
         stores: Mapping[int, StateStore],
         checks: ReplacementChecks,
+        describe_replica: Callable[[core_pb2.CoreGroupStatus], None] = lambda group: None,
     ) -> None:
-        """From now on this node belongs to a cluster."""
+        """From now on this node belongs to a cluster.
+
+        `describe_replica(group)` adds what this node knows of its own replica's packs.
+        """
+        self._describe_replica = describe_replica
         self._host, self._driver, self._packs, self._stores = host, driver, packs, stores
         self._checks = checks
 
@@ -172,8 +200,20 @@ class CoreService(core_pb2_grpc.CoreServicer):
     ) -> core_pb2.CoreStatus:
         status = self.own_status()
         if status.groups and not request.this_node_only:
-            _merge_peers(status, await self._ask_peers())
+            peers = await self._members.ask_peers()
+            status.views.extend(node_view(view) for view in (status, *peers))
+            merge_peers(status, peers)
         return status
+
+    async def IdentifyNode(
+        self, request: core_pb2.IdentifyNodeRequest, context: Context
+    ) -> core_pb2.IdentifyNodeResponse:
+        return await self._members.identify(request)
+
+    async def TransferLeader(
+        self, request: core_pb2.CoreTransferRequest, context: Context
+    ) -> core_pb2.CoreTransferResponse:
+        return await self._members.transfer(request)
 
     def own_status(self) -> core_pb2.CoreStatus:
         """This node's own view, without asking anybody."""
@@ -181,6 +221,8 @@ class CoreService(core_pb2_grpc.CoreServicer):
         if self._host is not None:
             groups = [self._host.status(group) for group in sorted(self._stores)]
             status.groups.extend(group_status_message(g, status.replica_id) for g in groups)
+            for group in status.groups:
+                self._describe_replica(group)
         status.ready = status.phase == "serving" and all(g.leader for g in status.groups)
         return status
 
@@ -203,52 +245,3 @@ class CoreService(core_pb2_grpc.CoreServicer):
         if self._host is None:
             return f"this node does not belong to a cluster yet ({self._describe().phase})"
         return f"this node has no replica of group {group}"
-
-
-def group_status_message(status: GroupStatus, me: str) -> core_pb2.CoreGroupStatus:
-    """The engine's picture of a group in the words of the API; `me` is this replica's id."""
-    names = {r.replica_id: r.node for r in status.configuration.replicas}
-    leader = status.leader or ""
-    replicas = []
-    for replica in status.replicas:
-        role = "voter" if replica.votes else "learner"
-        own = replica.replica_id == me
-        replicas.append(
-            core_pb2.CoreReplicaStatus(
-                node=replica.node,
-                replica_id=replica.replica_id,
-                role="leader" if replica.replica_id == leader else role,
-                match_index=status.last_index if own else replica.match_index,
-                applied_index=status.applied_index if own else replica.applied_index,
-                connected=own or replica.connected,
-            )
-        )
-    return core_pb2.CoreGroupStatus(
-        group=status.group,
-        leader=names.get(leader, ""),
-        term=status.term,
-        commit_index=status.commit_index,
-        applied_index=status.applied_index,
-        last_index=status.last_index,
-        role=status.role,
-        replicas=replicas,
-    )
-
-
-def _merge_peers(status: core_pb2.CoreStatus, peers: Sequence[core_pb2.CoreStatus]) -> None:
-    """Fills in what each replica says of itself, and takes the newest leader's word on the rest."""
-    for group in status.groups:
-        views = {p.replica_id: g for p in peers for g in p.groups if g.group == group.group}
-        for replica in group.replicas:
-            view = views.get(replica.replica_id)
-            if view is not None:
-                replica.applied_index = view.applied_index
-                replica.match_index = view.last_index
-        newest = max(views.values(), key=lambda view: (view.term, bool(view.leader)), default=group)
-        if newest.term > group.term or (newest.term == group.term and not group.leader):
-            group.leader = newest.leader
-            group.term = newest.term
-        group.commit_index = max([group.commit_index, *(v.commit_index for v in views.values())])
-        for replica in group.replicas:
-            if replica.role != "learner":
-                replica.role = "leader" if replica.node == group.leader else "voter"

@@ -45,6 +45,7 @@ class ClusterMetrics:
         self._declare_packs(registry)
         self._declare_snapshots(registry)
         self._declare_disk(registry)
+        self._declare_members(registry)
 
     def _declare_raft(self, registry: CollectorRegistry) -> None:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
@@ -159,6 +160,33 @@ class ClusterMetrics:
             "group", "replica_node",
         )  # fmt: skip
 
+    def _declare_members(self, registry: CollectorRegistry) -> None:
+        self.membership_steps = Counter(
+            "quorepo_membership_steps_total",
+            "Configurations that this node proposed as a leader, by what they change.",
+            ["group", "step", "outcome"], registry=registry,
+        )  # fmt: skip
+        self.membership_change_running = Gauge(
+            "quorepo_membership_change_running", "1 while a change of the members is under way.",
+            registry=registry,
+        )  # fmt: skip
+        self.node_draining = Gauge(
+            "quorepo_node_draining", "1 while this node is to lead nothing and takes no pushes.",
+            registry=registry,
+        )  # fmt: skip
+        self.replicas = Gauge(
+            "quorepo_raft_replicas", "Replicas of the group by role, as this node knows it.",
+            ["group", "role"], registry=registry,
+        )  # fmt: skip
+        self.packs_missing = Gauge(
+            "quorepo_packs_missing", "Packs that this node should hold and does not.",
+            ["group"], registry=registry,
+        )  # fmt: skip
+        self.packs_repaired = Counter(
+            "quorepo_packs_repaired_total", "Missing packs looked for on other nodes, by outcome.",
+            ["group", "outcome"], registry=registry,
+        )  # fmt: skip
+
     def _declare_disk(self, registry: CollectorRegistry) -> None:
         def gauge(name: str, text: str) -> Gauge:
             return Gauge(f"quorepo_{name}", text, registry=registry)
@@ -234,6 +262,9 @@ class ClusterMetrics:
         self.raft_last_index.labels(group).set(status.last_index)
         self.raft_commit_index.labels(group).set(status.commit_index)
         self.raft_applied_index.labels(group).set(status.applied_index)
+        for role, votes in (("voter", True), ("learner", False)):
+            count = sum(replica.votes is votes for replica in status.replicas)
+            self.replicas.labels(group, role).set(count)
         # Lag is the leader's knowledge: an old leader's last word must not linger.
         known = status.replicas if status.role == "leader" else ()
         for node in self._lagging.pop(group, set()) - {replica.node for replica in known}:

@@ -5,7 +5,7 @@ files that nobody needs, the watch over the disk. Puts these parts together; eac
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from quorepo.cluster.apply import ApplyThread
@@ -13,16 +13,19 @@ from quorepo.cluster.compaction import Compactor
 from quorepo.cluster.disk_watch import DiskWatch
 from quorepo.cluster.metrics import ClusterMetrics
 from quorepo.cluster.opening import NodeDisk
-from quorepo.cluster.peer.clients import PeerClients
+from quorepo.cluster.pack_repair import PackRepair
+from quorepo.cluster.peer.clients import PeerAddress, PeerClients
 from quorepo.cluster.peer.packs import PackExchange
 from quorepo.cluster.raft.host import RaftHost
 from quorepo.cluster.raft.interface import RaftConfig
 from quorepo.cluster.snapshot.receiver import SnapshotReceiver
 from quorepo.cluster.snapshot.source import SnapshotSource
 from quorepo.cluster.sweep import Retention, Sweeper
-from quorepo.internal.v1 import log_pb2
+from quorepo.internal.v1 import core_pb2, log_pb2
 
 __all__ = ["ReplicaUpkeep"]
+
+_REPAIR_INTERVAL_S = 60.0  # between two looks for packs that the disk lost
 
 
 class ReplicaUpkeep:
@@ -41,6 +44,7 @@ class ReplicaUpkeep:
         retention: Retention,
         metrics: ClusterMetrics,
         on_fatal: Callable[[BaseException], None],
+        pack_sources: Callable[[int, str], Sequence[PeerAddress]],
     ) -> None:
         # Whoever uses a store for longer than a moment holds its group's lock: a snapshot closes
         # the store and puts another in its place.
@@ -72,6 +76,23 @@ class ReplicaUpkeep:
             on_fatal=on_fatal,
         )
 
+        self._repair = PackRepair(
+            layouts=layouts,
+            held=disk.held,
+            packs=packs,
+            sources=pack_sources,
+            bytes_per_s=raft.snapshot_bytes_per_s,
+            interval_s=_REPAIR_INTERVAL_S,
+            metrics=metrics,
+        )
+
+    def describe(self, group: core_pb2.CoreGroupStatus) -> None:
+        """Adds to a status what this node's replica lacks, and how it catches up."""
+        self._repair.describe(group)
+        progress = self.receiver.progress(group.group)
+        if progress is not None:
+            group.catch_up.CopyFrom(progress)
+
     def work(self, host: RaftHost) -> dict[str, Coroutine[Any, Any, None]]:
         """What runs for as long as the node does, by name."""
         self.receiver.host = host
@@ -100,6 +121,7 @@ class ReplicaUpkeep:
             "compact": compactor.run(),
             "watch the disk": watch.run(),
             "sweep": sweeper.run(),
+            "repair packs": self._repair.run(),
         }
 
     def installs_snapshot(self) -> bool:

@@ -20,6 +20,7 @@ import grpc
 import grpc.aio
 
 from quorepo.internal.v1 import core_pb2, core_pb2_grpc, log_pb2
+from quorepo.rpc.core_member_calls import MemberCallsClient
 from quorepo.rpc.rejections import (
     PacksChanged,
     RepositoryDeleted,
@@ -95,11 +96,21 @@ class Core(Protocol):
     ) -> core_pb2.CoreJoinTokenResponse:
         """A token with which one node may join; see `CoreClient.create_join_token`."""
 
+    async def identify_node(
+        self, node: str, peer_address: str, timeout_s: float
+    ) -> core_pb2.IdentifyNodeResponse:
+        """Who waits at an address of the peer network; see `CoreClient.identify_node`."""
+
+    async def transfer_leader(
+        self, group: int, to_node: str, timeout_s: float
+    ) -> core_pb2.CoreTransferResponse:
+        """Hands a leadership over; see `CoreClient.transfer_leader`."""
+
     async def metrics(self, timeout_s: float = 2.0) -> bytes:
         """Prometheus text of the core process."""
 
 
-class CoreClient:
+class CoreClient(MemberCallsClient):
     """A `Core` reached over the node's private unix socket; survives restarts of the core."""
 
     def __init__(self, socket_path: Path | str) -> None:

@@ -31,6 +31,12 @@ class Reverify(Rejected):
     reason = "REVERIFY"
 
 
+class MembershipBusy(Rejected):
+    """Another change of the members is under way; one runs at a time."""
+
+    reason = "MEMBERSHIP_BUSY"
+
+
 class PacksChanged(Rejected):
     """The packs are not those that a replacement was computed from: look again, build again."""
 
@@ -91,6 +97,9 @@ _REJECTIONS: dict[int, type[QuorepoError]] = {
     log_pb2.REJECTION_REASON_PATH_NOT_FOUND: NotFound,
     log_pb2.REJECTION_REASON_OBJECT_FORMAT: InvalidArgument,
     log_pb2.REJECTION_REASON_PACKS_CHANGED: PacksChanged,
+    log_pb2.REJECTION_REASON_MEMBERSHIP_BUSY: MembershipBusy,
+    log_pb2.REJECTION_REASON_NODE_NOT_FOUND: NotFound,
+    log_pb2.REJECTION_REASON_CHANGE_NOT_FOUND: NotFound,
     log_pb2.REJECTION_REASON_HEAD_STALE: HeadStale,
     log_pb2.REJECTION_REASON_READ_ONLY: ReadOnlyRepository,
     log_pb2.REJECTION_REASON_NOT_DELETED: NotDeleted,

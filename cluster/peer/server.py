@@ -45,6 +45,10 @@ class NodeHandler(Protocol):
 
     async def get_status(self, request: core_pb2.CoreStatusRequest) -> core_pb2.CoreStatus: ...
 
+    async def transfer_leader(
+        self, request: core_pb2.CoreTransferRequest
+    ) -> core_pb2.CoreTransferResponse: ...
+
 
 class SnapshotHandler(Protocol):
     """Serves copies of this node's states; cluster/snapshot/source.py does."""
@@ -290,6 +294,11 @@ class _PeerService(peer_pb2_grpc.PeerServicer):
         self, request: core_pb2.CoreStatusRequest, context: Context
     ) -> core_pb2.CoreStatus:
         return await self._node.get_status(request)
+
+    async def TransferLeader(
+        self, request: core_pb2.CoreTransferRequest, context: Context
+    ) -> core_pb2.CoreTransferResponse:
+        return await self._node.transfer_leader(request)
 
 
 async def _not_formed(context: Context) -> NoReturn:

@@ -38,7 +38,7 @@ from quorepo.cluster.snapshot.source import KEPT_S
 from quorepo.cluster.snapshot.staging import FORMAT_VERSION, StagedSnapshot
 from quorepo.cluster.state.pack_table import PackPlace
 from quorepo.cluster.state.store import StateStore
-from quorepo.internal.v1 import log_pb2, peer_pb2
+from quorepo.internal.v1 import core_pb2, log_pb2, peer_pb2
 from quorepo.storage.disk_space import DiskReserve
 from quorepo.storage.errors import FatalError, InvalidArgument, QuorepoError, Unavailable
 from quorepo.storage.layout import GroupLayout
@@ -101,6 +101,7 @@ class SnapshotReceiver:
         self._running: dict[int, asyncio.Task[None]] = {}
         self._switches: set[asyncio.Task[bool]] = set()
         self._wanted: dict[int, frozenset[bytes]] = {}
+        self._progress: dict[int, core_pb2.CatchUpProgress] = {}
         self.host: RaftHost | None = None
 
     def offered(
@@ -113,6 +114,10 @@ class SnapshotReceiver:
     def active(self, group: int) -> bool:
         """Whether a snapshot of the group is on its way."""
         return group in self._running
+
+    def progress(self, group: int) -> core_pb2.CatchUpProgress | None:
+        """How far the snapshot of the group is that is on its way; None without one."""
+        return self._progress.get(group)
 
     def wanted(self, group: int) -> frozenset[bytes]:
         """Packs in quarantine that wait for their snapshot: not to be swept."""
@@ -148,6 +153,7 @@ class SnapshotReceiver:
             raise
         finally:
             self._wanted.pop(group, None)
+            self._progress.pop(group, None)
             self._running.pop(group, None)
             self._metrics.snapshot_received(group, outcome, time.perf_counter() - started)
 
@@ -164,11 +170,18 @@ class SnapshotReceiver:
                 bytes=manifest.database_bytes, had=staged.received_bytes,
             ),
         )  # fmt: skip
+        progress = self._progress[group] = core_pb2.CatchUpProgress(
+            doing="snapshot",
+            bytes_done=staged.received_bytes,
+            bytes_total=manifest.database_bytes + manifest.pack_bytes,
+            packs_total=manifest.pack_count,
+        )
         pace = Pace(self._config.snapshot_bytes_per_s)
         self._space.check_new(manifest.database_bytes - staged.received_bytes)
         if not staged.complete:
             await self._read(sources[0], staged, pace)
             await self._packs.write_file(staged.verify)
+        progress.bytes_done, progress.doing = manifest.database_bytes, "packs"
         packs = await self._in_thread(staged.packs)
         self._wanted[group] = frozenset(pack.digest for pack in packs)
         async with self._kept(sources[0], manifest):
@@ -240,6 +253,8 @@ class SnapshotReceiver:
         self._space.check_new(size)
         await self._packs.write_file(staged.write, batch)
         self._metrics.snapshot_bytes.labels(staged.manifest.group, "received").inc(size)
+        if (progress := self._progress.get(staged.manifest.group)) is not None:
+            progress.bytes_done += size
 
     # ---- the packs
 
@@ -247,7 +262,10 @@ class SnapshotReceiver:
         self, group: int, sources: Sequence[PeerAddress], packs: Sequence[PackPlace], pace: Pace
     ) -> None:
         missing = {p.digest: p for p in packs if not self._held.has(group, p.digest)}
-        size = sum(pack.pack_bytes + pack.index_bytes for pack in missing.values())
+        size = sum(map(_pack_size, missing.values()))
+        progress = self._progress[group]
+        progress.packs_done = len(packs) - len(missing)
+        progress.bytes_done += sum(map(_pack_size, packs)) - size
         self._space.check_new(size)
         log.info("packs of a snapshot", extra=fields(group=group, missing=len(missing), bytes=size))
         waiting = list(missing.values())
@@ -264,6 +282,8 @@ class SnapshotReceiver:
                     repository_id=pack.repository_id,
                 )
                 await self._packs.fetch(sources, header, pace=pace)
+                progress.packs_done += 1
+                progress.bytes_done += _pack_size(pack)
 
         workers = [asyncio.create_task(work()) for _ in range(self._config.snapshot_fetches_max)]
         try:
@@ -339,3 +359,7 @@ class SnapshotReceiver:
 
     async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await self._loop.run_in_executor(None, function, *arguments)
+
+
+def _pack_size(pack: PackPlace) -> int:
+    return pack.pack_bytes + pack.index_bytes

@@ -14,3 +14,38 @@ CREATE TABLE IF NOT EXISTS join_tokens (
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX IF NOT EXISTS join_tokens_by_replica ON join_tokens (used_by);
+
+-- The changes of the members that were asked for. One of them runs at a time.
+CREATE TABLE IF NOT EXISTS membership_changes (
+    change_id          BLOB PRIMARY KEY,    -- the request id of the command that began it
+    kind               INTEGER NOT NULL,    -- quorepo.internal.v1.MembershipKind
+    node               TEXT NOT NULL,
+    replica_id         TEXT NOT NULL,       -- that comes or goes
+    former_replica_id  TEXT NOT NULL,       -- that goes before it comes
+    peer_address       TEXT NOT NULL,
+    keep_learner       INTEGER NOT NULL,
+    forced             INTEGER NOT NULL,
+    actor              TEXT NOT NULL,
+    state              INTEGER NOT NULL,    -- 1 running, 2 cancelling, 3 done, 4 cancelled
+    begun_index        INTEGER NOT NULL,    -- log index
+    started_ms         INTEGER NOT NULL,
+    ended_ms           INTEGER NOT NULL     -- 0 while it runs
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX IF NOT EXISTS membership_changes_by_index ON membership_changes (begun_index);
+
+-- What an operator decided about a node, as long as it stands.
+CREATE TABLE IF NOT EXISTS node_marks (
+    name          TEXT PRIMARY KEY,
+    draining      INTEGER NOT NULL,         -- 1: leads nothing, takes no pushes
+    keep_learner  TEXT NOT NULL,            -- a replica id that does not get the vote by itself, or empty
+    actor         TEXT NOT NULL,
+    since_ms      INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- The configurations of this group, as they came.
+CREATE TABLE IF NOT EXISTS configurations (
+    log_index      INTEGER PRIMARY KEY,
+    time_ms        INTEGER NOT NULL,
+    configuration  BLOB NOT NULL            -- a serialized quorepo.internal.v1.Configuration
+) STRICT;

@@ -51,9 +51,20 @@ CommandKind = Literal[
     "register_node",
     "add_join_token",
     "use_join_token",
+    "begin_membership_change",
+    "end_membership_change",
+    "set_node_draining",
 ]
 _JOIN_KINDS = ("add_join_token", "use_join_token")
-_DIRECTORY_KINDS = ("reserve_path", "release_path", "rename_path", "register_node", *_JOIN_KINDS)
+_MEMBERSHIP_KINDS = ("begin_membership_change", "end_membership_change", "set_node_draining")
+_DIRECTORY_KINDS = (
+    "reserve_path",
+    "release_path",
+    "rename_path",
+    "register_node",
+    *_JOIN_KINDS,
+    *_MEMBERSHIP_KINDS,
+)
 
 
 def decode_command(data: bytes) -> log_pb2.Command:

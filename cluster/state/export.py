@@ -71,6 +71,20 @@ _QUERIES = (
         "SELECT token_digest, node, expires_ms, actor, created_ms, used_by, used_key, used_ms"
         " FROM join_tokens ORDER BY token_digest",
     ),
+    (
+        "membership_changes",
+        "SELECT change_id, kind, node, replica_id, former_replica_id, peer_address, keep_learner,"
+        " forced, actor, state, begun_index, started_ms, ended_ms FROM membership_changes"
+        " ORDER BY change_id",
+    ),
+    (
+        "node_marks",
+        "SELECT name, draining, keep_learner, actor, since_ms FROM node_marks ORDER BY name",
+    ),
+    (
+        "configurations",
+        "SELECT log_index, time_ms, configuration FROM configurations ORDER BY log_index",
+    ),
 )
 
 

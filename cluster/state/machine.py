@@ -37,6 +37,7 @@ from quorepo.cluster.state import (
     machine_copies,
     machine_directory,
     machine_join,
+    machine_membership,
     machine_packs,
     machine_repositories,
     machine_settings,
@@ -167,6 +168,16 @@ def _advance(
         applied = _apply_command(connection, position, entry.data)
     elif entry.kind == "configuration":
         _check_configuration(entry)
+        machine_membership.keep_configuration(
+            Context(
+                connection=connection,
+                log_index=entry.index,
+                time_ms=position.log_time_ms,
+                actor="",
+                request_id=b"",
+            ),
+            entry.data,
+        )
         position = dataclasses.replace(
             position, configuration=entry.data, configuration_index=entry.index
         )
@@ -244,6 +255,12 @@ def _dispatch(context: Context, kind: CommandKind, command: log_pb2.Command) -> 
             return machine_join.add_join_token(context, command.add_join_token)
         case "use_join_token":
             return machine_join.use_join_token(context, command.use_join_token)
+        case "begin_membership_change":
+            return machine_membership.begin_change(context, command.begin_membership_change)
+        case "end_membership_change":
+            return machine_membership.end_change(context, command.end_membership_change)
+        case "set_node_draining":
+            return machine_membership.set_draining(context, command.set_node_draining)
 
 
 def _outside_window(command: log_pb2.Command, log_time_ms: int) -> str | None:

@@ -14,7 +14,8 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from quorepo.cluster.state.database import check_format, connect_reader, reader_error
 from quorepo.cluster.state.generations import current_generation, state_path
@@ -37,6 +38,8 @@ from quorepo.storage.errors import NotFound, Unavailable
 from quorepo.storage.layout import GroupLayout
 
 __all__ = ["PruneRoots", "StateReader"]
+
+T = TypeVar("T")
 
 _IDLE_CONNECTIONS_MAX = 8
 
@@ -273,6 +276,11 @@ class StateReader(HistoryReads):
         return found is not None
 
     # ---- any group
+
+    def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """What `function` reads in one transaction."""
+        with self._reading() as (_, connection):
+            return function(connection)
 
     def result_of(
         self, request_id: bytes, repository_id: str | None = None

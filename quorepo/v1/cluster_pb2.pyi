@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -18,6 +19,27 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _MembershipChangeState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MembershipChangeStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MembershipChangeState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MEMBERSHIP_CHANGE_STATE_UNSPECIFIED: _MembershipChangeState.ValueType  # 0
+    MEMBERSHIP_CHANGE_STATE_RUNNING: _MembershipChangeState.ValueType  # 1
+    MEMBERSHIP_CHANGE_STATE_CANCELLING: _MembershipChangeState.ValueType  # 2
+    MEMBERSHIP_CHANGE_STATE_DONE: _MembershipChangeState.ValueType  # 3
+    MEMBERSHIP_CHANGE_STATE_CANCELLED: _MembershipChangeState.ValueType  # 4
+
+class MembershipChangeState(_MembershipChangeState, metaclass=_MembershipChangeStateEnumTypeWrapper): ...
+
+MEMBERSHIP_CHANGE_STATE_UNSPECIFIED: MembershipChangeState.ValueType  # 0
+MEMBERSHIP_CHANGE_STATE_RUNNING: MembershipChangeState.ValueType  # 1
+MEMBERSHIP_CHANGE_STATE_CANCELLING: MembershipChangeState.ValueType  # 2
+MEMBERSHIP_CHANGE_STATE_DONE: MembershipChangeState.ValueType  # 3
+MEMBERSHIP_CHANGE_STATE_CANCELLED: MembershipChangeState.ValueType  # 4
+Global___MembershipChangeState: _TypeAlias = MembershipChangeState  # noqa: Y015
 
 @_typing.final
 class GetStatusRequest(_message.Message):
@@ -88,6 +110,10 @@ class NodeStatus(_message.Message):
     METRICS_URL_FIELD_NUMBER: _builtins.int
     PEER_ADDRESS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    MEMBER_FIELD_NUMBER: _builtins.int
+    CATCH_UP_FIELD_NUMBER: _builtins.int
+    PACKS_MISSING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     replica_id: _builtins.str
     reachable: _builtins.bool
@@ -101,6 +127,16 @@ class NodeStatus(_message.Message):
     metrics_url: _builtins.str
     peer_address: _builtins.str
     version: _builtins.str
+    draining: _builtins.bool
+    """asked to be drained"""
+    member: _builtins.str
+    """voter, learner, removed, or empty: no replica of any group"""
+    packs_missing: _builtins.int
+    """packs that this node should hold and does not"""
+    @_builtins.property
+    def catch_up(self) -> Global___CatchUp:
+        """What a newcomer still lacks; of the group that lacks most."""
+
     def __init__(
         self,
         *,
@@ -114,14 +150,61 @@ class NodeStatus(_message.Message):
         metrics_url: _builtins.str = ...,
         peer_address: _builtins.str = ...,
         version: _builtins.str = ...,
+        draining: _builtins.bool = ...,
+        member: _builtins.str = ...,
+        catch_up: Global___CatchUp | None = ...,
+        packs_missing: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["catch_up", b"catch_up"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["grpc_address", b"grpc_address", "http_url", b"http_url", "metrics_url", b"metrics_url", "name", b"name", "peer_address", b"peer_address", "phase", b"phase", "reachable", b"reachable", "ready", b"ready", "replica_id", b"replica_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["catch_up", b"catch_up", "draining", b"draining", "grpc_address", b"grpc_address", "http_url", b"http_url", "member", b"member", "metrics_url", b"metrics_url", "name", b"name", "packs_missing", b"packs_missing", "peer_address", b"peer_address", "phase", b"phase", "reachable", b"reachable", "ready", b"ready", "replica_id", b"replica_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NodeStatus: _TypeAlias = NodeStatus  # noqa: Y015
+
+@_typing.final
+class CatchUp(_message.Message):
+    """How far a replica is from what the leader has."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRIES_BEHIND_FIELD_NUMBER: _builtins.int
+    BYTES_DONE_FIELD_NUMBER: _builtins.int
+    BYTES_TOTAL_FIELD_NUMBER: _builtins.int
+    PACKS_DONE_FIELD_NUMBER: _builtins.int
+    PACKS_TOTAL_FIELD_NUMBER: _builtins.int
+    DOING_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    entries_behind: _builtins.int
+    bytes_done: _builtins.int
+    """of the snapshot that it receives, packs included"""
+    bytes_total: _builtins.int
+    """0: it catches up by the log alone"""
+    packs_done: _builtins.int
+    packs_total: _builtins.int
+    doing: _builtins.str
+    """for people: waiting, snapshot, packs, log, caught up, not reachable, disk full"""
+    percent: _builtins.int
+    """0 to 100"""
+    def __init__(
+        self,
+        *,
+        entries_behind: _builtins.int = ...,
+        bytes_done: _builtins.int = ...,
+        bytes_total: _builtins.int = ...,
+        packs_done: _builtins.int = ...,
+        packs_total: _builtins.int = ...,
+        doing: _builtins.str = ...,
+        percent: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "doing", b"doing", "entries_behind", b"entries_behind", "packs_done", b"packs_done", "packs_total", b"packs_total", "percent", b"percent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CatchUp: _TypeAlias = CatchUp  # noqa: Y015
 
 @_typing.final
 class GroupStatus(_message.Message):
@@ -170,6 +253,9 @@ class ReplicaStatus(_message.Message):
     MATCH_INDEX_FIELD_NUMBER: _builtins.int
     VOTES_FIELD_NUMBER: _builtins.int
     CONNECTED_FIELD_NUMBER: _builtins.int
+    REACHABLE_FIELD_NUMBER: _builtins.int
+    MAY_LEAD_FIELD_NUMBER: _builtins.int
+    CATCH_UP_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     replica_id: _builtins.str
     role: _builtins.str
@@ -180,6 +266,11 @@ class ReplicaStatus(_message.Message):
     votes: _builtins.bool
     connected: _builtins.bool
     """to the node whose view this is"""
+    reachable: _builtins.bool
+    """its node's core answered just now"""
+    may_lead: _builtins.bool
+    @_builtins.property
+    def catch_up(self) -> Global___CatchUp: ...
     def __init__(
         self,
         *,
@@ -190,14 +281,801 @@ class ReplicaStatus(_message.Message):
         match_index: _builtins.int = ...,
         votes: _builtins.bool = ...,
         connected: _builtins.bool = ...,
+        reachable: _builtins.bool = ...,
+        may_lead: _builtins.bool = ...,
+        catch_up: Global___CatchUp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["catch_up", b"catch_up"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "connected", b"connected", "match_index", b"match_index", "node", b"node", "replica_id", b"replica_id", "role", b"role", "votes", b"votes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "catch_up", b"catch_up", "connected", b"connected", "match_index", b"match_index", "may_lead", b"may_lead", "node", b"node", "reachable", b"reachable", "replica_id", b"replica_id", "role", b"role", "votes", b"votes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReplicaStatus: _TypeAlias = ReplicaStatus  # noqa: Y015
+
+@_typing.final
+class ListNodesRequest(_message.Message):
+    """---- members"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListNodesRequest: _TypeAlias = ListNodesRequest  # noqa: Y015
+
+@_typing.final
+class ListNodesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeStatus]:
+        """in order of their names"""
+
+    @_builtins.property
+    def running(self) -> Global___MembershipChange:
+        """not set when no change is under way"""
+
+    def __init__(
+        self,
+        *,
+        nodes: _abc.Iterable[Global___NodeStatus] | None = ...,
+        running: Global___MembershipChange | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["running", b"running"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes", "running", b"running"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListNodesResponse: _TypeAlias = ListNodesResponse  # noqa: Y015
+
+@_typing.final
+class GetNodeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetNodeRequest: _TypeAlias = GetNodeRequest  # noqa: Y015
+
+@_typing.final
+class GetNodeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def node(self) -> Global___NodeStatus: ...
+    @_builtins.property
+    def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplicaOfNode]:
+        """in order of the groups"""
+
+    def __init__(
+        self,
+        *,
+        node: Global___NodeStatus | None = ...,
+        replicas: _abc.Iterable[Global___ReplicaOfNode] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "replicas", b"replicas"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetNodeResponse: _TypeAlias = GetNodeResponse  # noqa: Y015
+
+@_typing.final
+class ReplicaOfNode(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    REPLICA_FIELD_NUMBER: _builtins.int
+    group: _builtins.int
+    @_builtins.property
+    def replica(self) -> Global___ReplicaStatus: ...
+    def __init__(
+        self,
+        *,
+        group: _builtins.int = ...,
+        replica: Global___ReplicaStatus | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["replica", b"replica"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "replica", b"replica"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplicaOfNode: _TypeAlias = ReplicaOfNode  # noqa: Y015
+
+@_typing.final
+class AddNodeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    PEER_ADDRESS_FIELD_NUMBER: _builtins.int
+    KEEP_LEARNER_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    CONFIRM_CLUSTER_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """the name in the newcomer's certificate"""
+    peer_address: _builtins.str
+    """HOST:PORT where the newcomer waits; empty: it called already"""
+    keep_learner: _builtins.bool
+    """do not give it the vote when it has caught up"""
+    dry_run: _builtins.bool
+    force: _builtins.bool
+    """needs confirm_cluster"""
+    confirm_cluster: _builtins.str
+    """the cluster's id, typed by the operator"""
+    request_id: _builtins.bytes
+    """16 bytes; empty: one is made"""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        peer_address: _builtins.str = ...,
+        keep_learner: _builtins.bool = ...,
+        dry_run: _builtins.bool = ...,
+        force: _builtins.bool = ...,
+        confirm_cluster: _builtins.str = ...,
+        request_id: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirm_cluster", b"confirm_cluster", "dry_run", b"dry_run", "force", b"force", "keep_learner", b"keep_learner", "node", b"node", "peer_address", b"peer_address", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddNodeRequest: _TypeAlias = AddNodeRequest  # noqa: Y015
+
+@_typing.final
+class PromoteNodeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    CONFIRM_CLUSTER_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    dry_run: _builtins.bool
+    force: _builtins.bool
+    confirm_cluster: _builtins.str
+    request_id: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        dry_run: _builtins.bool = ...,
+        force: _builtins.bool = ...,
+        confirm_cluster: _builtins.str = ...,
+        request_id: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirm_cluster", b"confirm_cluster", "dry_run", b"dry_run", "force", b"force", "node", b"node", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromoteNodeRequest: _TypeAlias = PromoteNodeRequest  # noqa: Y015
+
+@_typing.final
+class RemoveNodeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    CONFIRM_CLUSTER_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    dry_run: _builtins.bool
+    force: _builtins.bool
+    confirm_cluster: _builtins.str
+    request_id: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        dry_run: _builtins.bool = ...,
+        force: _builtins.bool = ...,
+        confirm_cluster: _builtins.str = ...,
+        request_id: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirm_cluster", b"confirm_cluster", "dry_run", b"dry_run", "force", b"force", "node", b"node", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveNodeRequest: _TypeAlias = RemoveNodeRequest  # noqa: Y015
+
+@_typing.final
+class ReplaceNodeRequest(_message.Message):
+    """The node comes back on an empty disk under a new replica id; the old id leaves first, for good."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    PEER_ADDRESS_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    CONFIRM_CLUSTER_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    peer_address: _builtins.str
+    """empty: where it was"""
+    dry_run: _builtins.bool
+    force: _builtins.bool
+    confirm_cluster: _builtins.str
+    request_id: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        peer_address: _builtins.str = ...,
+        dry_run: _builtins.bool = ...,
+        force: _builtins.bool = ...,
+        confirm_cluster: _builtins.str = ...,
+        request_id: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirm_cluster", b"confirm_cluster", "dry_run", b"dry_run", "force", b"force", "node", b"node", "peer_address", b"peer_address", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplaceNodeRequest: _TypeAlias = ReplaceNodeRequest  # noqa: Y015
+
+@_typing.final
+class MembershipResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def plan(self) -> Global___MembershipPlan: ...
+    @_builtins.property
+    def change(self) -> Global___MembershipChange:
+        """not set with dry_run"""
+
+    def __init__(
+        self,
+        *,
+        plan: Global___MembershipPlan | None = ...,
+        change: Global___MembershipChange | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "plan", b"plan"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "plan", b"plan"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MembershipResponse: _TypeAlias = MembershipResponse  # noqa: Y015
+
+@_typing.final
+class MembershipPlan(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    REFUSALS_FIELD_NUMBER: _builtins.int
+    IMPOSSIBLE_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    action: _builtins.str
+    """add, promote, remove, replace, drain, undrain, transfer"""
+    node: _builtins.str
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupPlan]: ...
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """what will be done, in order"""
+
+    @_builtins.property
+    def refusals(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """why it is refused without force; empty: it is safe"""
+
+    @_builtins.property
+    def impossible(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """why force would not help either"""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        action: _builtins.str = ...,
+        node: _builtins.str = ...,
+        groups: _abc.Iterable[Global___GroupPlan] | None = ...,
+        steps: _abc.Iterable[_builtins.str] | None = ...,
+        refusals: _abc.Iterable[_builtins.str] | None = ...,
+        impossible: _abc.Iterable[_builtins.str] | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "groups", b"groups", "impossible", b"impossible", "node", b"node", "refusals", b"refusals", "steps", b"steps", "warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MembershipPlan: _TypeAlias = MembershipPlan  # noqa: Y015
+
+@_typing.final
+class GroupPlan(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    ARITHMETIC_FIELD_NUMBER: _builtins.int
+    LOST_PACKS_FIELD_NUMBER: _builtins.int
+    group: _builtins.int
+    arithmetic: _builtins.str
+    """both in words"""
+    lost_packs: _builtins.int
+    """packs of which no full copy would be left"""
+    @_builtins.property
+    def before(self) -> Global___QuorumState: ...
+    @_builtins.property
+    def after(self) -> Global___QuorumState: ...
+    def __init__(
+        self,
+        *,
+        group: _builtins.int = ...,
+        before: Global___QuorumState | None = ...,
+        after: Global___QuorumState | None = ...,
+        arithmetic: _builtins.str = ...,
+        lost_packs: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "arithmetic", b"arithmetic", "before", b"before", "group", b"group", "lost_packs", b"lost_packs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GroupPlan: _TypeAlias = GroupPlan  # noqa: Y015
+
+@_typing.final
+class QuorumState(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOTERS_FIELD_NUMBER: _builtins.int
+    REACHABLE_FIELD_NUMBER: _builtins.int
+    MAJORITY_FIELD_NUMBER: _builtins.int
+    TOLERATES_FIELD_NUMBER: _builtins.int
+    MAY_LEAD_FIELD_NUMBER: _builtins.int
+    voters: _builtins.int
+    reachable: _builtins.int
+    """of the voters"""
+    majority: _builtins.int
+    tolerates: _builtins.int
+    """how many more reachable voters may fail; negative: no majority"""
+    may_lead: _builtins.int
+    """reachable voters that may become the leader"""
+    def __init__(
+        self,
+        *,
+        voters: _builtins.int = ...,
+        reachable: _builtins.int = ...,
+        majority: _builtins.int = ...,
+        tolerates: _builtins.int = ...,
+        may_lead: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["majority", b"majority", "may_lead", b"may_lead", "reachable", b"reachable", "tolerates", b"tolerates", "voters", b"voters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuorumState: _TypeAlias = QuorumState  # noqa: Y015
+
+@_typing.final
+class MembershipChange(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    REPLICA_ID_FIELD_NUMBER: _builtins.int
+    PEER_ADDRESS_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    STARTED_MS_FIELD_NUMBER: _builtins.int
+    ENDED_MS_FIELD_NUMBER: _builtins.int
+    FORCED_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    CATCH_UP_FIELD_NUMBER: _builtins.int
+    change_id: _builtins.str
+    """hex of the request id that began it"""
+    kind: _builtins.str
+    """add, promote, remove, replace"""
+    node: _builtins.str
+    replica_id: _builtins.str
+    """that comes or goes"""
+    peer_address: _builtins.str
+    actor: _builtins.str
+    state: Global___MembershipChangeState.ValueType
+    started_ms: _builtins.int
+    """log time"""
+    ended_ms: _builtins.int
+    forced: _builtins.bool
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupProgress]:
+        """while it runs"""
+
+    @_builtins.property
+    def catch_up(self) -> Global___CatchUp:
+        """of the group that lacks most, while a newcomer catches up"""
+
+    def __init__(
+        self,
+        *,
+        change_id: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        node: _builtins.str = ...,
+        replica_id: _builtins.str = ...,
+        peer_address: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        state: Global___MembershipChangeState.ValueType = ...,
+        started_ms: _builtins.int = ...,
+        ended_ms: _builtins.int = ...,
+        forced: _builtins.bool = ...,
+        groups: _abc.Iterable[Global___GroupProgress] | None = ...,
+        catch_up: Global___CatchUp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["catch_up", b"catch_up"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "catch_up", b"catch_up", "change_id", b"change_id", "ended_ms", b"ended_ms", "forced", b"forced", "groups", b"groups", "kind", b"kind", "node", b"node", "peer_address", b"peer_address", "replica_id", b"replica_id", "started_ms", b"started_ms", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MembershipChange: _TypeAlias = MembershipChange  # noqa: Y015
+
+@_typing.final
+class GroupProgress(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    WAITS_FOR_FIELD_NUMBER: _builtins.int
+    group: _builtins.int
+    step: _builtins.str
+    """what is being done or waited for"""
+    done: _builtins.bool
+    waits_for: _builtins.str
+    """why it does not go on; empty: it does"""
+    def __init__(
+        self,
+        *,
+        group: _builtins.int = ...,
+        step: _builtins.str = ...,
+        done: _builtins.bool = ...,
+        waits_for: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "group", b"group", "step", b"step", "waits_for", b"waits_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GroupProgress: _TypeAlias = GroupProgress  # noqa: Y015
+
+@_typing.final
+class GetMembershipChangeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_ID_FIELD_NUMBER: _builtins.int
+    change_id: _builtins.str
+    """empty: the running one, or the one that ended last"""
+    def __init__(
+        self,
+        *,
+        change_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_id", b"change_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMembershipChangeRequest: _TypeAlias = GetMembershipChangeRequest  # noqa: Y015
+
+@_typing.final
+class ListMembershipChangesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: _builtins.int
+    limit: _builtins.int
+    """0: 100"""
+    def __init__(
+        self,
+        *,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMembershipChangesRequest: _TypeAlias = ListMembershipChangesRequest  # noqa: Y015
+
+@_typing.final
+class ListMembershipChangesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGES_FIELD_NUMBER: _builtins.int
+    CONFIGURATIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___MembershipChange]: ...
+    @_builtins.property
+    def configurations(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConfigurationChange]: ...
+    def __init__(
+        self,
+        *,
+        changes: _abc.Iterable[Global___MembershipChange] | None = ...,
+        configurations: _abc.Iterable[Global___ConfigurationChange] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "configurations", b"configurations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMembershipChangesResponse: _TypeAlias = ListMembershipChangesResponse  # noqa: Y015
+
+@_typing.final
+class ConfigurationChange(_message.Message):
+    """A configuration that came into force in one group."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    LOG_INDEX_FIELD_NUMBER: _builtins.int
+    TIME_MS_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    CHANGE_ID_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    VOTERS_FIELD_NUMBER: _builtins.int
+    LEARNERS_FIELD_NUMBER: _builtins.int
+    group: _builtins.int
+    log_index: _builtins.int
+    time_ms: _builtins.int
+    """log time"""
+    actor: _builtins.str
+    """who asked for the change; a node when nobody did"""
+    change_id: _builtins.str
+    """of the change that it is a step of, if any"""
+    description: _builtins.str
+    """n4 added as learner, n4 votes, n1 removed"""
+    @_builtins.property
+    def voters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """nodes"""
+
+    @_builtins.property
+    def learners(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        group: _builtins.int = ...,
+        log_index: _builtins.int = ...,
+        time_ms: _builtins.int = ...,
+        actor: _builtins.str = ...,
+        change_id: _builtins.str = ...,
+        description: _builtins.str = ...,
+        voters: _abc.Iterable[_builtins.str] | None = ...,
+        learners: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "change_id", b"change_id", "description", b"description", "group", b"group", "learners", b"learners", "log_index", b"log_index", "time_ms", b"time_ms", "voters", b"voters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfigurationChange: _TypeAlias = ConfigurationChange  # noqa: Y015
+
+@_typing.final
+class CancelMembershipChangeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    change_id: _builtins.str
+    request_id: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        change_id: _builtins.str = ...,
+        request_id: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_id", b"change_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelMembershipChangeRequest: _TypeAlias = CancelMembershipChangeRequest  # noqa: Y015
+
+@_typing.final
+class DrainNodeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    dry_run: _builtins.bool
+    request_id: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        dry_run: _builtins.bool = ...,
+        request_id: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "node", b"node", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainNodeRequest: _TypeAlias = DrainNodeRequest  # noqa: Y015
+
+@_typing.final
+class UndrainNodeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    dry_run: _builtins.bool
+    request_id: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        dry_run: _builtins.bool = ...,
+        request_id: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "node", b"node", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndrainNodeRequest: _TypeAlias = UndrainNodeRequest  # noqa: Y015
+
+@_typing.final
+class DrainNodeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def plan(self) -> Global___MembershipPlan: ...
+    @_builtins.property
+    def node(self) -> Global___NodeStatus: ...
+    def __init__(
+        self,
+        *,
+        plan: Global___MembershipPlan | None = ...,
+        node: Global___NodeStatus | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "plan", b"plan"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "plan", b"plan"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainNodeResponse: _TypeAlias = DrainNodeResponse  # noqa: Y015
+
+@_typing.final
+class TransferLeaderRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    TO_NODE_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    group: _builtins.int
+    """not set: every group"""
+    to_node: _builtins.str
+    """empty: the voter that is furthest"""
+    dry_run: _builtins.bool
+    def __init__(
+        self,
+        *,
+        group: _builtins.int | None = ...,
+        to_node: _builtins.str = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_group", b"_group", "group", b"group"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_group", b"_group", "dry_run", b"dry_run", "group", b"group", "to_node", b"to_node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__group: _TypeAlias = _typing.Literal["group"]  # noqa: Y015
+    _WhichOneofArgType__group: _TypeAlias = _typing.Literal["_group", b"_group"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__group) -> _WhichOneofReturnType__group | None: ...
+
+Global___TransferLeaderRequest: _TypeAlias = TransferLeaderRequest  # noqa: Y015
+
+@_typing.final
+class TransferLeaderResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSFERS_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def transfers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaderTransfer]: ...
+    @_builtins.property
+    def plan(self) -> Global___MembershipPlan: ...
+    def __init__(
+        self,
+        *,
+        transfers: _abc.Iterable[Global___LeaderTransfer] | None = ...,
+        plan: Global___MembershipPlan | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan", "transfers", b"transfers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferLeaderResponse: _TypeAlias = TransferLeaderResponse  # noqa: Y015
+
+@_typing.final
+class LeaderTransfer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    FROM_NODE_FIELD_NUMBER: _builtins.int
+    TO_NODE_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    group: _builtins.int
+    from_node: _builtins.str
+    to_node: _builtins.str
+    """who leads now"""
+    problem: _builtins.str
+    """why it did not work; empty: it did"""
+    def __init__(
+        self,
+        *,
+        group: _builtins.int = ...,
+        from_node: _builtins.str = ...,
+        to_node: _builtins.str = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_node", b"from_node", "group", b"group", "problem", b"problem", "to_node", b"to_node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaderTransfer: _TypeAlias = LeaderTransfer  # noqa: Y015
 
 @_typing.final
 class CreateJoinTokenRequest(_message.Message):

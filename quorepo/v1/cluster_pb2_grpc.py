@@ -44,6 +44,66 @@ class ClusterServiceStub:
                 request_serializer=quorepo_dot_v1_dot_cluster__pb2.CreateJoinTokenRequest.SerializeToString,
                 response_deserializer=quorepo_dot_v1_dot_cluster__pb2.CreateJoinTokenResponse.FromString,
                 _registered_method=True)
+        self.ListNodes = channel.unary_unary(
+                '/quorepo.v1.ClusterService/ListNodes',
+                request_serializer=quorepo_dot_v1_dot_cluster__pb2.ListNodesRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_cluster__pb2.ListNodesResponse.FromString,
+                _registered_method=True)
+        self.GetNode = channel.unary_unary(
+                '/quorepo.v1.ClusterService/GetNode',
+                request_serializer=quorepo_dot_v1_dot_cluster__pb2.GetNodeRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_cluster__pb2.GetNodeResponse.FromString,
+                _registered_method=True)
+        self.AddNode = channel.unary_unary(
+                '/quorepo.v1.ClusterService/AddNode',
+                request_serializer=quorepo_dot_v1_dot_cluster__pb2.AddNodeRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_cluster__pb2.MembershipResponse.FromString,
+                _registered_method=True)
+        self.PromoteNode = channel.unary_unary(
+                '/quorepo.v1.ClusterService/PromoteNode',
+                request_serializer=quorepo_dot_v1_dot_cluster__pb2.PromoteNodeRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_cluster__pb2.MembershipResponse.FromString,
+                _registered_method=True)
+        self.RemoveNode = channel.unary_unary(
+                '/quorepo.v1.ClusterService/RemoveNode',
+                request_serializer=quorepo_dot_v1_dot_cluster__pb2.RemoveNodeRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_cluster__pb2.MembershipResponse.FromString,
+                _registered_method=True)
+        self.ReplaceNode = channel.unary_unary(
+                '/quorepo.v1.ClusterService/ReplaceNode',
+                request_serializer=quorepo_dot_v1_dot_cluster__pb2.ReplaceNodeRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_cluster__pb2.MembershipResponse.FromString,
+                _registered_method=True)
+        self.GetMembershipChange = channel.unary_unary(
+                '/quorepo.v1.ClusterService/GetMembershipChange',
+                request_serializer=quorepo_dot_v1_dot_cluster__pb2.GetMembershipChangeRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_cluster__pb2.MembershipChange.FromString,
+                _registered_method=True)
+        self.ListMembershipChanges = channel.unary_unary(
+                '/quorepo.v1.ClusterService/ListMembershipChanges',
+                request_serializer=quorepo_dot_v1_dot_cluster__pb2.ListMembershipChangesRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_cluster__pb2.ListMembershipChangesResponse.FromString,
+                _registered_method=True)
+        self.CancelMembershipChange = channel.unary_unary(
+                '/quorepo.v1.ClusterService/CancelMembershipChange',
+                request_serializer=quorepo_dot_v1_dot_cluster__pb2.CancelMembershipChangeRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_cluster__pb2.MembershipChange.FromString,
+                _registered_method=True)
+        self.DrainNode = channel.unary_unary(
+                '/quorepo.v1.ClusterService/DrainNode',
+                request_serializer=quorepo_dot_v1_dot_cluster__pb2.DrainNodeRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_cluster__pb2.DrainNodeResponse.FromString,
+                _registered_method=True)
+        self.UndrainNode = channel.unary_unary(
+                '/quorepo.v1.ClusterService/UndrainNode',
+                request_serializer=quorepo_dot_v1_dot_cluster__pb2.UndrainNodeRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_cluster__pb2.DrainNodeResponse.FromString,
+                _registered_method=True)
+        self.TransferLeader = channel.unary_unary(
+                '/quorepo.v1.ClusterService/TransferLeader',
+                request_serializer=quorepo_dot_v1_dot_cluster__pb2.TransferLeaderRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_cluster__pb2.TransferLeaderResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServiceServicer:
@@ -64,6 +124,90 @@ class ClusterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListNodes(self, request, context):
+        """The members, newcomers that are not promoted yet, and what is known of them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetNode(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddNode(self, request, context):
+        """Each of these decides on a plan first: the arithmetic of every group, and whether it is refused.
+        With dry_run only the plan is given, its refusals in it. Without, a refused plan is an error
+        (FAILED_PRECONDITION) and nothing was changed; an accepted one is recorded in the directory, and
+        whoever leads carries it out, whatever happens to this node or to any leader: ask
+        GetMembershipChange how far it is. One change runs at a time. A repeat with the same request_id
+        gives the same change.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PromoteNode(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveNode(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReplaceNode(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMembershipChange(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListMembershipChanges(self, request, context):
+        """The changes that were asked for and the configurations that came of them, the newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelMembershipChange(self, request, context):
+        """Takes a running change of kind add or replace back: the newcomer leaves every group again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainNode(self, request, context):
+        """A drained node leads nothing, is not elected, takes no pushes (running ones end) and is not
+        ready. It stays a member: it votes and keeps its copies.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndrainNode(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TransferLeader(self, request, context):
+        """Hands the leadership of one group or of all over. Answered once another replica leads.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -76,6 +220,66 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.CreateJoinToken,
                     request_deserializer=quorepo_dot_v1_dot_cluster__pb2.CreateJoinTokenRequest.FromString,
                     response_serializer=quorepo_dot_v1_dot_cluster__pb2.CreateJoinTokenResponse.SerializeToString,
+            ),
+            'ListNodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListNodes,
+                    request_deserializer=quorepo_dot_v1_dot_cluster__pb2.ListNodesRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_cluster__pb2.ListNodesResponse.SerializeToString,
+            ),
+            'GetNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetNode,
+                    request_deserializer=quorepo_dot_v1_dot_cluster__pb2.GetNodeRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_cluster__pb2.GetNodeResponse.SerializeToString,
+            ),
+            'AddNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddNode,
+                    request_deserializer=quorepo_dot_v1_dot_cluster__pb2.AddNodeRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_cluster__pb2.MembershipResponse.SerializeToString,
+            ),
+            'PromoteNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.PromoteNode,
+                    request_deserializer=quorepo_dot_v1_dot_cluster__pb2.PromoteNodeRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_cluster__pb2.MembershipResponse.SerializeToString,
+            ),
+            'RemoveNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveNode,
+                    request_deserializer=quorepo_dot_v1_dot_cluster__pb2.RemoveNodeRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_cluster__pb2.MembershipResponse.SerializeToString,
+            ),
+            'ReplaceNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplaceNode,
+                    request_deserializer=quorepo_dot_v1_dot_cluster__pb2.ReplaceNodeRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_cluster__pb2.MembershipResponse.SerializeToString,
+            ),
+            'GetMembershipChange': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMembershipChange,
+                    request_deserializer=quorepo_dot_v1_dot_cluster__pb2.GetMembershipChangeRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_cluster__pb2.MembershipChange.SerializeToString,
+            ),
+            'ListMembershipChanges': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMembershipChanges,
+                    request_deserializer=quorepo_dot_v1_dot_cluster__pb2.ListMembershipChangesRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_cluster__pb2.ListMembershipChangesResponse.SerializeToString,
+            ),
+            'CancelMembershipChange': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelMembershipChange,
+                    request_deserializer=quorepo_dot_v1_dot_cluster__pb2.CancelMembershipChangeRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_cluster__pb2.MembershipChange.SerializeToString,
+            ),
+            'DrainNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainNode,
+                    request_deserializer=quorepo_dot_v1_dot_cluster__pb2.DrainNodeRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_cluster__pb2.DrainNodeResponse.SerializeToString,
+            ),
+            'UndrainNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndrainNode,
+                    request_deserializer=quorepo_dot_v1_dot_cluster__pb2.UndrainNodeRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_cluster__pb2.DrainNodeResponse.SerializeToString,
+            ),
+            'TransferLeader': grpc.unary_unary_rpc_method_handler(
+                    servicer.TransferLeader,
+                    request_deserializer=quorepo_dot_v1_dot_cluster__pb2.TransferLeaderRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_cluster__pb2.TransferLeaderResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -132,6 +336,330 @@ class ClusterService:
             '/quorepo.v1.ClusterService/CreateJoinToken',
             quorepo_dot_v1_dot_cluster__pb2.CreateJoinTokenRequest.SerializeToString,
             quorepo_dot_v1_dot_cluster__pb2.CreateJoinTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListNodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.ClusterService/ListNodes',
+            quorepo_dot_v1_dot_cluster__pb2.ListNodesRequest.SerializeToString,
+            quorepo_dot_v1_dot_cluster__pb2.ListNodesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.ClusterService/GetNode',
+            quorepo_dot_v1_dot_cluster__pb2.GetNodeRequest.SerializeToString,
+            quorepo_dot_v1_dot_cluster__pb2.GetNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.ClusterService/AddNode',
+            quorepo_dot_v1_dot_cluster__pb2.AddNodeRequest.SerializeToString,
+            quorepo_dot_v1_dot_cluster__pb2.MembershipResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PromoteNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.ClusterService/PromoteNode',
+            quorepo_dot_v1_dot_cluster__pb2.PromoteNodeRequest.SerializeToString,
+            quorepo_dot_v1_dot_cluster__pb2.MembershipResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.ClusterService/RemoveNode',
+            quorepo_dot_v1_dot_cluster__pb2.RemoveNodeRequest.SerializeToString,
+            quorepo_dot_v1_dot_cluster__pb2.MembershipResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplaceNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.ClusterService/ReplaceNode',
+            quorepo_dot_v1_dot_cluster__pb2.ReplaceNodeRequest.SerializeToString,
+            quorepo_dot_v1_dot_cluster__pb2.MembershipResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMembershipChange(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.ClusterService/GetMembershipChange',
+            quorepo_dot_v1_dot_cluster__pb2.GetMembershipChangeRequest.SerializeToString,
+            quorepo_dot_v1_dot_cluster__pb2.MembershipChange.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMembershipChanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.ClusterService/ListMembershipChanges',
+            quorepo_dot_v1_dot_cluster__pb2.ListMembershipChangesRequest.SerializeToString,
+            quorepo_dot_v1_dot_cluster__pb2.ListMembershipChangesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelMembershipChange(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.ClusterService/CancelMembershipChange',
+            quorepo_dot_v1_dot_cluster__pb2.CancelMembershipChangeRequest.SerializeToString,
+            quorepo_dot_v1_dot_cluster__pb2.MembershipChange.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.ClusterService/DrainNode',
+            quorepo_dot_v1_dot_cluster__pb2.DrainNodeRequest.SerializeToString,
+            quorepo_dot_v1_dot_cluster__pb2.DrainNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndrainNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.ClusterService/UndrainNode',
+            quorepo_dot_v1_dot_cluster__pb2.UndrainNodeRequest.SerializeToString,
+            quorepo_dot_v1_dot_cluster__pb2.DrainNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TransferLeader(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.ClusterService/TransferLeader',
+            quorepo_dot_v1_dot_cluster__pb2.TransferLeaderRequest.SerializeToString,
+            quorepo_dot_v1_dot_cluster__pb2.TransferLeaderResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,32 @@ class ClusterServiceStub:
     """Makes a token with which one new node may join the cluster. Only for admins; the answer is a
     secret.
     """
+    ListNodes: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.ListNodesRequest, _cluster_pb2.ListNodesResponse]
+    """The members, newcomers that are not promoted yet, and what is known of them."""
+    GetNode: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.GetNodeRequest, _cluster_pb2.GetNodeResponse]
+    AddNode: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.AddNodeRequest, _cluster_pb2.MembershipResponse]
+    """Each of these decides on a plan first: the arithmetic of every group, and whether it is refused.
+    With dry_run only the plan is given, its refusals in it. Without, a refused plan is an error
+    (FAILED_PRECONDITION) and nothing was changed; an accepted one is recorded in the directory, and
+    whoever leads carries it out, whatever happens to this node or to any leader: ask
+    GetMembershipChange how far it is. One change runs at a time. A repeat with the same request_id
+    gives the same change.
+    """
+    PromoteNode: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.PromoteNodeRequest, _cluster_pb2.MembershipResponse]
+    RemoveNode: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.RemoveNodeRequest, _cluster_pb2.MembershipResponse]
+    ReplaceNode: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.ReplaceNodeRequest, _cluster_pb2.MembershipResponse]
+    GetMembershipChange: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.GetMembershipChangeRequest, _cluster_pb2.MembershipChange]
+    ListMembershipChanges: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.ListMembershipChangesRequest, _cluster_pb2.ListMembershipChangesResponse]
+    """The changes that were asked for and the configurations that came of them, the newest first."""
+    CancelMembershipChange: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.CancelMembershipChangeRequest, _cluster_pb2.MembershipChange]
+    """Takes a running change of kind add or replace back: the newcomer leaves every group again."""
+    DrainNode: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.DrainNodeRequest, _cluster_pb2.DrainNodeResponse]
+    """A drained node leads nothing, is not elected, takes no pushes (running ones end) and is not
+    ready. It stays a member: it votes and keeps its copies.
+    """
+    UndrainNode: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.UndrainNodeRequest, _cluster_pb2.DrainNodeResponse]
+    TransferLeader: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.TransferLeaderRequest, _cluster_pb2.TransferLeaderResponse]
+    """Hands the leadership of one group or of all over. Answered once another replica leads."""
 
 @_typing.type_check_only
 class ClusterServiceAsyncStub(ClusterServiceStub):
@@ -47,6 +73,32 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     """Makes a token with which one new node may join the cluster. Only for admins; the answer is a
     secret.
     """
+    ListNodes: _aio.UnaryUnaryMultiCallable[_cluster_pb2.ListNodesRequest, _cluster_pb2.ListNodesResponse]  # type: ignore[assignment]
+    """The members, newcomers that are not promoted yet, and what is known of them."""
+    GetNode: _aio.UnaryUnaryMultiCallable[_cluster_pb2.GetNodeRequest, _cluster_pb2.GetNodeResponse]  # type: ignore[assignment]
+    AddNode: _aio.UnaryUnaryMultiCallable[_cluster_pb2.AddNodeRequest, _cluster_pb2.MembershipResponse]  # type: ignore[assignment]
+    """Each of these decides on a plan first: the arithmetic of every group, and whether it is refused.
+    With dry_run only the plan is given, its refusals in it. Without, a refused plan is an error
+    (FAILED_PRECONDITION) and nothing was changed; an accepted one is recorded in the directory, and
+    whoever leads carries it out, whatever happens to this node or to any leader: ask
+    GetMembershipChange how far it is. One change runs at a time. A repeat with the same request_id
+    gives the same change.
+    """
+    PromoteNode: _aio.UnaryUnaryMultiCallable[_cluster_pb2.PromoteNodeRequest, _cluster_pb2.MembershipResponse]  # type: ignore[assignment]
+    RemoveNode: _aio.UnaryUnaryMultiCallable[_cluster_pb2.RemoveNodeRequest, _cluster_pb2.MembershipResponse]  # type: ignore[assignment]
+    ReplaceNode: _aio.UnaryUnaryMultiCallable[_cluster_pb2.ReplaceNodeRequest, _cluster_pb2.MembershipResponse]  # type: ignore[assignment]
+    GetMembershipChange: _aio.UnaryUnaryMultiCallable[_cluster_pb2.GetMembershipChangeRequest, _cluster_pb2.MembershipChange]  # type: ignore[assignment]
+    ListMembershipChanges: _aio.UnaryUnaryMultiCallable[_cluster_pb2.ListMembershipChangesRequest, _cluster_pb2.ListMembershipChangesResponse]  # type: ignore[assignment]
+    """The changes that were asked for and the configurations that came of them, the newest first."""
+    CancelMembershipChange: _aio.UnaryUnaryMultiCallable[_cluster_pb2.CancelMembershipChangeRequest, _cluster_pb2.MembershipChange]  # type: ignore[assignment]
+    """Takes a running change of kind add or replace back: the newcomer leaves every group again."""
+    DrainNode: _aio.UnaryUnaryMultiCallable[_cluster_pb2.DrainNodeRequest, _cluster_pb2.DrainNodeResponse]  # type: ignore[assignment]
+    """A drained node leads nothing, is not elected, takes no pushes (running ones end) and is not
+    ready. It stays a member: it votes and keeps its copies.
+    """
+    UndrainNode: _aio.UnaryUnaryMultiCallable[_cluster_pb2.UndrainNodeRequest, _cluster_pb2.DrainNodeResponse]  # type: ignore[assignment]
+    TransferLeader: _aio.UnaryUnaryMultiCallable[_cluster_pb2.TransferLeaderRequest, _cluster_pb2.TransferLeaderResponse]  # type: ignore[assignment]
+    """Hands the leadership of one group or of all over. Answered once another replica leads."""
 
 class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -66,5 +118,103 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         """Makes a token with which one new node may join the cluster. Only for admins; the answer is a
         secret.
         """
+
+    @_abc_1.abstractmethod
+    def ListNodes(
+        self,
+        request: _cluster_pb2.ListNodesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.ListNodesResponse, _abc.Awaitable[_cluster_pb2.ListNodesResponse]]:
+        """The members, newcomers that are not promoted yet, and what is known of them."""
+
+    @_abc_1.abstractmethod
+    def GetNode(
+        self,
+        request: _cluster_pb2.GetNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.GetNodeResponse, _abc.Awaitable[_cluster_pb2.GetNodeResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def AddNode(
+        self,
+        request: _cluster_pb2.AddNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.MembershipResponse, _abc.Awaitable[_cluster_pb2.MembershipResponse]]:
+        """Each of these decides on a plan first: the arithmetic of every group, and whether it is refused.
+        With dry_run only the plan is given, its refusals in it. Without, a refused plan is an error
+        (FAILED_PRECONDITION) and nothing was changed; an accepted one is recorded in the directory, and
+        whoever leads carries it out, whatever happens to this node or to any leader: ask
+        GetMembershipChange how far it is. One change runs at a time. A repeat with the same request_id
+        gives the same change.
+        """
+
+    @_abc_1.abstractmethod
+    def PromoteNode(
+        self,
+        request: _cluster_pb2.PromoteNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.MembershipResponse, _abc.Awaitable[_cluster_pb2.MembershipResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def RemoveNode(
+        self,
+        request: _cluster_pb2.RemoveNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.MembershipResponse, _abc.Awaitable[_cluster_pb2.MembershipResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ReplaceNode(
+        self,
+        request: _cluster_pb2.ReplaceNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.MembershipResponse, _abc.Awaitable[_cluster_pb2.MembershipResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetMembershipChange(
+        self,
+        request: _cluster_pb2.GetMembershipChangeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.MembershipChange, _abc.Awaitable[_cluster_pb2.MembershipChange]]: ...
+
+    @_abc_1.abstractmethod
+    def ListMembershipChanges(
+        self,
+        request: _cluster_pb2.ListMembershipChangesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.ListMembershipChangesResponse, _abc.Awaitable[_cluster_pb2.ListMembershipChangesResponse]]:
+        """The changes that were asked for and the configurations that came of them, the newest first."""
+
+    @_abc_1.abstractmethod
+    def CancelMembershipChange(
+        self,
+        request: _cluster_pb2.CancelMembershipChangeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.MembershipChange, _abc.Awaitable[_cluster_pb2.MembershipChange]]:
+        """Takes a running change of kind add or replace back: the newcomer leaves every group again."""
+
+    @_abc_1.abstractmethod
+    def DrainNode(
+        self,
+        request: _cluster_pb2.DrainNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.DrainNodeResponse, _abc.Awaitable[_cluster_pb2.DrainNodeResponse]]:
+        """A drained node leads nothing, is not elected, takes no pushes (running ones end) and is not
+        ready. It stays a member: it votes and keeps its copies.
+        """
+
+    @_abc_1.abstractmethod
+    def UndrainNode(
+        self,
+        request: _cluster_pb2.UndrainNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.DrainNodeResponse, _abc.Awaitable[_cluster_pb2.DrainNodeResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def TransferLeader(
+        self,
+        request: _cluster_pb2.TransferLeaderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.TransferLeaderResponse, _abc.Awaitable[_cluster_pb2.TransferLeaderResponse]]:
+        """Hands the leadership of one group or of all over. Answered once another replica leads."""
 
 def add_ClusterServiceServicer_to_server(servicer: ClusterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -48,6 +48,7 @@ class FakeCore:
     `results`: given instead of applying the next transactions.
     `hold`: while set, transactions wait before they are applied.
     `before_replacement`: awaited before a pack that is to replace others is copied.
+    `newcomers`: nodes that wait to be added, by name.
     `ahead_ms`: how far the leader's clock, and so log time, is ahead of this machine's.
     """
 
@@ -60,6 +61,7 @@ class FakeCore:
         self.holding = asyncio.Event()
         self.before_replacement: Callable[[], Awaitable[None]] | None = None
         self.ahead_ms = 0
+        self.newcomers: dict[str, core_pb2.IdentifyNodeResponse] = {}
         self.read_indexes = 0
         self.commands: list[log_pb2.Command] = []
         self.replicated: list[log_pb2.PackAddition] = []
@@ -112,6 +114,18 @@ class FakeCore:
         if not self.has_leader:
             raise Unavailable("group 0 has no leader that a majority confirms")
         return {g: Position(g, s.generation, s.applied_index) for g, s in self._stores.items()}
+
+    async def identify_node(
+        self, node: str, peer_address: str, timeout_s: float
+    ) -> core_pb2.IdentifyNodeResponse:
+        return self.newcomers.get(
+            node, core_pb2.IdentifyNodeResponse(node=node, problem="does not answer")
+        )
+
+    async def transfer_leader(
+        self, group: int, to_node: str, timeout_s: float
+    ) -> core_pb2.CoreTransferResponse:
+        return core_pb2.CoreTransferResponse(problem="this core has no other")
 
     async def replicate_pack(
         self,

@@ -79,6 +79,11 @@ class Handler:
     async def get_status(self, request: core_pb2.CoreStatusRequest) -> core_pb2.CoreStatus:
         return core_pb2.CoreStatus(node="answering")
 
+    async def transfer_leader(
+        self, request: core_pb2.CoreTransferRequest
+    ) -> core_pb2.CoreTransferResponse:
+        return core_pb2.CoreTransferResponse(from_node="answering")
+
 
 class Node:
     """One node's peer side: server, transport, packs."""

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from quorepo.internal.v1 import log_pb2 as quorepo_dot_internal_dot_v1_dot_log__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1equorepo/internal/v1/core.proto\x12\x13quorepo.internal.v1\x1a\x1dquorepo/internal/v1/log.proto\"b\n\x0eProposeRequest\x12\r\n\x05group\x18\x01 \x01(\r\x12-\n\x07\x63ommand\x18\x02 \x01(\x0b\x32\x1c.quorepo.internal.v1.Command\x12\x12\n\ntimeout_ms\x18\x03 \x01(\x04\"\x8c\x01\n\x0fProposeResponse\x12-\n\x07outcome\x18\x01 \x01(\x0e\x32\x1c.quorepo.internal.v1.Outcome\x12+\n\x06result\x18\x02 \x01(\x0b\x32\x1b.quorepo.internal.v1.Result\x12\r\n\x05index\x18\x03 \x01(\x04\x12\x0e\n\x06reason\x18\x04 \x01(\t\":\n\x14\x43oreReadIndexRequest\x12\x0e\n\x06groups\x18\x01 \x03(\r\x12\x12\n\ntimeout_ms\x18\x02 \x01(\x04\"A\n\rGroupPosition\x12\r\n\x05group\x18\x01 \x01(\r\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\r\n\x05index\x18\x03 \x01(\x04\"N\n\x15\x43oreReadIndexResponse\x12\x35\n\tpositions\x18\x01 \x03(\x0b\x32\".quorepo.internal.v1.GroupPosition\"\xb4\x01\n\x14ReplicatePackRequest\x12\r\n\x05group\x18\x01 \x01(\r\x12/\n\x04pack\x18\x02 \x01(\x0b\x32!.quorepo.internal.v1.PackAddition\x12\x12\n\ntimeout_ms\x18\x03 \x01(\x04\x12\x15\n\rrepository_id\x18\x04 \x01(\t\x12\x31\n\x0breplacement\x18\x10 \x01(\x0b\x32\x1c.quorepo.internal.v1.Command\")\n\x15ReplicatePackResponse\x12\x10\n\x08replicas\x18\x01 \x03(\t\"+\n\x11\x43oreStatusRequest\x12\x16\n\x0ethis_node_only\x18\x01 \x01(\x08\"\x82\x01\n\x11\x43oreReplicaStatus\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x13\n\x0bmatch_index\x18\x04 \x01(\x04\x12\x15\n\rapplied_index\x18\x05 \x01(\x04\x12\x11\n\tconnected\x18\x06 \x01(\x08\"\xc7\x01\n\x0f\x43oreGroupStatus\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0e\n\x06leader\x18\x02 \x01(\t\x12\x0c\n\x04term\x18\x03 \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\x04 \x01(\x04\x12\x15\n\rapplied_index\x18\x05 \x01(\x04\x12\x12\n\nlast_index\x18\x06 \x01(\x04\x12\x0c\n\x04role\x18\x07 \x01(\t\x12\x38\n\x08replicas\x18\x08 \x03(\x0b\x32&.quorepo.internal.v1.CoreReplicaStatus\"\x96\x01\n\nCoreStatus\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\x12\n\ncluster_id\x18\x03 \x01(\t\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\x34\n\x06groups\x18\x05 \x03(\x0b\x32$.quorepo.internal.v1.CoreGroupStatus\x12\r\n\x05phase\x18\x06 \x01(\t\"\x14\n\x12\x43oreMetricsRequest\"\x1b\n\x0b\x43oreMetrics\x12\x0c\n\x04text\x18\x01 \x01(\x0c\"H\n\x14\x43oreJoinTokenRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0blifetime_ms\x18\x02 \x01(\x04\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\"j\n\x15\x43oreJoinTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x12\n\nexpires_ms\x18\x02 \x01(\x03\x12\x16\n\x0e\x63\x61_fingerprint\x18\x03 \x01(\t\x12\x16\n\x0epeer_addresses\x18\x04 \x03(\t*e\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_APPLIED\x10\x01\x12\x17\n\x13OUTCOME_NOT_APPLIED\x10\x02\x12\x13\n\x0fOUTCOME_UNKNOWN\x10\x03\x32\xc1\x04\n\x04\x43ore\x12T\n\x07Propose\x12#.quorepo.internal.v1.ProposeRequest\x1a$.quorepo.internal.v1.ProposeResponse\x12\x62\n\tReadIndex\x12).quorepo.internal.v1.CoreReadIndexRequest\x1a*.quorepo.internal.v1.CoreReadIndexResponse\x12\x66\n\rReplicatePack\x12).quorepo.internal.v1.ReplicatePackRequest\x1a*.quorepo.internal.v1.ReplicatePackResponse\x12T\n\tGetStatus\x12&.quorepo.internal.v1.CoreStatusRequest\x1a\x1f.quorepo.internal.v1.CoreStatus\x12h\n\x0f\x43reateJoinToken\x12).quorepo.internal.v1.CoreJoinTokenRequest\x1a*.quorepo.internal.v1.CoreJoinTokenResponse\x12W\n\nGetMetrics\x12\'.quorepo.internal.v1.CoreMetricsRequest\x1a .quorepo.internal.v1.CoreMetricsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1equorepo/internal/v1/core.proto\x12\x13quorepo.internal.v1\x1a\x1dquorepo/internal/v1/log.proto\"b\n\x0eProposeRequest\x12\r\n\x05group\x18\x01 \x01(\r\x12-\n\x07\x63ommand\x18\x02 \x01(\x0b\x32\x1c.quorepo.internal.v1.Command\x12\x12\n\ntimeout_ms\x18\x03 \x01(\x04\"\x8c\x01\n\x0fProposeResponse\x12-\n\x07outcome\x18\x01 \x01(\x0e\x32\x1c.quorepo.internal.v1.Outcome\x12+\n\x06result\x18\x02 \x01(\x0b\x32\x1b.quorepo.internal.v1.Result\x12\r\n\x05index\x18\x03 \x01(\x04\x12\x0e\n\x06reason\x18\x04 \x01(\t\":\n\x14\x43oreReadIndexRequest\x12\x0e\n\x06groups\x18\x01 \x03(\r\x12\x12\n\ntimeout_ms\x18\x02 \x01(\x04\"A\n\rGroupPosition\x12\r\n\x05group\x18\x01 \x01(\r\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\r\n\x05index\x18\x03 \x01(\x04\"N\n\x15\x43oreReadIndexResponse\x12\x35\n\tpositions\x18\x01 \x03(\x0b\x32\".quorepo.internal.v1.GroupPosition\"\xb4\x01\n\x14ReplicatePackRequest\x12\r\n\x05group\x18\x01 \x01(\r\x12/\n\x04pack\x18\x02 \x01(\x0b\x32!.quorepo.internal.v1.PackAddition\x12\x12\n\ntimeout_ms\x18\x03 \x01(\x04\x12\x15\n\rrepository_id\x18\x04 \x01(\t\x12\x31\n\x0breplacement\x18\x10 \x01(\x0b\x32\x1c.quorepo.internal.v1.Command\")\n\x15ReplicatePackResponse\x12\x10\n\x08replicas\x18\x01 \x03(\t\"+\n\x11\x43oreStatusRequest\x12\x16\n\x0ethis_node_only\x18\x01 \x01(\x08\"\x96\x02\n\x11\x43oreReplicaStatus\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x13\n\x0bmatch_index\x18\x04 \x01(\x04\x12\x15\n\rapplied_index\x18\x05 \x01(\x04\x12\x11\n\tconnected\x18\x06 \x01(\x08\x12\x11\n\treachable\x18\x07 \x01(\x08\x12\x10\n\x08may_lead\x18\x08 \x01(\x08\x12\r\n\x05votes\x18\t \x01(\x08\x12\x10\n\x08\x64isk_low\x18\n \x01(\x08\x12\x14\n\x0cpeer_address\x18\x0b \x01(\t\x12\x36\n\x08\x63\x61tch_up\x18\x0c \x01(\x0b\x32$.quorepo.internal.v1.CatchUpProgress\"r\n\x0f\x43\x61tchUpProgress\x12\r\n\x05\x64oing\x18\x01 \x01(\t\x12\x12\n\nbytes_done\x18\x02 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x03 \x01(\x04\x12\x12\n\npacks_done\x18\x04 \x01(\x04\x12\x13\n\x0bpacks_total\x18\x05 \x01(\x04\"\x9d\x03\n\x0f\x43oreGroupStatus\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0e\n\x06leader\x18\x02 \x01(\t\x12\x0c\n\x04term\x18\x03 \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\x04 \x01(\x04\x12\x15\n\rapplied_index\x18\x05 \x01(\x04\x12\x12\n\nlast_index\x18\x06 \x01(\x04\x12\x0c\n\x04role\x18\x07 \x01(\t\x12\x38\n\x08replicas\x18\x08 \x03(\x0b\x32&.quorepo.internal.v1.CoreReplicaStatus\x12\x36\n\x08\x63\x61tch_up\x18\t \x01(\x0b\x32$.quorepo.internal.v1.CatchUpProgress\x12\x10\n\x08\x64isk_low\x18\n \x01(\x08\x12\x15\n\rpacks_missing\x18\x0b \x01(\x04\x12\x15\n\rmissing_bytes\x18\x0c \x01(\x04\x12\x17\n\x0fmissing_digests\x18\r \x03(\x0c\x12\x1b\n\x13removed_replica_ids\x18\x0e \x03(\t\x12\x13\n\x0bpacks_total\x18\x0f \x01(\x04\x12\x11\n\twaits_for\x18\x10 \x01(\t\"\x81\x02\n\nCoreStatus\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\x12\n\ncluster_id\x18\x03 \x01(\t\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\x34\n\x06groups\x18\x05 \x03(\x0b\x32$.quorepo.internal.v1.CoreGroupStatus\x12\r\n\x05phase\x18\x06 \x01(\t\x12\x14\n\x0cpeer_address\x18\x07 \x01(\t\x12\x10\n\x08\x64raining\x18\x08 \x01(\x08\x12\x0f\n\x07version\x18\t \x01(\t\x12\x30\n\x05views\x18\n \x03(\x0b\x32!.quorepo.internal.v1.CoreNodeView\"\xa7\x01\n\x0c\x43oreNodeView\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\r\n\x05phase\x18\x03 \x01(\t\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\x12\x0f\n\x07version\x18\x06 \x01(\t\x12\x34\n\x06groups\x18\x07 \x03(\x0b\x32$.quorepo.internal.v1.CoreGroupStatus\"M\n\x13IdentifyNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x14\n\x0cpeer_address\x18\x02 \x01(\t\x12\x12\n\ntimeout_ms\x18\x03 \x01(\x04\"s\n\x14IdentifyNodeResponse\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\x12\n\ncluster_id\x18\x03 \x01(\t\x12\x0f\n\x07problem\x18\x04 \x01(\t\x12\x14\n\x0cpeer_address\x18\x05 \x01(\t\"I\n\x13\x43oreTransferRequest\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0f\n\x07to_node\x18\x02 \x01(\t\x12\x12\n\ntimeout_ms\x18\x03 \x01(\x04\"K\n\x14\x43oreTransferResponse\x12\x11\n\tfrom_node\x18\x01 \x01(\t\x12\x0f\n\x07to_node\x18\x02 \x01(\t\x12\x0f\n\x07problem\x18\x03 \x01(\t\"\x14\n\x12\x43oreMetricsRequest\"\x1b\n\x0b\x43oreMetrics\x12\x0c\n\x04text\x18\x01 \x01(\x0c\"H\n\x14\x43oreJoinTokenRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0blifetime_ms\x18\x02 \x01(\x04\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\"j\n\x15\x43oreJoinTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x12\n\nexpires_ms\x18\x02 \x01(\x03\x12\x16\n\x0e\x63\x61_fingerprint\x18\x03 \x01(\t\x12\x16\n\x0epeer_addresses\x18\x04 \x03(\t*e\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_APPLIED\x10\x01\x12\x17\n\x13OUTCOME_NOT_APPLIED\x10\x02\x12\x13\n\x0fOUTCOME_UNKNOWN\x10\x03\x32\x8d\x06\n\x04\x43ore\x12T\n\x07Propose\x12#.quorepo.internal.v1.ProposeRequest\x1a$.quorepo.internal.v1.ProposeResponse\x12\x62\n\tReadIndex\x12).quorepo.internal.v1.CoreReadIndexRequest\x1a*.quorepo.internal.v1.CoreReadIndexResponse\x12\x66\n\rReplicatePack\x12).quorepo.internal.v1.ReplicatePackRequest\x1a*.quorepo.internal.v1.ReplicatePackResponse\x12T\n\tGetStatus\x12&.quorepo.internal.v1.CoreStatusRequest\x1a\x1f.quorepo.internal.v1.CoreStatus\x12h\n\x0f\x43reateJoinToken\x12).quorepo.internal.v1.CoreJoinTokenRequest\x1a*.quorepo.internal.v1.CoreJoinTokenResponse\x12\x63\n\x0cIdentifyNode\x12(.quorepo.internal.v1.IdentifyNodeRequest\x1a).quorepo.internal.v1.IdentifyNodeResponse\x12\x65\n\x0eTransferLeader\x12(.quorepo.internal.v1.CoreTransferRequest\x1a).quorepo.internal.v1.CoreTransferResponse\x12W\n\nGetMetrics\x12\'.quorepo.internal.v1.CoreMetricsRequest\x1a .quorepo.internal.v1.CoreMetricsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'quorepo.internal.v1.core_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OUTCOME']._serialized_start=1528
-  _globals['_OUTCOME']._serialized_end=1629
+  _globals['_OUTCOME']._serialized_start=2631
+  _globals['_OUTCOME']._serialized_end=2732
   _globals['_PROPOSEREQUEST']._serialized_start=86
   _globals['_PROPOSEREQUEST']._serialized_end=184
   _globals['_PROPOSERESPONSE']._serialized_start=187
@@ -51,19 +51,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CORESTATUSREQUEST']._serialized_start=762
   _globals['_CORESTATUSREQUEST']._serialized_end=805
   _globals['_COREREPLICASTATUS']._serialized_start=808
-  _globals['_COREREPLICASTATUS']._serialized_end=938
-  _globals['_COREGROUPSTATUS']._serialized_start=941
-  _globals['_COREGROUPSTATUS']._serialized_end=1140
-  _globals['_CORESTATUS']._serialized_start=1143
-  _globals['_CORESTATUS']._serialized_end=1293
-  _globals['_COREMETRICSREQUEST']._serialized_start=1295
-  _globals['_COREMETRICSREQUEST']._serialized_end=1315
-  _globals['_COREMETRICS']._serialized_start=1317
-  _globals['_COREMETRICS']._serialized_end=1344
-  _globals['_COREJOINTOKENREQUEST']._serialized_start=1346
-  _globals['_COREJOINTOKENREQUEST']._serialized_end=1418
-  _globals['_COREJOINTOKENRESPONSE']._serialized_start=1420
-  _globals['_COREJOINTOKENRESPONSE']._serialized_end=1526
-  _globals['_CORE']._serialized_start=1632
-  _globals['_CORE']._serialized_end=2209
+  _globals['_COREREPLICASTATUS']._serialized_end=1086
+  _globals['_CATCHUPPROGRESS']._serialized_start=1088
+  _globals['_CATCHUPPROGRESS']._serialized_end=1202
+  _globals['_COREGROUPSTATUS']._serialized_start=1205
+  _globals['_COREGROUPSTATUS']._serialized_end=1618
+  _globals['_CORESTATUS']._serialized_start=1621
+  _globals['_CORESTATUS']._serialized_end=1878
+  _globals['_CORENODEVIEW']._serialized_start=1881
+  _globals['_CORENODEVIEW']._serialized_end=2048
+  _globals['_IDENTIFYNODEREQUEST']._serialized_start=2050
+  _globals['_IDENTIFYNODEREQUEST']._serialized_end=2127
+  _globals['_IDENTIFYNODERESPONSE']._serialized_start=2129
+  _globals['_IDENTIFYNODERESPONSE']._serialized_end=2244
+  _globals['_CORETRANSFERREQUEST']._serialized_start=2246
+  _globals['_CORETRANSFERREQUEST']._serialized_end=2319
+  _globals['_CORETRANSFERRESPONSE']._serialized_start=2321
+  _globals['_CORETRANSFERRESPONSE']._serialized_end=2396
+  _globals['_COREMETRICSREQUEST']._serialized_start=2398
+  _globals['_COREMETRICSREQUEST']._serialized_end=2418
+  _globals['_COREMETRICS']._serialized_start=2420
+  _globals['_COREMETRICS']._serialized_end=2447
+  _globals['_COREJOINTOKENREQUEST']._serialized_start=2449
+  _globals['_COREJOINTOKENREQUEST']._serialized_end=2521
+  _globals['_COREJOINTOKENRESPONSE']._serialized_start=2523
+  _globals['_COREJOINTOKENRESPONSE']._serialized_end=2629
+  _globals['_CORE']._serialized_start=2735
+  _globals['_CORE']._serialized_end=3516
 # @@protoc_insertion_point(module_scope)

@@ -259,6 +259,12 @@ class CoreReplicaStatus(_message.Message):
     MATCH_INDEX_FIELD_NUMBER: _builtins.int
     APPLIED_INDEX_FIELD_NUMBER: _builtins.int
     CONNECTED_FIELD_NUMBER: _builtins.int
+    REACHABLE_FIELD_NUMBER: _builtins.int
+    MAY_LEAD_FIELD_NUMBER: _builtins.int
+    VOTES_FIELD_NUMBER: _builtins.int
+    DISK_LOW_FIELD_NUMBER: _builtins.int
+    PEER_ADDRESS_FIELD_NUMBER: _builtins.int
+    CATCH_UP_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     replica_id: _builtins.str
     role: _builtins.str
@@ -266,6 +272,16 @@ class CoreReplicaStatus(_message.Message):
     match_index: _builtins.int
     applied_index: _builtins.int
     connected: _builtins.bool
+    reachable: _builtins.bool
+    """its node's core answered when this picture was made"""
+    may_lead: _builtins.bool
+    votes: _builtins.bool
+    disk_low: _builtins.bool
+    peer_address: _builtins.str
+    @_builtins.property
+    def catch_up(self) -> Global___CatchUpProgress:
+        """as the replica itself says"""
+
     def __init__(
         self,
         *,
@@ -275,14 +291,54 @@ class CoreReplicaStatus(_message.Message):
         match_index: _builtins.int = ...,
         applied_index: _builtins.int = ...,
         connected: _builtins.bool = ...,
+        reachable: _builtins.bool = ...,
+        may_lead: _builtins.bool = ...,
+        votes: _builtins.bool = ...,
+        disk_low: _builtins.bool = ...,
+        peer_address: _builtins.str = ...,
+        catch_up: Global___CatchUpProgress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["catch_up", b"catch_up"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "connected", b"connected", "match_index", b"match_index", "node", b"node", "replica_id", b"replica_id", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "catch_up", b"catch_up", "connected", b"connected", "disk_low", b"disk_low", "match_index", b"match_index", "may_lead", b"may_lead", "node", b"node", "peer_address", b"peer_address", "reachable", b"reachable", "replica_id", b"replica_id", "role", b"role", "votes", b"votes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CoreReplicaStatus: _TypeAlias = CoreReplicaStatus  # noqa: Y015
+
+@_typing.final
+class CatchUpProgress(_message.Message):
+    """What a replica says of its own catching up."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOING_FIELD_NUMBER: _builtins.int
+    BYTES_DONE_FIELD_NUMBER: _builtins.int
+    BYTES_TOTAL_FIELD_NUMBER: _builtins.int
+    PACKS_DONE_FIELD_NUMBER: _builtins.int
+    PACKS_TOTAL_FIELD_NUMBER: _builtins.int
+    doing: _builtins.str
+    """empty: nothing but the log; else one of: snapshot, packs, disk full"""
+    bytes_done: _builtins.int
+    bytes_total: _builtins.int
+    packs_done: _builtins.int
+    packs_total: _builtins.int
+    def __init__(
+        self,
+        *,
+        doing: _builtins.str = ...,
+        bytes_done: _builtins.int = ...,
+        bytes_total: _builtins.int = ...,
+        packs_done: _builtins.int = ...,
+        packs_total: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "doing", b"doing", "packs_done", b"packs_done", "packs_total", b"packs_total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CatchUpProgress: _TypeAlias = CatchUpProgress  # noqa: Y015
 
 @_typing.final
 class CoreGroupStatus(_message.Message):
@@ -296,6 +352,14 @@ class CoreGroupStatus(_message.Message):
     LAST_INDEX_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
+    CATCH_UP_FIELD_NUMBER: _builtins.int
+    DISK_LOW_FIELD_NUMBER: _builtins.int
+    PACKS_MISSING_FIELD_NUMBER: _builtins.int
+    MISSING_BYTES_FIELD_NUMBER: _builtins.int
+    MISSING_DIGESTS_FIELD_NUMBER: _builtins.int
+    REMOVED_REPLICA_IDS_FIELD_NUMBER: _builtins.int
+    PACKS_TOTAL_FIELD_NUMBER: _builtins.int
+    WAITS_FOR_FIELD_NUMBER: _builtins.int
     group: _builtins.int
     leader: _builtins.str
     """node name, empty when unknown"""
@@ -305,8 +369,25 @@ class CoreGroupStatus(_message.Message):
     last_index: _builtins.int
     role: _builtins.str
     """of this node: leader, voter (follower), candidate, learner"""
+    disk_low: _builtins.bool
+    packs_missing: _builtins.int
+    """in the pack table and not on this disk"""
+    missing_bytes: _builtins.int
+    packs_total: _builtins.int
+    waits_for: _builtins.str
+    """on the leader: why a membership step does not go on; empty: it does"""
     @_builtins.property
     def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___CoreReplicaStatus]: ...
+    @_builtins.property
+    def catch_up(self) -> Global___CatchUpProgress:
+        """Of this node's replica."""
+
+    @_builtins.property
+    def missing_digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """at most 1000 of them"""
+
+    @_builtins.property
+    def removed_replica_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -318,10 +399,18 @@ class CoreGroupStatus(_message.Message):
         last_index: _builtins.int = ...,
         role: _builtins.str = ...,
         replicas: _abc.Iterable[Global___CoreReplicaStatus] | None = ...,
+        catch_up: Global___CatchUpProgress | None = ...,
+        disk_low: _builtins.bool = ...,
+        packs_missing: _builtins.int = ...,
+        missing_bytes: _builtins.int = ...,
+        missing_digests: _abc.Iterable[_builtins.bytes] | None = ...,
+        removed_replica_ids: _abc.Iterable[_builtins.str] | None = ...,
+        packs_total: _builtins.int = ...,
+        waits_for: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["catch_up", b"catch_up"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "commit_index", b"commit_index", "group", b"group", "last_index", b"last_index", "leader", b"leader", "replicas", b"replicas", "role", b"role", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "catch_up", b"catch_up", "commit_index", b"commit_index", "disk_low", b"disk_low", "group", b"group", "last_index", b"last_index", "leader", b"leader", "missing_bytes", b"missing_bytes", "missing_digests", b"missing_digests", "packs_missing", b"packs_missing", "packs_total", b"packs_total", "removed_replica_ids", b"removed_replica_ids", "replicas", b"replicas", "role", b"role", "term", b"term", "waits_for", b"waits_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -337,15 +426,27 @@ class CoreStatus(_message.Message):
     READY_FIELD_NUMBER: _builtins.int
     GROUPS_FIELD_NUMBER: _builtins.int
     PHASE_FIELD_NUMBER: _builtins.int
+    PEER_ADDRESS_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    VIEWS_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     replica_id: _builtins.str
     cluster_id: _builtins.str
     ready: _builtins.bool
     """formed, and every group knows a leader"""
     phase: _builtins.str
-    """forming, rejoining, catching-up, serving"""
+    """forming, rejoining, catching-up, serving, draining, drained, removed"""
+    peer_address: _builtins.str
+    draining: _builtins.bool
+    """the directory says so: no pushes are taken"""
+    version: _builtins.str
     @_builtins.property
     def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___CoreGroupStatus]: ...
+    @_builtins.property
+    def views(self) -> _containers.RepeatedCompositeFieldContainer[Global___CoreNodeView]:
+        """The nodes that answered, this one included, by name: what they say of themselves."""
+
     def __init__(
         self,
         *,
@@ -355,14 +456,170 @@ class CoreStatus(_message.Message):
         ready: _builtins.bool = ...,
         groups: _abc.Iterable[Global___CoreGroupStatus] | None = ...,
         phase: _builtins.str = ...,
+        peer_address: _builtins.str = ...,
+        draining: _builtins.bool = ...,
+        version: _builtins.str = ...,
+        views: _abc.Iterable[Global___CoreNodeView] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "groups", b"groups", "node", b"node", "phase", b"phase", "ready", b"ready", "replica_id", b"replica_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "draining", b"draining", "groups", b"groups", "node", b"node", "peer_address", b"peer_address", "phase", b"phase", "ready", b"ready", "replica_id", b"replica_id", "version", b"version", "views", b"views"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CoreStatus: _TypeAlias = CoreStatus  # noqa: Y015
+
+@_typing.final
+class CoreNodeView(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    REPLICA_ID_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    READY_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    replica_id: _builtins.str
+    phase: _builtins.str
+    ready: _builtins.bool
+    draining: _builtins.bool
+    version: _builtins.str
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___CoreGroupStatus]: ...
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        replica_id: _builtins.str = ...,
+        phase: _builtins.str = ...,
+        ready: _builtins.bool = ...,
+        draining: _builtins.bool = ...,
+        version: _builtins.str = ...,
+        groups: _abc.Iterable[Global___CoreGroupStatus] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "groups", b"groups", "node", b"node", "phase", b"phase", "ready", b"ready", "replica_id", b"replica_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CoreNodeView: _TypeAlias = CoreNodeView  # noqa: Y015
+
+@_typing.final
+class IdentifyNodeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    PEER_ADDRESS_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    peer_address: _builtins.str
+    """empty: where it called from, if it did"""
+    timeout_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        peer_address: _builtins.str = ...,
+        timeout_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "peer_address", b"peer_address", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IdentifyNodeRequest: _TypeAlias = IdentifyNodeRequest  # noqa: Y015
+
+@_typing.final
+class IdentifyNodeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    REPLICA_ID_FIELD_NUMBER: _builtins.int
+    CLUSTER_ID_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    PEER_ADDRESS_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    replica_id: _builtins.str
+    cluster_id: _builtins.str
+    """empty: it belongs to no cluster yet"""
+    problem: _builtins.str
+    """why it could not be asked; empty: it answered"""
+    peer_address: _builtins.str
+    """where it was asked"""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        replica_id: _builtins.str = ...,
+        cluster_id: _builtins.str = ...,
+        problem: _builtins.str = ...,
+        peer_address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "node", b"node", "peer_address", b"peer_address", "problem", b"problem", "replica_id", b"replica_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IdentifyNodeResponse: _TypeAlias = IdentifyNodeResponse  # noqa: Y015
+
+@_typing.final
+class CoreTransferRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    TO_NODE_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    group: _builtins.int
+    to_node: _builtins.str
+    """empty: the voter that is furthest"""
+    timeout_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        group: _builtins.int = ...,
+        to_node: _builtins.str = ...,
+        timeout_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "timeout_ms", b"timeout_ms", "to_node", b"to_node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CoreTransferRequest: _TypeAlias = CoreTransferRequest  # noqa: Y015
+
+@_typing.final
+class CoreTransferResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_NODE_FIELD_NUMBER: _builtins.int
+    TO_NODE_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    from_node: _builtins.str
+    """who led"""
+    to_node: _builtins.str
+    """who leads now"""
+    problem: _builtins.str
+    """why it did not work; empty: it did"""
+    def __init__(
+        self,
+        *,
+        from_node: _builtins.str = ...,
+        to_node: _builtins.str = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_node", b"from_node", "problem", b"problem", "to_node", b"to_node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CoreTransferResponse: _TypeAlias = CoreTransferResponse  # noqa: Y015
 
 @_typing.final
 class CoreMetricsRequest(_message.Message):

@@ -59,6 +59,16 @@ class CoreStub:
                 request_serializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreJoinTokenRequest.SerializeToString,
                 response_deserializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreJoinTokenResponse.FromString,
                 _registered_method=True)
+        self.IdentifyNode = channel.unary_unary(
+                '/quorepo.internal.v1.Core/IdentifyNode',
+                request_serializer=quorepo_dot_internal_dot_v1_dot_core__pb2.IdentifyNodeRequest.SerializeToString,
+                response_deserializer=quorepo_dot_internal_dot_v1_dot_core__pb2.IdentifyNodeResponse.FromString,
+                _registered_method=True)
+        self.TransferLeader = channel.unary_unary(
+                '/quorepo.internal.v1.Core/TransferLeader',
+                request_serializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreTransferRequest.SerializeToString,
+                response_deserializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreTransferResponse.FromString,
+                _registered_method=True)
         self.GetMetrics = channel.unary_unary(
                 '/quorepo.internal.v1.Core/GetMetrics',
                 request_serializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreMetricsRequest.SerializeToString,
@@ -103,6 +113,20 @@ class CoreServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def IdentifyNode(self, request, context):
+        """Who waits at an address of the peer network. The node there proves its name by its certificate.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TransferLeader(self, request, context):
+        """Hands one group's leadership over, through whichever node leads.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetMetrics(self, request, context):
         """Prometheus text of the core process.
         """
@@ -137,6 +161,16 @@ def add_CoreServicer_to_server(servicer, server):
                     servicer.CreateJoinToken,
                     request_deserializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreJoinTokenRequest.FromString,
                     response_serializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreJoinTokenResponse.SerializeToString,
+            ),
+            'IdentifyNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.IdentifyNode,
+                    request_deserializer=quorepo_dot_internal_dot_v1_dot_core__pb2.IdentifyNodeRequest.FromString,
+                    response_serializer=quorepo_dot_internal_dot_v1_dot_core__pb2.IdentifyNodeResponse.SerializeToString,
+            ),
+            'TransferLeader': grpc.unary_unary_rpc_method_handler(
+                    servicer.TransferLeader,
+                    request_deserializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreTransferRequest.FromString,
+                    response_serializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreTransferResponse.SerializeToString,
             ),
             'GetMetrics': grpc.unary_unary_rpc_method_handler(
                     servicer.GetMetrics,
@@ -279,6 +313,60 @@ class Core:
             '/quorepo.internal.v1.Core/CreateJoinToken',
             quorepo_dot_internal_dot_v1_dot_core__pb2.CoreJoinTokenRequest.SerializeToString,
             quorepo_dot_internal_dot_v1_dot_core__pb2.CoreJoinTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IdentifyNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.internal.v1.Core/IdentifyNode',
+            quorepo_dot_internal_dot_v1_dot_core__pb2.IdentifyNodeRequest.SerializeToString,
+            quorepo_dot_internal_dot_v1_dot_core__pb2.IdentifyNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TransferLeader(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.internal.v1.Core/TransferLeader',
+            quorepo_dot_internal_dot_v1_dot_core__pb2.CoreTransferRequest.SerializeToString,
+            quorepo_dot_internal_dot_v1_dot_core__pb2.CoreTransferResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,6 +40,10 @@ class CoreStub:
     GetStatus: _grpc.UnaryUnaryMultiCallable[_core_pb2.CoreStatusRequest, _core_pb2.CoreStatus]
     CreateJoinToken: _grpc.UnaryUnaryMultiCallable[_core_pb2.CoreJoinTokenRequest, _core_pb2.CoreJoinTokenResponse]
     """Makes a token with which one node may join, and records it in the directory."""
+    IdentifyNode: _grpc.UnaryUnaryMultiCallable[_core_pb2.IdentifyNodeRequest, _core_pb2.IdentifyNodeResponse]
+    """Who waits at an address of the peer network. The node there proves its name by its certificate."""
+    TransferLeader: _grpc.UnaryUnaryMultiCallable[_core_pb2.CoreTransferRequest, _core_pb2.CoreTransferResponse]
+    """Hands one group's leadership over, through whichever node leads."""
     GetMetrics: _grpc.UnaryUnaryMultiCallable[_core_pb2.CoreMetricsRequest, _core_pb2.CoreMetrics]
     """Prometheus text of the core process."""
 
@@ -55,6 +59,10 @@ class CoreAsyncStub(CoreStub):
     GetStatus: _aio.UnaryUnaryMultiCallable[_core_pb2.CoreStatusRequest, _core_pb2.CoreStatus]  # type: ignore[assignment]
     CreateJoinToken: _aio.UnaryUnaryMultiCallable[_core_pb2.CoreJoinTokenRequest, _core_pb2.CoreJoinTokenResponse]  # type: ignore[assignment]
     """Makes a token with which one node may join, and records it in the directory."""
+    IdentifyNode: _aio.UnaryUnaryMultiCallable[_core_pb2.IdentifyNodeRequest, _core_pb2.IdentifyNodeResponse]  # type: ignore[assignment]
+    """Who waits at an address of the peer network. The node there proves its name by its certificate."""
+    TransferLeader: _aio.UnaryUnaryMultiCallable[_core_pb2.CoreTransferRequest, _core_pb2.CoreTransferResponse]  # type: ignore[assignment]
+    """Hands one group's leadership over, through whichever node leads."""
     GetMetrics: _aio.UnaryUnaryMultiCallable[_core_pb2.CoreMetricsRequest, _core_pb2.CoreMetrics]  # type: ignore[assignment]
     """Prometheus text of the core process."""
 
@@ -97,6 +105,22 @@ class CoreServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_core_pb2.CoreJoinTokenResponse, _abc.Awaitable[_core_pb2.CoreJoinTokenResponse]]:
         """Makes a token with which one node may join, and records it in the directory."""
+
+    @_abc_1.abstractmethod
+    def IdentifyNode(
+        self,
+        request: _core_pb2.IdentifyNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_core_pb2.IdentifyNodeResponse, _abc.Awaitable[_core_pb2.IdentifyNodeResponse]]:
+        """Who waits at an address of the peer network. The node there proves its name by its certificate."""
+
+    @_abc_1.abstractmethod
+    def TransferLeader(
+        self,
+        request: _core_pb2.CoreTransferRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_core_pb2.CoreTransferResponse, _abc.Awaitable[_core_pb2.CoreTransferResponse]]:
+        """Hands one group's leadership over, through whichever node leads."""
 
     @_abc_1.abstractmethod
     def GetMetrics(

@@ -57,6 +57,50 @@ PACK_ENCODING_FILE: PackEncoding.ValueType  # 1
 """travels beside the log, by digest"""
 Global___PackEncoding: _TypeAlias = PackEncoding  # noqa: Y015
 
+class _MembershipKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MembershipKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MembershipKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MEMBERSHIP_KIND_UNSPECIFIED: _MembershipKind.ValueType  # 0
+    MEMBERSHIP_KIND_ADD: _MembershipKind.ValueType  # 1
+    MEMBERSHIP_KIND_PROMOTE: _MembershipKind.ValueType  # 2
+    MEMBERSHIP_KIND_REMOVE: _MembershipKind.ValueType  # 3
+    MEMBERSHIP_KIND_REPLACE: _MembershipKind.ValueType  # 4
+
+class MembershipKind(_MembershipKind, metaclass=_MembershipKindEnumTypeWrapper): ...
+
+MEMBERSHIP_KIND_UNSPECIFIED: MembershipKind.ValueType  # 0
+MEMBERSHIP_KIND_ADD: MembershipKind.ValueType  # 1
+MEMBERSHIP_KIND_PROMOTE: MembershipKind.ValueType  # 2
+MEMBERSHIP_KIND_REMOVE: MembershipKind.ValueType  # 3
+MEMBERSHIP_KIND_REPLACE: MembershipKind.ValueType  # 4
+Global___MembershipKind: _TypeAlias = MembershipKind  # noqa: Y015
+
+class _MembershipEnd:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MembershipEndEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MembershipEnd.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MEMBERSHIP_END_UNSPECIFIED: _MembershipEnd.ValueType  # 0
+    MEMBERSHIP_END_CANCEL: _MembershipEnd.ValueType  # 1
+    """somebody wants it taken back; it still runs"""
+    MEMBERSHIP_END_DONE: _MembershipEnd.ValueType  # 2
+    MEMBERSHIP_END_CANCELLED: _MembershipEnd.ValueType  # 3
+    """it is taken back"""
+
+class MembershipEnd(_MembershipEnd, metaclass=_MembershipEndEnumTypeWrapper): ...
+
+MEMBERSHIP_END_UNSPECIFIED: MembershipEnd.ValueType  # 0
+MEMBERSHIP_END_CANCEL: MembershipEnd.ValueType  # 1
+"""somebody wants it taken back; it still runs"""
+MEMBERSHIP_END_DONE: MembershipEnd.ValueType  # 2
+MEMBERSHIP_END_CANCELLED: MembershipEnd.ValueType  # 3
+"""it is taken back"""
+Global___MembershipEnd: _TypeAlias = MembershipEnd  # noqa: Y015
+
 class _RejectionReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -94,6 +138,11 @@ class _RejectionReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Rejec
     """too late to undelete"""
     REJECTION_REASON_PATH_EXISTS: _RejectionReason.ValueType  # 14
     """the new path names another repository"""
+    REJECTION_REASON_MEMBERSHIP_BUSY: _RejectionReason.ValueType  # 30
+    """another change of the members is under way"""
+    REJECTION_REASON_NODE_NOT_FOUND: _RejectionReason.ValueType  # 31
+    REJECTION_REASON_CHANGE_NOT_FOUND: _RejectionReason.ValueType  # 32
+    """no change of the members with this id, or it has ended"""
 
 class RejectionReason(_RejectionReason, metaclass=_RejectionReasonEnumTypeWrapper): ...
 
@@ -128,6 +177,11 @@ REJECTION_REASON_RETENTION_OVER: RejectionReason.ValueType  # 13
 """too late to undelete"""
 REJECTION_REASON_PATH_EXISTS: RejectionReason.ValueType  # 14
 """the new path names another repository"""
+REJECTION_REASON_MEMBERSHIP_BUSY: RejectionReason.ValueType  # 30
+"""another change of the members is under way"""
+REJECTION_REASON_NODE_NOT_FOUND: RejectionReason.ValueType  # 31
+REJECTION_REASON_CHANGE_NOT_FOUND: RejectionReason.ValueType  # 32
+"""no change of the members with this id, or it has ended"""
 Global___RejectionReason: _TypeAlias = RejectionReason  # noqa: Y015
 
 class _RefStatus:
@@ -184,6 +238,9 @@ class Command(_message.Message):
     ADD_JOIN_TOKEN_FIELD_NUMBER: _builtins.int
     USE_JOIN_TOKEN_FIELD_NUMBER: _builtins.int
     RENAME_PATH_FIELD_NUMBER: _builtins.int
+    BEGIN_MEMBERSHIP_CHANGE_FIELD_NUMBER: _builtins.int
+    END_MEMBERSHIP_CHANGE_FIELD_NUMBER: _builtins.int
+    SET_NODE_DRAINING_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """format of this message, now 1"""
     request_id: _builtins.bytes
@@ -228,6 +285,14 @@ class Command(_message.Message):
     def use_join_token(self) -> Global___UseJoinToken: ...
     @_builtins.property
     def rename_path(self) -> Global___RenamePath: ...
+    @_builtins.property
+    def begin_membership_change(self) -> Global___BeginMembershipChange:
+        """who the members are (30 to 39)"""
+
+    @_builtins.property
+    def end_membership_change(self) -> Global___EndMembershipChange: ...
+    @_builtins.property
+    def set_node_draining(self) -> Global___SetNodeDraining: ...
     def __init__(
         self,
         *,
@@ -250,12 +315,15 @@ class Command(_message.Message):
         add_join_token: Global___AddJoinToken | None = ...,
         use_join_token: Global___UseJoinToken | None = ...,
         rename_path: Global___RenamePath | None = ...,
+        begin_membership_change: Global___BeginMembershipChange | None = ...,
+        end_membership_change: Global___EndMembershipChange | None = ...,
+        set_node_draining: Global___SetNodeDraining | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["add_join_token", b"add_join_token", "create_repository", b"create_repository", "delete_repository", b"delete_repository", "fork_repository", b"fork_repository", "kind", b"kind", "prune", b"prune", "register_node", b"register_node", "release_path", b"release_path", "rename_path", b"rename_path", "replace_packs", b"replace_packs", "reserve_path", b"reserve_path", "set_head", b"set_head", "transaction", b"transaction", "undelete_repository", b"undelete_repository", "update_repository", b"update_repository", "use_join_token", b"use_join_token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["add_join_token", b"add_join_token", "begin_membership_change", b"begin_membership_change", "create_repository", b"create_repository", "delete_repository", b"delete_repository", "end_membership_change", b"end_membership_change", "fork_repository", b"fork_repository", "kind", b"kind", "prune", b"prune", "register_node", b"register_node", "release_path", b"release_path", "rename_path", b"rename_path", "replace_packs", b"replace_packs", "reserve_path", b"reserve_path", "set_head", b"set_head", "set_node_draining", b"set_node_draining", "transaction", b"transaction", "undelete_repository", b"undelete_repository", "update_repository", b"update_repository", "use_join_token", b"use_join_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "add_join_token", b"add_join_token", "create_repository", b"create_repository", "delete_repository", b"delete_repository", "first_seen_ms", b"first_seen_ms", "fork_repository", b"fork_repository", "kind", b"kind", "prune", b"prune", "register_node", b"register_node", "release_path", b"release_path", "rename_path", b"rename_path", "replace_packs", b"replace_packs", "request_id", b"request_id", "reserve_path", b"reserve_path", "set_head", b"set_head", "transaction", b"transaction", "undelete_repository", b"undelete_repository", "update_repository", b"update_repository", "use_join_token", b"use_join_token", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "add_join_token", b"add_join_token", "begin_membership_change", b"begin_membership_change", "create_repository", b"create_repository", "delete_repository", b"delete_repository", "end_membership_change", b"end_membership_change", "first_seen_ms", b"first_seen_ms", "fork_repository", b"fork_repository", "kind", b"kind", "prune", b"prune", "register_node", b"register_node", "release_path", b"release_path", "rename_path", b"rename_path", "replace_packs", b"replace_packs", "request_id", b"request_id", "reserve_path", b"reserve_path", "set_head", b"set_head", "set_node_draining", b"set_node_draining", "transaction", b"transaction", "undelete_repository", b"undelete_repository", "update_repository", b"update_repository", "use_join_token", b"use_join_token", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["create_repository", "delete_repository", "transaction", "replace_packs", "prune", "set_head", "update_repository", "undelete_repository", "fork_repository", "reserve_path", "release_path", "register_node", "add_join_token", "use_join_token", "rename_path"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["create_repository", "delete_repository", "transaction", "replace_packs", "prune", "set_head", "update_repository", "undelete_repository", "fork_repository", "reserve_path", "release_path", "register_node", "add_join_token", "use_join_token", "rename_path", "begin_membership_change", "end_membership_change", "set_node_draining"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -837,6 +905,96 @@ class UseJoinToken(_message.Message):
 Global___UseJoinToken: _TypeAlias = UseJoinToken  # noqa: Y015
 
 @_typing.final
+class BeginMembershipChange(_message.Message):
+    """The intention, recorded before the first step: whoever leads a group carries it out there. Refused
+    while another one runs. Its id is the command's request id.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    REPLICA_ID_FIELD_NUMBER: _builtins.int
+    PEER_ADDRESS_FIELD_NUMBER: _builtins.int
+    KEEP_LEARNER_FIELD_NUMBER: _builtins.int
+    FORCED_FIELD_NUMBER: _builtins.int
+    FORMER_REPLICA_ID_FIELD_NUMBER: _builtins.int
+    kind: Global___MembershipKind.ValueType
+    node: _builtins.str
+    replica_id: _builtins.str
+    """the one that comes (add, replace, promote) or goes (remove)"""
+    peer_address: _builtins.str
+    """of the one that comes"""
+    keep_learner: _builtins.bool
+    """add: it does not get the vote by itself"""
+    forced: _builtins.bool
+    """steps are not held back for the quorum"""
+    former_replica_id: _builtins.str
+    """replace: the one that goes"""
+    def __init__(
+        self,
+        *,
+        kind: Global___MembershipKind.ValueType = ...,
+        node: _builtins.str = ...,
+        replica_id: _builtins.str = ...,
+        peer_address: _builtins.str = ...,
+        keep_learner: _builtins.bool = ...,
+        forced: _builtins.bool = ...,
+        former_replica_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forced", b"forced", "former_replica_id", b"former_replica_id", "keep_learner", b"keep_learner", "kind", b"kind", "node", b"node", "peer_address", b"peer_address", "replica_id", b"replica_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BeginMembershipChange: _TypeAlias = BeginMembershipChange  # noqa: Y015
+
+@_typing.final
+class EndMembershipChange(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_ID_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    change_id: _builtins.bytes
+    end: Global___MembershipEnd.ValueType
+    def __init__(
+        self,
+        *,
+        change_id: _builtins.bytes = ...,
+        end: Global___MembershipEnd.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_id", b"change_id", "end", b"end"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndMembershipChange: _TypeAlias = EndMembershipChange  # noqa: Y015
+
+@_typing.final
+class SetNodeDraining(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    draining: _builtins.bool
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        draining: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetNodeDraining: _TypeAlias = SetNodeDraining  # noqa: Y015
+
+@_typing.final
 class Result(_message.Message):
     """---- results: what apply says, stored by request id and given to the proposer"""
 
@@ -847,6 +1005,7 @@ class Result(_message.Message):
     TRANSACTION_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
+    MEMBERSHIP_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def rejection(self) -> Global___Rejection: ...
     @_builtins.property
@@ -857,6 +1016,8 @@ class Result(_message.Message):
     def path(self) -> Global___PathResult: ...
     @_builtins.property
     def node(self) -> Global___NodeResult: ...
+    @_builtins.property
+    def membership(self) -> Global___MembershipResult: ...
     def __init__(
         self,
         *,
@@ -865,12 +1026,13 @@ class Result(_message.Message):
         transaction: Global___TransactionResult | None = ...,
         path: Global___PathResult | None = ...,
         node: Global___NodeResult | None = ...,
+        membership: Global___MembershipResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "node", b"node", "path", b"path", "rejection", b"rejection", "repository", b"repository", "transaction", b"transaction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "membership", b"membership", "node", b"node", "path", b"path", "rejection", b"rejection", "repository", b"repository", "transaction", b"transaction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "node", b"node", "path", b"path", "rejection", b"rejection", "repository", b"repository", "transaction", b"transaction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "membership", b"membership", "node", b"node", "path", b"path", "rejection", b"rejection", "repository", b"repository", "transaction", b"transaction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["rejection", "repository", "transaction", "path", "node"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["rejection", "repository", "transaction", "path", "node", "membership"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -1070,6 +1232,25 @@ class NodeResult(_message.Message):
 Global___NodeResult: _TypeAlias = NodeResult  # noqa: Y015
 
 @_typing.final
+class MembershipResult(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_ID_FIELD_NUMBER: _builtins.int
+    change_id: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        change_id: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_id", b"change_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MembershipResult: _TypeAlias = MembershipResult  # noqa: Y015
+
+@_typing.final
 class Configuration(_message.Message):
     """---- the configuration of a group, an entry kind of the Raft layer itself"""
 
@@ -1077,6 +1258,14 @@ class Configuration(_message.Message):
 
     REPLICAS_FIELD_NUMBER: _builtins.int
     REMOVED_REPLICA_IDS_FIELD_NUMBER: _builtins.int
+    CHANGE_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    change_id: _builtins.bytes
+    """Why it came, for the history; says nothing about who is counted.
+    of the change of the members that it is a step of; empty: none
+    """
+    actor: _builtins.str
+    """who asked, or node:<name> of the leader that acted by itself"""
     @_builtins.property
     def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___Replica]: ...
     @_builtins.property
@@ -1090,10 +1279,12 @@ class Configuration(_message.Message):
         *,
         replicas: _abc.Iterable[Global___Replica] | None = ...,
         removed_replica_ids: _abc.Iterable[_builtins.str] | None = ...,
+        change_id: _builtins.bytes = ...,
+        actor: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["removed_replica_ids", b"removed_replica_ids", "replicas", b"replicas"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "change_id", b"change_id", "removed_replica_ids", b"removed_replica_ids", "replicas", b"replicas"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

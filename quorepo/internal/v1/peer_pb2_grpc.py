@@ -80,6 +80,11 @@ class PeerStub:
                 request_serializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreStatusRequest.SerializeToString,
                 response_deserializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreStatus.FromString,
                 _registered_method=True)
+        self.TransferLeader = channel.unary_unary(
+                '/quorepo.internal.v1.Peer/TransferLeader',
+                request_serializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreTransferRequest.SerializeToString,
+                response_deserializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreTransferResponse.FromString,
+                _registered_method=True)
 
 
 class PeerServicer:
@@ -150,6 +155,13 @@ class PeerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TransferLeader(self, request, context):
+        """Asks the leader of a group to hand over; another node than the leader says so.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -197,6 +209,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreStatusRequest.FromString,
                     response_serializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreStatus.SerializeToString,
+            ),
+            'TransferLeader': grpc.unary_unary_rpc_method_handler(
+                    servicer.TransferLeader,
+                    request_deserializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreTransferRequest.FromString,
+                    response_serializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreTransferResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -442,6 +459,33 @@ class Peer:
             '/quorepo.internal.v1.Peer/GetStatus',
             quorepo_dot_internal_dot_v1_dot_core__pb2.CoreStatusRequest.SerializeToString,
             quorepo_dot_internal_dot_v1_dot_core__pb2.CoreStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TransferLeader(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.internal.v1.Peer/TransferLeader',
+            quorepo_dot_internal_dot_v1_dot_core__pb2.CoreTransferRequest.SerializeToString,
+            quorepo_dot_internal_dot_v1_dot_core__pb2.CoreTransferResponse.FromString,
             options,
             channel_credentials,
             insecure,

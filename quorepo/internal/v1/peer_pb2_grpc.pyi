@@ -54,6 +54,8 @@ class PeerStub:
     """
     GetStatus: _grpc.UnaryUnaryMultiCallable[_core_pb2.CoreStatusRequest, _core_pb2.CoreStatus]
     """The receiver's own view of its groups; a node asks all others to show one picture."""
+    TransferLeader: _grpc.UnaryUnaryMultiCallable[_core_pb2.CoreTransferRequest, _core_pb2.CoreTransferResponse]
+    """Asks the leader of a group to hand over; another node than the leader says so."""
 
 @_typing.type_check_only
 class PeerAsyncStub(PeerStub):
@@ -80,6 +82,8 @@ class PeerAsyncStub(PeerStub):
     """
     GetStatus: _aio.UnaryUnaryMultiCallable[_core_pb2.CoreStatusRequest, _core_pb2.CoreStatus]  # type: ignore[assignment]
     """The receiver's own view of its groups; a node asks all others to show one picture."""
+    TransferLeader: _aio.UnaryUnaryMultiCallable[_core_pb2.CoreTransferRequest, _core_pb2.CoreTransferResponse]  # type: ignore[assignment]
+    """Asks the leader of a group to hand over; another node than the leader says so."""
 
 class PeerServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -157,5 +161,13 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_core_pb2.CoreStatus, _abc.Awaitable[_core_pb2.CoreStatus]]:
         """The receiver's own view of its groups; a node asks all others to show one picture."""
+
+    @_abc_1.abstractmethod
+    def TransferLeader(
+        self,
+        request: _core_pb2.CoreTransferRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_core_pb2.CoreTransferResponse, _abc.Awaitable[_core_pb2.CoreTransferResponse]]:
+        """Asks the leader of a group to hand over; another node than the leader says so."""
 
 def add_PeerServicer_to_server(servicer: PeerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

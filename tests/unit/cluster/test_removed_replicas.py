@@ -6,9 +6,11 @@ from concurrent.futures import Future
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from quorepo.cluster.formation import remove_node, voter
 from quorepo.cluster.membership import Membership
+from quorepo.cluster.metrics import ClusterMetrics
 from quorepo.cluster.peer.roster import Roster, node_of_replica
 from quorepo.cluster.raft.configuration import describe_change
 from quorepo.cluster.raft.interface import GroupStatus, Outcome, Proposal
@@ -64,7 +66,9 @@ class LeadingHost:
 
 def membership(host: LeadingHost) -> Membership:
     any_host: Any = host
-    return Membership(any_host, [1], LEADER)
+    unused: Any = None
+    metrics = ClusterMetrics(CollectorRegistry())
+    return Membership(any_host, [1], LEADER, members=unused, driver=unused, metrics=metrics)
 
 
 def rejoin_as(replica_id: str) -> peer_pb2.RejoinRequest:

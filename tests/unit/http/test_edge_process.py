@@ -59,6 +59,12 @@ class _Service(core_pb2_grpc.CoreServicer):
     ) -> core_pb2.CoreJoinTokenResponse:
         raise NotImplementedError
 
+    async def IdentifyNode(self, request: Any, context: Any) -> Any:
+        return core_pb2.IdentifyNodeResponse(node=request.node, problem="nobody is there")
+
+    async def TransferLeader(self, request: Any, context: Any) -> Any:
+        return core_pb2.CoreTransferResponse(problem="nobody else is there")
+
     async def GetMetrics(self, request: Any, context: Any) -> Any:
         return core_pb2.CoreMetrics(text=await self._core.metrics())
 
