@@ -17,7 +17,7 @@ class FetchFiles:
     def clear(self) -> None:
         """Makes the folder, and removes what an edge left in it that was here before."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for path in self._folder.glob("fetch-*"):
+        for path in (*self._folder.glob("fetch-*"), *self._folder.glob("read-*")):
             path.unlink(missing_ok=True)
 
     def new(self) -> Path:

@@ -1,9 +1,8 @@
 """Questions about commits and trees of one repository at one revision.
 
-Owns how a commit is named and how a path leads to a tree entry. Must not know gRPC. Everything
-here reads packs and blocks: call it off the event loop. The parsers are dulwich's.
-
-Source of the naming rules: git's gitrevisions(7), "<refname>", without suffixes such as `~1`.
+Owns how a path leads to a tree entry, and the parsing of commits, with dulwich's parsers. Must not
+know gRPC. Everything here reads packs and blocks: call it off the event loop. How a commit is named
+is storage/history/revisions.py's matter.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from dulwich.objects import Commit, parse_tree
 
 from quorepo.rpc.reads import RepositoryView
 from quorepo.storage.errors import InvalidArgument, NotFound, Rejected
-from quorepo.storage.packs import BLOB, COMMIT, TAG, TREE, TYPE_NAMES
+from quorepo.storage.packs import BLOB, COMMIT, TREE, TYPE_NAMES
 
 __all__ = [
     "GITLINK_MODE",
@@ -24,19 +23,16 @@ __all__ = [
     "Entry",
     "MalformedObject",
     "blob_size",
+    "commit_of",
     "entry_at",
+    "normal_path",
     "parse_oid",
     "read_blob",
-    "read_commit",
-    "resolve",
-    "root_tree",
     "tree_entries",
 ]
 
 TREE_MODE = 0o040000
 GITLINK_MODE = 0o160000
-_TAG_CHAIN_MAX = 64
-_NAME_BYTES_MAX = 4096
 _PATH_BYTES_MAX = 65_536
 
 
@@ -79,64 +75,18 @@ def parse_oid(view: RepositoryView, text: str, what: str = "object id") -> bytes
     return raw
 
 
-def resolve(view: RepositoryView, name: bytes) -> bytes:
-    """The raw id of what `name` stands for: a full id, `HEAD`, a full or a short ref name.
+def commit_of(view: RepositoryView, oid: bytes) -> Commit:
+    """A commit by its raw id. Raises NotFound, MalformedObject."""
+    return _parse_commit(view, oid)
+
+
+def normal_path(path: bytes) -> bytes:
+    """A path below the root without a slash at its end; empty for the root.
 
     Raises:
-        InvalidArgument: empty or too long.
-        NotFound: no such ref or object.
+        InvalidArgument: absolute, too long, or with an empty, `.` or `..` component.
     """
-    if not name or len(name) > _NAME_BYTES_MAX:
-        raise InvalidArgument(f"a commit's name must have 1 to {_NAME_BYTES_MAX} bytes")
-    shown = _shown(name)
-    if name == b"HEAD":
-        if view.row.detached_head is not None:
-            return view.row.detached_head
-        target = view.refs.get(view.head) if view.head else None
-        if target is None:
-            raise NotFound(
-                f"'HEAD' of {view.path!r} points to {_shown(view.head or b'')}, not born"
-            )
-        return target
-    for candidate in (name, b"refs/" + name, b"refs/tags/" + name, b"refs/heads/" + name):
-        if candidate in view.refs:
-            return view.refs[candidate]
-    if len(name) == view.object_format.hex_bytes:
-        try:
-            oid = bytes.fromhex(name.decode("ascii"))
-        except ValueError:
-            oid = b""
-        if oid in view.packs:
-            return oid
-    raise NotFound(f"{shown} is no ref and no object of {view.path!r}")
-
-
-def read_commit(view: RepositoryView, name: bytes) -> tuple[bytes, Commit]:
-    """The commit that `name` stands for, tags followed, and its raw id.
-
-    Raises:
-        InvalidArgument: it is something else.
-        NotFound, MalformedObject
-    """
-    oid, kind = _peeled(view, resolve(view, name))
-    if kind != COMMIT:
-        raise InvalidArgument(f"{_shown(name)} is a {_type_name(kind)}, not a commit")
-    return oid, _parse_commit(view, oid)
-
-
-def root_tree(view: RepositoryView, name: bytes) -> bytes:
-    """The raw id of the tree of a commit, tag or tree.
-
-    Raises:
-        InvalidArgument: it has none.
-        NotFound, MalformedObject
-    """
-    oid, kind = _peeled(view, resolve(view, name))
-    if kind == COMMIT:
-        return bytes.fromhex(_parse_commit(view, oid).tree.decode("ascii"))
-    if kind == TREE:
-        return oid
-    raise InvalidArgument(f"{_shown(name)} is a {_type_name(kind)} and has no tree")
+    return b"/".join(_components(path))
 
 
 def tree_entries(view: RepositoryView, tree: bytes, path: bytes = b"") -> Iterator[Entry]:
@@ -195,20 +145,6 @@ def blob_size(view: RepositoryView, oid: bytes) -> int:
 def read_blob(view: RepositoryView, oid: bytes) -> bytes:
     """The content of a blob; check `blob_size` first."""
     return view.packs.get(oid)[1]
-
-
-def _peeled(view: RepositoryView, oid: bytes) -> tuple[bytes, int]:
-    """Follows tags; gives what they lead to and its type."""
-    for _ in range(_TAG_CHAIN_MAX):
-        kind = view.packs.object_type(oid)
-        if kind != TAG:
-            return oid, kind
-        first_line = view.packs.get(oid)[1].split(b"\n", 1)[0]
-        try:
-            oid = bytes.fromhex(first_line.removeprefix(b"object ").decode("ascii"))
-        except ValueError as error:
-            raise MalformedObject(f"tag {oid.hex()} is malformed") from error
-    raise MalformedObject(f"more than {_TAG_CHAIN_MAX} tags lead to each other at {oid.hex()}")
 
 
 def _parse_commit(view: RepositoryView, oid: bytes) -> Commit:

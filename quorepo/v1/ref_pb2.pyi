@@ -430,7 +430,7 @@ class GetDefaultBranchResponse(_message.Message):
     OID_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     name: _builtins.bytes
-    """full name of the ref that HEAD points to"""
+    """full name of the ref that HEAD points to; empty: HEAD is detached at oid"""
     oid: _builtins.str
     """empty: the branch does not exist yet"""
     @_builtins.property

@@ -14,7 +14,14 @@ import grpc.aio
 from google.protobuf import any_pb2, duration_pb2, message
 from google.rpc import error_details_pb2, status_pb2
 
-from quorepo.storage.errors import QuorepoError, Rejected, StaleReference, Unavailable
+from quorepo.storage.errors import (
+    LimitExceeded,
+    QuorepoError,
+    Rejected,
+    StaleReference,
+    Unavailable,
+)
+from quorepo.storage.history.revisions import AmbiguousObject
 from quorepo.v1 import errors_pb2
 
 __all__ = ["DOMAIN", "NameConflict", "ReferencesMismatch", "abort", "to_status"]
@@ -72,6 +79,12 @@ def to_status(error: QuorepoError) -> status_pb2.Status:
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(_RETRY_DELAY_MS)
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    if isinstance(error, LimitExceeded):
+        details.append(errors_pb2.LimitViolation(limit=error.limit))
+    if isinstance(error, AmbiguousObject):
+        details.append(
+            errors_pb2.AmbiguousObjectId(prefix=error.prefix, candidate_oids=error.candidates)
+        )
     if isinstance(error, ReferencesMismatch):
         details.append(_bounded(error.mismatches))
     if isinstance(error, NameConflict):

@@ -7,17 +7,16 @@ from collections.abc import Iterable, Sequence
 from quorepo.internal.v1 import log_pb2
 from quorepo.rpc.context import EdgeContext
 from quorepo.rpc.grpc.conversions import (
-    PageKey,
     open_view,
-    page_size,
     request_uuid,
-    revision_message,
     telling_request_id,
     time_left_s,
 )
 from quorepo.rpc.grpc.errors import Context, NameConflict, ReferencesMismatch
 from quorepo.rpc.grpc.interceptor import caller
+from quorepo.rpc.grpc.ref_reads import RefReadMethods
 from quorepo.rpc.grpc.ref_writes import RefWrites
+from quorepo.rpc.history import HistoryReads
 from quorepo.rpc.objects import parse_oid
 from quorepo.rpc.push_checks import Change
 from quorepo.rpc.reads import RepositoryView
@@ -30,61 +29,18 @@ from quorepo.v1 import common_pb2, errors_pb2, ref_pb2, ref_pb2_grpc
 
 __all__ = ["RefService"]
 
-_PAGE_SIZE, _PAGE_SIZE_MAX = 100, 10_000
 _BRANCHES = b"refs/heads/"
 
 
-class RefService(RefWrites, ref_pb2_grpc.RefServiceServicer):
+class RefService(RefReadMethods, RefWrites, ref_pb2_grpc.RefServiceServicer):
     """See protos/quorepo/v1/ref.proto."""
 
-    def __init__(self, edge: EdgeContext) -> None:
+    def __init__(self, edge: EdgeContext, history: HistoryReads) -> None:
         self._edge = edge
+        self._history = history
         self._transactions = Transactions(
             edge.core, edge.reads, edge.repositories, edge.config.limits
         )
-
-    async def ListRefs(
-        self, request: ref_pb2.ListRefsRequest, context: Context
-    ) -> ref_pb2.ListRefsResponse:
-        """A page of refs; the next page continues after the last name, whatever was written."""
-        self._edge.authenticator.authorize(caller(), "read", request.repository)
-        key = PageKey("refs", request.repository, request.prefix)
-        after = key.key(request.page_token)
-        size = page_size(request.page_size, _PAGE_SIZE, _PAGE_SIZE_MAX)
-        view = await open_view(self._edge, context, request.repository, request.consistency)
-
-        def read() -> ref_pb2.ListRefsResponse:
-            rows = view.refs_view().table.page(request.prefix, after, size + 1)
-            more = len(rows) > size
-            rows = rows[:size]
-            return ref_pb2.ListRefsResponse(
-                refs=[_ref_message(*row) for row in rows],
-                next_page_token=key.token(rows[-1][0]) if more else "",
-                head=view.head or b"",
-                revision=revision_message(view),
-            )
-
-        return await self._edge.reads.in_thread(read)
-
-    async def GetRef(
-        self, request: ref_pb2.GetRefRequest, context: Context
-    ) -> ref_pb2.GetRefResponse:
-        """One ref by its full name, or `HEAD`."""
-        self._edge.authenticator.authorize(caller(), "read", request.repository)
-        view = await open_view(self._edge, context, request.repository, request.consistency)
-        is_head = request.name == b"HEAD"
-        name = (view.head or b"") if is_head else request.name
-
-        def read() -> ref_pb2.Ref:
-            row = view.refs_view().table.find(name)
-            if row is not None:
-                return _ref_message(*row)
-            raise NotFound(f"ref {_text(request.name)!r} of {view.path!r} does not exist")
-
-        ref = await self._edge.reads.in_thread(read)
-        if is_head:
-            ref.name, ref.symbolic_target = b"HEAD", name
-        return ref_pb2.GetRefResponse(ref=ref, revision=revision_message(view))
 
     async def UpdateRefs(
         self, request: ref_pb2.UpdateRefsRequest, context: Context
@@ -230,10 +186,6 @@ def _result_message(result: log_pb2.RefResult) -> ref_pb2.RefUpdateResult:
         actual_old_oid=result.actual_old_oid.hex(),
         conflicting_name=result.conflicting_name,
     )
-
-
-def _ref_message(name: bytes, oid: bytes, peeled: bytes | None) -> ref_pb2.Ref:
-    return ref_pb2.Ref(name=name, oid=oid.hex(), peeled_oid=peeled.hex() if peeled else "")
 
 
 def _text(name: bytes) -> str:

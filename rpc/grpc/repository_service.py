@@ -22,7 +22,9 @@ from quorepo.rpc.grpc.conversions import (
 from quorepo.rpc.grpc.errors import Context
 from quorepo.rpc.grpc.interceptor import caller
 from quorepo.rpc.grpc.ref_writes import revision_of
+from quorepo.rpc.grpc.repository_reads import RepositoryReadMethods
 from quorepo.rpc.grpc.repository_writes import RepositoryWrites
+from quorepo.rpc.history import HistoryReads
 from quorepo.rpc.reads import GROUP_STORAGE, READ_INDEX_TIMEOUT_S, RepositoryView
 from quorepo.rpc.repositories import PROPOSE_TIMEOUT_S, Origin
 from quorepo.rpc.upkeep import Outcome, Upkeep
@@ -36,11 +38,14 @@ _PAGE_SIZE, _PAGE_SIZE_MAX = 100, 1000
 _GRACE_S_MAX = 10 * 366 * 86_400.0
 
 
-class RepositoryService(RepositoryWrites, repository_pb2_grpc.RepositoryServiceServicer):
+class RepositoryService(
+    RepositoryReadMethods, RepositoryWrites, repository_pb2_grpc.RepositoryServiceServicer
+):
     """See protos/quorepo/v1/repository.proto."""
 
-    def __init__(self, edge: EdgeContext) -> None:
+    def __init__(self, edge: EdgeContext, history: HistoryReads) -> None:
         self._edge = edge
+        self._history = history
         self._storage = StateReader(edge.reads.layout(GROUP_STORAGE))
         self._upkeep = Upkeep(edge)
 

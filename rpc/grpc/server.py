@@ -19,9 +19,11 @@ from quorepo.rpc.context import EdgeContext
 from quorepo.rpc.grpc.blob_service import BlobService
 from quorepo.rpc.grpc.cluster_service import ClusterService
 from quorepo.rpc.grpc.commit_service import CommitService
+from quorepo.rpc.grpc.diff_service import DiffService
 from quorepo.rpc.grpc.interceptor import EdgeInterceptor
 from quorepo.rpc.grpc.ref_service import RefService
 from quorepo.rpc.grpc.repository_service import RepositoryService
+from quorepo.rpc.history import HistoryReads
 from quorepo.storage.errors import ConfigError, QuorepoError
 from quorepo.storage.logs import fields
 from quorepo.v1 import (
@@ -31,6 +33,8 @@ from quorepo.v1 import (
     cluster_pb2_grpc,
     commit_pb2,
     commit_pb2_grpc,
+    diff_pb2,
+    diff_pb2_grpc,
     ref_pb2,
     ref_pb2_grpc,
     repository_pb2,
@@ -75,14 +79,14 @@ class GrpcServer:
         self._tls = tls
         self._health = health_aio.HealthServicer()
         self._cluster = ClusterService(edge)
-        self._repositories = RepositoryService(edge)  # type: ignore[abstract]
+        self._repositories = RepositoryService(edge, history := HistoryReads(edge))
         self._watcher: asyncio.Task[None] | None = None
         self._server = grpc.aio.server(
             interceptors=[EdgeInterceptor(edge)],
             options=_OPTIONS,
             maximum_concurrent_rpcs=_CONCURRENT_CALLS_MAX,
         )
-        self._add_services()
+        self._add_services(history)
 
     async def start(self) -> None:
         """Listens, and from then on tells health what the core says.
@@ -152,15 +156,15 @@ class GrpcServer:
         except QuorepoError:
             return False
 
-    def _add_services(self) -> None:
+    def _add_services(self, history: HistoryReads) -> None:
         edge, server = self._edge, self._server
-        # What the protos promise and a class lacks is answered UNIMPLEMENTED by its base.
-        refs, commits = RefService(edge), CommitService(edge)  # type: ignore[abstract]
-        blobs = BlobService(edge)  # type: ignore[abstract]
+        refs, commits = RefService(edge, history), CommitService(edge, history)
+        blobs, diffs = BlobService(edge, history), DiffService(edge, history)
         repository_pb2_grpc.add_RepositoryServiceServicer_to_server(self._repositories, server)
         ref_pb2_grpc.add_RefServiceServicer_to_server(refs, server)
         commit_pb2_grpc.add_CommitServiceServicer_to_server(commits, server)
         blob_pb2_grpc.add_BlobServiceServicer_to_server(blobs, server)
+        diff_pb2_grpc.add_DiffServiceServicer_to_server(diffs, server)
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server(self._cluster, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = [
@@ -170,6 +174,7 @@ class GrpcServer:
                 (ref_pb2, "RefService"),
                 (commit_pb2, "CommitService"),
                 (blob_pb2, "BlobService"),
+                (diff_pb2, "DiffService"),
                 (cluster_pb2, "ClusterService"),
                 (health_pb2, "Health"),
             )

@@ -115,7 +115,7 @@ def test_revisions_are_named_as_git_names_them(stored: StoredHistory) -> None:
     ("text", "error"),
     [
         ("nothing", NotFound),
-        ("HEAD~99999", NotFound),
+        ("HEAD~9999", NotFound),
         ("HEAD^9", NotFound),
         ("HEAD^{blob}", InvalidArgument),
         ("HEAD^{tag}", InvalidArgument),
