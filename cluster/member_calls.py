@@ -144,9 +144,10 @@ class MemberCalls:
         if not done:
             answer.problem = "the other replica did not take over in time; nothing was changed"
             return answer
-        new = self._status(request.group)
-        leader = None if new is None else _replica(new, new.leader)
-        answer.to_node = request.to_node if leader is None else leader.node
+        leader_id = await asyncio.wrap_future(
+            self._host.wait_for_leader(request.group, _STATUS_TIMEOUT_S)
+        )
+        answer.to_node = leader_id.partition("@")[0]
         return answer
 
     async def hand_over_all(self, timeout_s: float) -> None:

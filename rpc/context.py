@@ -49,12 +49,18 @@ class Slots:
         self._count_max = count_max
         self._count = 0
         self.closed = False  # set when this process is about to stop
+        self.drained = False  # an operator wants no more of them here
 
     @contextlib.contextmanager
     def take(self) -> Iterator[None]:
         """Holds one slot. Raises Unavailable when none is free."""
         if self.closed:
             raise Unavailable("this node is shutting down", next_step="try again")
+        if self.drained:
+            raise Unavailable(
+                f"this node is drained and takes no {self._kind}; nothing was changed",
+                next_step="use another node",
+            )
         if self._count >= self._count_max:
             raise Unavailable(
                 f"this node is busy: it serves {self._count} {self._kind} already "

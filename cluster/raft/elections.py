@@ -33,6 +33,9 @@ _HURRY_HEARTBEATS = 1.2
 _HURRY_SPREAD_S = 0.15
 _HURRIED_ATTEMPTS_MAX = 4
 
+# Silence after which a voter that should not lead tries all the same, in longest election timeouts.
+_LAST_RESORT_TIMEOUTS = 4.0
+
 
 class Elections(Engine):
     """The part of a group that finds a leader."""
@@ -48,6 +51,7 @@ class Elections(Engine):
         self._votes: set[Node] = set()
         self._contact: Node | None = None  # the leader heard last
         self._contact_at = -math.inf
+        self._began_at = self.now
         self._contact_lost = False  # its connection broke, and it was not heard since
         self._hurried_attempts = 0
 
@@ -65,19 +69,35 @@ class Elections(Engine):
         own = self.own_replica()
         return own is not None and own.votes and own.may_lead
 
+    def _campaigns_at(self) -> float:
+        """When this replica asks for votes unless a leader is heard; never, for a learner.
+
+        A voter that should not lead (its node is drained) waits until nobody else did: its log may
+        be the only one that can win, and no leader at all would be worse. It hands over then.
+        """
+        own = self.own_replica()
+        if own is None or not own.votes:
+            return math.inf
+        if own.may_lead:
+            return self._election_deadline
+        silent_since = max(self._contact_at, self._began_at)
+        patience_s = _LAST_RESORT_TIMEOUTS * self.config.election_timeout_s_max
+        return max(self._election_deadline, silent_since + patience_s)
+
     def election_wake_at(self) -> float:
         """When `decide_election` has something to do next."""
-        return math.inf if self.is_leader or not self._may_lead() else self._election_deadline
+        return math.inf if self.is_leader else self._campaigns_at()
 
     def decide_election(self) -> None:
         """Before pysyncobj's tick: whether it may start an election, or else a pre-vote when it
         is time."""
         self.may_be_elected = False
-        if self.is_leader or not self._may_lead():
+        at = math.inf if self.is_leader else self._campaigns_at()
+        if at == math.inf:
             # A learner, or a replica that was removed, never campaigns.
             self._campaign = ""
             return
-        if not self._campaign and self.now >= self._election_deadline:
+        if not self._campaign and self.now >= at:
             self._start_pre_vote()
         self.may_be_elected = bool(self._campaign)
 

@@ -6,6 +6,7 @@ import click
 
 from quorepo.rpc.cli.cluster_health import health
 from quorepo.rpc.cli.groups import CommandGroup
+from quorepo.rpc.cli.node_members import CLUSTER_COMMANDS
 
 __all__ = ["command"]
 
@@ -22,3 +23,5 @@ def command() -> None:
 
 
 command.add_command(health)
+for _command in CLUSTER_COMMANDS:
+    command.add_command(_command)

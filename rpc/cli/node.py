@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from quorepo.rpc.cli.groups import CommandGroup
+from quorepo.rpc.cli.node_members import NODE_COMMANDS
 from quorepo.rpc.cli.node_token import token
 
 __all__ = ["command"]
@@ -21,3 +22,5 @@ def command() -> None:
 
 
 command.add_command(token)
+for _command in NODE_COMMANDS:
+    command.add_command(_command)

@@ -152,9 +152,11 @@ class GrpcServer:
         if self._edge.stopping:
             return False
         try:
-            return (await self._edge.core.status(_STATUS_TIMEOUT_S, this_node_only=True)).ready
+            status = await self._edge.core.status(_STATUS_TIMEOUT_S, this_node_only=True)
         except QuorepoError:
             return False
+        self._edge.push_slots.drained = status.draining
+        return status.ready
 
     def _add_services(self, history: HistoryReads) -> None:
         edge, server = self._edge, self._server
