@@ -1,4 +1,4 @@
-"""The `[api]` section: limits of the public gRPC API's reads.
+"""The `[api]` section: limits of the public gRPC API.
 
 Owns names, defaults and bounds. Exceeding one is RESOURCE_EXHAUSTED and names the key, or, where
 the answer can be cut, a cut answer that names it.
@@ -18,7 +18,7 @@ GIB = 1024 * MIB
 
 
 class ApiSection(Section):
-    """Limits of what one call of the gRPC API reads. Sizes in bytes, times in seconds."""
+    """Limits of what one call of the gRPC API reads or writes. Sizes in bytes, times in seconds."""
 
     page_size_max: int = Field(
         1000, ge=1, le=10_000, description="Most rows in one page; a larger page_size is cut to it."
@@ -56,6 +56,10 @@ class ApiSection(Section):
     )
     archive_bytes_max: int = Field(
         2 * GIB, ge=1, description="Most bytes of the files in one archive, before compression."
+    )
+    commit_files_max: int = Field(10_000, ge=1, description="Most actions in one CommitFiles.")
+    commit_bytes_max: int = Field(
+        256 * MIB, ge=1, description="Most bytes of content in one CommitFiles."
     )
     bundle_bytes_max: int = Field(4 * GIB, ge=1, description="Largest pack in one bundle.")
     fsck_problems_max: int = Field(

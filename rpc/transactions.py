@@ -97,6 +97,7 @@ class Transactions:
         place: Reservation | None = None,
         push_options: Sequence[str] = (),
         timeout_s: float = PROPOSE_TIMEOUT_S,
+        answer: bytes = b"",
     ) -> log_pb2.TransactionResult:
         """Proposes one transaction; all attempts at one verification carry one request id.
 
@@ -104,6 +105,7 @@ class Transactions:
             verified: what the changes were verified against.
             verify: verifies them again, when objects were pruned in between.
             place: what `place` gave for this target and origin, when the caller asked already.
+            answer: comes back with the first result, also to a repeated request.
 
         Returns:
             Apply's verdict on every change, in their order.
@@ -118,12 +120,15 @@ class Transactions:
             raise LimitExceeded(
                 f"{len(changes)} ref changes in one transaction", limit="limits.refs_per_push_max"
             )
+        deletions = 0
         for attempt in range(_ATTEMPTS_MAX):
             if place is None:
                 place = await self.place(verified.target, origin, attempt)
-            # A verdict is stored under its request id: asking again needs a new one.
-            step = origin if attempt == 0 else origin.step(f"transaction {attempt}")
+            # A verdict is stored under its request id: asking again needs a new one. Only REVERIFY
+            # is not, so that a request that was verified again stays one request.
+            step = origin if deletions == 0 else origin.step(f"transaction {deletions}")
             command = _command(step, place, verified, changes, atomic, push_options)
+            command.transaction.answer = answer
             try:
                 result = check_result(await self._core.propose(place.group, command, timeout_s))
                 return result.transaction
@@ -137,6 +142,7 @@ class Transactions:
                         f"repository {verified.target.path!r} was deleted meanwhile"
                     ) from None
                 await self._repositories.release(place, origin.step(f"release {attempt}"))
+                deletions += 1
             place = None
         raise Unavailable("objects are pruned faster than they are checked", next_step="try again")
 

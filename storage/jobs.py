@@ -5,6 +5,7 @@
     build_pack    a fetch's pack               (storage/git/jobs.py)
     object_info   sizes of objects             (storage/git/jobs.py)
     derive        a pack's derived files       (storage/git/jobs.py)
+    operate       commits and tags made here   (storage/operations/jobs.py)
     consolidate, prune, check_replacement      (storage/upkeep_jobs.py)
     history_answer, history_stream             (storage/history/jobs.py)
 
@@ -34,6 +35,7 @@ _FETCH_MODULE: Final = "quorepo.storage.git.jobs"
 _FETCH_JOBS: Final = frozenset({"negotiate", "build_pack", "object_info", "derive"})
 _HISTORY_MODULE: Final = "quorepo.storage.history.jobs"
 _HISTORY_JOBS: Final = frozenset({"history_answer", "history_stream"})
+_OPERATIONS_MODULE: Final = "quorepo.storage.operations.jobs"
 _UPKEEP_MODULE: Final = "quorepo.storage.upkeep_jobs"
 _UPKEEP_JOBS: Final = frozenset({"consolidate", "prune", "check_replacement"})
 
@@ -110,6 +112,11 @@ def run_job(
             job, arguments, progress
         )
         return found
+    if job == "operate":
+        made: dict[str, Any] = importlib.import_module(_OPERATIONS_MODULE).run(
+            arguments, limits, progress
+        )
+        return made
     if job in _UPKEEP_JOBS:
         done: dict[str, Any] = importlib.import_module(_UPKEEP_MODULE).run(
             job, arguments, limits, progress

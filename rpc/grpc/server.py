@@ -21,6 +21,7 @@ from quorepo.rpc.grpc.cluster_service import ClusterService
 from quorepo.rpc.grpc.commit_service import CommitService
 from quorepo.rpc.grpc.diff_service import DiffService
 from quorepo.rpc.grpc.interceptor import EdgeInterceptor
+from quorepo.rpc.grpc.operation_service import OperationService
 from quorepo.rpc.grpc.ref_service import RefService
 from quorepo.rpc.grpc.repository_service import RepositoryService
 from quorepo.rpc.history import HistoryReads
@@ -35,6 +36,8 @@ from quorepo.v1 import (
     commit_pb2_grpc,
     diff_pb2,
     diff_pb2_grpc,
+    operation_pb2,
+    operation_pb2_grpc,
     ref_pb2,
     ref_pb2_grpc,
     repository_pb2,
@@ -80,6 +83,7 @@ class GrpcServer:
         self._health = health_aio.HealthServicer()
         self._cluster = ClusterService(edge)
         self._repositories = RepositoryService(edge, history := HistoryReads(edge))
+        self._operations = OperationService(edge)  # type: ignore[abstract]
         self._watcher: asyncio.Task[None] | None = None
         self._server = grpc.aio.server(
             interceptors=[EdgeInterceptor(edge)],
@@ -113,6 +117,7 @@ class GrpcServer:
         await self._server.stop(grace_s)
         await self._cluster.close()
         self._repositories.close()
+        self._operations.close()
 
     async def _bind(self) -> None:
         """Waits a little for a predecessor whose end the kernel has not completed yet."""
@@ -167,6 +172,7 @@ class GrpcServer:
         commit_pb2_grpc.add_CommitServiceServicer_to_server(commits, server)
         blob_pb2_grpc.add_BlobServiceServicer_to_server(blobs, server)
         diff_pb2_grpc.add_DiffServiceServicer_to_server(diffs, server)
+        operation_pb2_grpc.add_OperationServiceServicer_to_server(self._operations, server)
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server(self._cluster, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = [
@@ -177,6 +183,7 @@ class GrpcServer:
                 (commit_pb2, "CommitService"),
                 (blob_pb2, "BlobService"),
                 (diff_pb2, "DiffService"),
+                (operation_pb2, "OperationService"),
                 (cluster_pb2, "ClusterService"),
                 (health_pb2, "Health"),
             )

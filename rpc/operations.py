@@ -1,0 +1,158 @@
+"""Commits and tags that the server makes: from a look at a ref to the transaction that moves it.
+
+Owns exactly-once for them. A request is a chain of attempts, each under a request id of its own
+that follows from the client's one. Apply keeps what it said to each, with the answer that the
+client is given; the next attempt is made only where the one before is kept as *stale*. So whoever
+repeats the request, on whatever node, walks the same chain and ends at the same commit. Must not
+know gRPC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from quorepo.cluster.state.reader import StateReader
+from quorepo.internal.v1 import log_pb2
+from quorepo.rpc.context import EdgeContext
+from quorepo.rpc.push_checks import Change
+from quorepo.rpc.reads import GROUP_STORAGE, RepositoryView
+from quorepo.rpc.repositories import PROPOSE_TIMEOUT_S, Origin
+from quorepo.rpc.transactions import Target, Transactions, Verified
+from quorepo.rpc.verification import pack_addition
+from quorepo.storage.errors import Unavailable
+from quorepo.storage.ingest import IngestResult
+
+__all__ = ["Built", "Done", "Operations"]
+
+_ATTEMPTS_MAX = 8  # of other writers who come between
+_REPLICATE_TIMEOUT_S = 10.0
+_REPLICATE_BYTES_PER_S = 1024 * 1024
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Built:
+    """What one attempt wants: the ref's new value, what it needs, what the client is told."""
+
+    new: bytes | None  # None deletes the ref
+    expected: bytes | None  # None: the ref must not exist
+    answer: dict[str, Any]
+    packs: Sequence[log_pb2.PackAddition] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Done:
+    """The first answer to the request, and the verdict on its one ref."""
+
+    answer: dict[str, Any]
+    result: log_pb2.TransactionResult
+    change: Change
+
+
+Build = Callable[[RepositoryView], Awaitable[Built]]
+
+
+class Operations:
+    """Runs operations on one ref each."""
+
+    def __init__(self, edge: EdgeContext) -> None:
+        self._edge = edge
+        self._storage = StateReader(edge.reads.layout(GROUP_STORAGE))
+        self._transactions = Transactions(
+            edge.core, edge.reads, edge.repositories, edge.config.limits
+        )
+
+    def close(self) -> None:
+        """Closes the connections to the state."""
+        self._storage.close()
+
+    async def run(
+        self, path: str, ref: bytes, origin: Origin, build: Build, *, again: bool,
+        timeout_s: float = PROPOSE_TIMEOUT_S,
+    ) -> Done:  # fmt: skip
+        """Does the operation once.
+
+        `again`: another attempt when the ref moved meanwhile, since the client expects no value.
+
+        Raises:
+            NotFound: no such repository. Unavailable, OutcomeUnknown. What `build` raises.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        for attempt in range(_ATTEMPTS_MAX):
+            step = origin if attempt == 0 else origin.step(f"attempt {attempt}")
+            left_s = max(0.001, deadline - asyncio.get_running_loop().time())
+            await self._edge.reads.confirm(left_s)
+            view = await self._edge.reads.open(path, consistency="local")
+            result = await self._kept(step, view)
+            change = Change(ref, None, None)
+            if result is None:
+                built = await build(view)
+                change = Change(ref, built.new, built.expected)
+                left_s = max(0.001, deadline - asyncio.get_running_loop().time())
+                work = self._commit(view, change, built, step, left_s)
+                # From here on a client that goes away changes nothing any more.
+                result = await asyncio.shield(self._edge.spawn(work, f"operation {path}"))
+            assert result is not None
+            stale = result.refs[0].status == log_pb2.REF_STATUS_STALE
+            if not (stale and again):
+                return Done(json.loads(result.answer or b"{}"), result, change)
+        raise Unavailable("the ref is moved faster than it can be followed", next_step="try again")
+
+    async def _kept(self, step: Origin, view: RepositoryView) -> log_pb2.TransactionResult | None:
+        kept = await self._edge.reads.in_thread(
+            lambda: self._storage.result_of(step.request_id, view.repository_id)
+        )
+        if kept is None or kept.WhichOneof("kind") != "transaction" or not kept.transaction.refs:
+            return None
+        return kept.transaction
+
+    async def _commit(
+        self, view: RepositoryView, change: Change, built: Built, step: Origin, timeout_s: float
+    ) -> log_pb2.TransactionResult:
+        for pack in built.packs:
+            await self._edge.core.replicate_pack(
+                view.group,
+                view.repository_id,
+                pack,
+                min(timeout_s, _REPLICATE_TIMEOUT_S + pack.pack_bytes / _REPLICATE_BYTES_PER_S),
+            )
+
+        async def verify(_target: Target) -> Verified:
+            raise Unavailable(
+                "objects were pruned meanwhile", next_step="repeat it with the same request id"
+            )
+
+        return await self._transactions.commit(
+            Verified(Target(view.path, view, view.object_format), built.packs),
+            [change],
+            atomic=True,
+            origin=step,
+            verify=verify,
+            timeout_s=timeout_s,
+            answer=json.dumps(built.answer).encode("ascii"),
+        )
+
+    async def make(
+        self, view: RepositoryView, ref: bytes, kind: str, arguments: dict[str, Any]
+    ) -> tuple[bytes, dict[str, Any], list[log_pb2.PackAddition]]:
+        """Makes objects in a worker: (raw id of the new tip, answer, packs)."""
+        upload = view.layout.new_upload()
+        job = {
+            "repository": view.describe(),
+            "upload": str(upload),
+            "ref": ref.hex(),
+            "kind": kind,
+            "arguments": arguments,
+            "fsck": dict(self._edge.config.git.fsck_policy(view.path).overrides),
+        }
+        with self._edge.push_slots.take():
+            done = await self._edge.workers.run(
+                "operate", job, self._edge.config.limits.worker_timeout_s
+            )
+        packs = []
+        if done["result"] is not None:
+            packs.append(pack_addition(IngestResult.from_json(done["result"])))
+        return bytes.fromhex(done["oid"]), done["answer"], packs
