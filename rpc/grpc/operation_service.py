@@ -8,6 +8,7 @@ from typing import Any
 from quorepo.internal.v1 import log_pb2
 from quorepo.rpc.context import EdgeContext
 from quorepo.rpc.grpc.commit_stream import CommitStream
+from quorepo.rpc.grpc.commit_walks import commit_named
 from quorepo.rpc.grpc.conversions import (
     open_view,
     request_uuid,
@@ -17,7 +18,8 @@ from quorepo.rpc.grpc.conversions import (
 from quorepo.rpc.grpc.errors import Context, NameConflict, ReferencesMismatch
 from quorepo.rpc.grpc.interceptor import caller
 from quorepo.rpc.grpc.ref_writes import branch_name, ref_name, revision_of
-from quorepo.rpc.objects import parse_oid, read_commit, resolve
+from quorepo.rpc.history import HistoryReads, resolve
+from quorepo.rpc.objects import parse_oid
 from quorepo.rpc.operations import Built, Done, Operations
 from quorepo.rpc.reads import RepositoryView
 from quorepo.rpc.repositories import PROPOSE_TIMEOUT_S
@@ -37,8 +39,9 @@ _TAGS = b"refs/tags/"
 class OperationService(operation_pb2_grpc.OperationServiceServicer):
     """See protos/quorepo/v1/operation.proto."""
 
-    def __init__(self, edge: EdgeContext) -> None:
+    def __init__(self, edge: EdgeContext, history: HistoryReads) -> None:
         self._edge = edge
+        self._history = history
         self._operations = Operations(edge)
 
     def close(self) -> None:
@@ -99,8 +102,7 @@ class OperationService(operation_pb2_grpc.OperationServiceServicer):
         return await self._commit(view, header.start or b"HEAD")
 
     async def _commit(self, view: RepositoryView, name: bytes) -> bytes:
-        oid, _commit = await self._edge.reads.in_thread(lambda: read_commit(view, name))
-        return oid
+        return await self._history.read(view, lambda history: commit_named(history, view, name))
 
     async def CreateBranch(
         self, request: PB.CreateBranchRequest, context: Context
@@ -145,7 +147,9 @@ class OperationService(operation_pb2_grpc.OperationServiceServicer):
         message = _message(request.message)
 
         async def build(view: RepositoryView) -> Built:
-            target = await self._edge.reads.in_thread(lambda: resolve(view, request.target))
+            target = await self._history.read(
+                view, lambda history: resolve(history, view, request.target)
+            )
             if not message:
                 return Built(target, None, {"oid": target.hex(), "target": target.hex()})
             new, answer, packs = await self._operations.make(
