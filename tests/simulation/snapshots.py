@@ -247,7 +247,7 @@ class Snapshots:
         digest = manifest.database_digest
         staged.write([source.snapshots._source.read_now(pull.group, digest, offset, size)])
         # Once all is healed no link is that slow any more: what is asked for then has a time limit
-        # (20261124001006: a voter that pulls twice, the first part having been torn by a power cut).
+        # (20261124001006: a voter that pulls twice, the first part torn by a power cut).
         slow_s = min(self._node.world.setting.snapshot_s, 0.05 if self._node.world.healed else 60.0)
         self._later(self._read, pull, self._rng.random() * slow_s)
 
