@@ -11,6 +11,7 @@ import logging
 
 import grpc
 import grpc.aio
+from grpc_channelz.v1.channelz import add_channelz_servicer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
@@ -188,5 +189,7 @@ class GrpcServer:
                 (health_pb2, "Health"),
             )
         ]
+        if self._edge.config.api.channelz:  # behind authentication, as every service but health
+            add_channelz_servicer(server)
         if self._tls is None:  # it asks for no token: on this machine only
             reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)

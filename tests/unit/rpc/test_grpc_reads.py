@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from support.edge import TOKEN, edge_config, running_edge
 from support.git import ENVIRONMENT, WorkTree
 from support.grpc_api import Api, Refused
@@ -486,6 +487,15 @@ def test_every_limit_is_named(tight: Api) -> None:
     bundle = repository_pb2.CreateBundleRequest(path=PATH)
     limit = limit_of(api, api.repositories.CreateBundle, bundle, stream=True)
     assert limit == "api.bundle_bytes_max"
+
+
+def test_channelz_is_served_when_configured_to_those_who_are_known(api: Api, tight: Api) -> None:
+    for where, token, code in ((tight, None, "UNAUTHENTICATED"), (api, TOKEN, "UNIMPLEMENTED")):
+        stub = channelz_pb2_grpc.ChannelzStub(where.channel)
+        refused = where.refused(stub.GetServers, channelz_pb2.GetServersRequest(), token)
+        assert refused.code == code
+    stub = channelz_pb2_grpc.ChannelzStub(tight.channel)
+    assert tight.call(stub.GetServers, channelz_pb2.GetServersRequest()).server
 
 
 def test_a_diff_above_its_limits_is_cut_and_marked(tight: Api) -> None:
