@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import logging
 
 import grpc
 import grpc.aio
-from grpc_channelz.v1.channelz import add_channelz_servicer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
@@ -190,6 +190,7 @@ class GrpcServer:
             )
         ]
         if self._edge.config.api.channelz:  # behind authentication, as every service but health
-            add_channelz_servicer(server)
+            channelz = importlib.import_module("grpc_channelz.v1.channelz")
+            channelz.add_channelz_servicer(server)
         if self._tls is None:  # it asks for no token: on this machine only
             reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)

@@ -179,7 +179,7 @@ def main() -> None:
             source = folder / "source"
             generate(source, COMMITS["5k"], 1)
         peer = folder / "git"
-        run = {"check": True, "capture_output": True}
+        run: dict[str, Any] = {"check": True, "capture_output": True}
         subprocess.run(["git", "clone", "-q", "--bare", str(source), str(peer)], **run)
         branch = subprocess.check_output(["git", "symbolic-ref", "HEAD"], cwd=peer, text=True)
         subprocess.run(["git", "update-ref", "refs/heads/main", branch.strip()], cwd=peer, **run)
