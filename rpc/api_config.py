@@ -61,6 +61,12 @@ class ApiSection(Section):
     commit_bytes_max: int = Field(
         256 * MIB, ge=1, description="Most bytes of content in one CommitFiles."
     )
+    watchers_max: int = Field(
+        64, ge=1, le=500, description="Most calls of Watch that one node serves at a time."
+    )
+    watch_heartbeat_s: float = Field(
+        10.0, gt=0, description="Seconds without an event after which Watch tells its progress."
+    )
     bundle_bytes_max: int = Field(4 * GIB, ge=1, description="Largest pack in one bundle.")
     fsck_problems_max: int = Field(
         1000, ge=1, le=10_000, description="Most problems that one FsckRepository lists."

@@ -21,6 +21,7 @@ from quorepo.rpc.grpc.blob_service import BlobService
 from quorepo.rpc.grpc.cluster_service import ClusterService
 from quorepo.rpc.grpc.commit_service import CommitService
 from quorepo.rpc.grpc.diff_service import DiffService
+from quorepo.rpc.grpc.event_service import EventService
 from quorepo.rpc.grpc.interceptor import EdgeInterceptor
 from quorepo.rpc.grpc.operation_service import OperationService
 from quorepo.rpc.grpc.ref_service import RefService
@@ -37,6 +38,8 @@ from quorepo.v1 import (
     commit_pb2_grpc,
     diff_pb2,
     diff_pb2_grpc,
+    event_pb2,
+    event_pb2_grpc,
     operation_pb2,
     operation_pb2_grpc,
     ref_pb2,
@@ -85,6 +88,7 @@ class GrpcServer:
         self._cluster = ClusterService(edge)
         self._repositories = RepositoryService(edge, history := HistoryReads(edge))
         self._operations = OperationService(edge, history)  # type: ignore[abstract]
+        self._events = EventService(edge)
         self._watcher: asyncio.Task[None] | None = None
         self._server = grpc.aio.server(
             interceptors=[EdgeInterceptor(edge)],
@@ -119,6 +123,7 @@ class GrpcServer:
         await self._cluster.close()
         self._repositories.close()
         self._operations.close()
+        self._events.close()
 
     async def _bind(self) -> None:
         """Waits a little for a predecessor whose end the kernel has not completed yet."""
@@ -174,6 +179,7 @@ class GrpcServer:
         blob_pb2_grpc.add_BlobServiceServicer_to_server(blobs, server)
         diff_pb2_grpc.add_DiffServiceServicer_to_server(diffs, server)
         operation_pb2_grpc.add_OperationServiceServicer_to_server(self._operations, server)
+        event_pb2_grpc.add_EventServiceServicer_to_server(self._events, server)
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server(self._cluster, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = [
@@ -185,6 +191,7 @@ class GrpcServer:
                 (blob_pb2, "BlobService"),
                 (diff_pb2, "DiffService"),
                 (operation_pb2, "OperationService"),
+                (event_pb2, "EventService"),
                 (cluster_pb2, "ClusterService"),
                 (health_pb2, "Health"),
             )

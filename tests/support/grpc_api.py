@@ -15,6 +15,7 @@ from quorepo.v1 import (
     cluster_pb2_grpc,
     commit_pb2_grpc,
     diff_pb2_grpc,
+    event_pb2_grpc,
     operation_pb2_grpc,
     ref_pb2_grpc,
     repository_pb2_grpc,
@@ -60,6 +61,7 @@ class Api:
     def __post_init__(self) -> None:
         self.repositories = repository_pb2_grpc.RepositoryServiceStub(self.channel)
         self.refs = ref_pb2_grpc.RefServiceStub(self.channel)
+        self.events = event_pb2_grpc.EventServiceStub(self.channel)
         self.operations = operation_pb2_grpc.OperationServiceStub(self.channel)
         self.commits = commit_pb2_grpc.CommitServiceStub(self.channel)
         self.diffs = diff_pb2_grpc.DiffServiceStub(self.channel)
