@@ -512,6 +512,43 @@ def test_a_diff_above_its_limits_is_cut_and_marked(tight: Api) -> None:
     assert (len(changes), trailer.truncated_by) == (1, "api.diff_bytes_max")
 
 
+def test_a_worker_answers_what_is_too_much_for_the_edge(
+    api: Api, work: WorkTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quorepo.rpc.history._BUDGET", 0)
+    monkeypatch.setattr("quorepo.rpc.history._STREAMED_HERE_BYTES_MAX", 0)
+    asked: list[str] = []
+    run = api.under_test.edge.workers.run
+
+    async def counted(job: str, *arguments: Any) -> dict[str, Any]:
+        asked.append(job)
+        return await run(job, *arguments)
+
+    monkeypatch.setattr(api.under_test.edge.workers, "run", counted)
+    test_logs_counts_and_ancestry(api, work)
+    test_trees_recursive_and_with_last_commits(api, work)
+    test_blobs_are_listed_with_sizes_and_pointers(api, work)
+    test_a_diff_is_gits(api, work)
+    test_blame_is_gits(api, work)
+    test_refs_are_listed_by_what_they_point_to_contain_and_when(api, work)
+    assert {"history_answer", "history_stream"} == set(asked)
+    tmp = api.under_test.edge.config.node.data_dir / "tmp"
+    assert list(tmp.glob("read-*")) == []
+
+
+def test_fsck_finds_a_pack_that_rotted(tmp_path: Path, work: WorkTree) -> None:
+    for api in serving(tmp_path):
+        work.git("push", "--quiet", api.under_test.url(PATH), "main")
+        (pack,) = (tmp_path / "data").glob("groups/1/repositories/*.git/objects/pack/*.pack")
+        content = bytearray(pack.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        pack.chmod(0o600)
+        pack.write_bytes(content)
+        request = repository_pb2.FsckRepositoryRequest(path=PATH)
+        found = api.call(api.repositories.FsckRepository, request)
+        assert "damagedPack" in {problem.message_id for problem in found.problems}
+
+
 def test_leaving_a_stream_ends_its_work_and_removes_its_file(api: Api) -> None:
     request = repository_pb2.GetArchiveRequest(path=PATH, commit=b"main")
     metadata = (("authorization", f"Bearer {TOKEN}"),)
