@@ -122,6 +122,8 @@ class HistoryReads:
             return arguments, finish(self.history(view), found)
 
         arguments, result = await self._edge.reads.in_thread(quickly)
+        where = "worker" if result is None else "edge"
+        self._edge.metrics.questions.labels(question, where).inc()
         if result is None:
             details = {"question": question, "arguments": arguments}
             found = await self._run(
@@ -150,6 +152,8 @@ class HistoryReads:
             return out.getvalue()
 
         content = await self._edge.reads.in_thread(quickly)
+        where = "worker" if content is None else "edge"
+        self._edge.metrics.questions.labels(question, where).inc()
         if content is not None:
             for part in parts_of(content):
                 yield part

@@ -108,6 +108,13 @@ class EdgeMetrics:
         )
 
     def _declare_fetches(self) -> None:
+        self.questions = Counter(
+            "quorepo_history_questions",
+            "Questions about history (logs, diffs, blame, archives), by where they are answered: "
+            "edge or worker.",
+            ["question", "where"],
+            registry=self.registry,
+        )
         self.answers = Counter(
             "quorepo_fetch_answers",
             "Answers to fetches: hit (finished before), built, shared (built for another client).",

@@ -532,6 +532,8 @@ def test_a_worker_answers_what_is_too_much_for_the_edge(
     test_blame_is_gits(api, work)
     test_refs_are_listed_by_what_they_point_to_contain_and_when(api, work)
     assert {"history_answer", "history_stream"} == set(asked)
+    counted_blames = api.under_test.edge.metrics.questions.labels("blame", "worker")
+    assert counted_blames._value.get() >= 1
     tmp = api.under_test.edge.config.node.data_dir / "tmp"
     assert list(tmp.glob("read-*")) == []
 
