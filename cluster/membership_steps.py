@@ -93,7 +93,8 @@ def _step_of_change(
     status: GroupStatus, wanted: Intentions, change: ChangeRow, me: str, others_done: bool
 ) -> Step | None:
     if change.cancelling or change.kind == log_pb2.MEMBERSHIP_KIND_REMOVE:
-        if not others_done:
+        # The one that goes hands over at once: it does not hear when the other groups let it go.
+        if not others_done and change.replica_id != me:
             return Step("wait", change.node, reason="the other groups go first")
         # A newcomer that is taken back was never needed for the majority, or not for long.
         forced = bool(change.forced) or change.cancelling

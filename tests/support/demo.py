@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import random
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from quorepo.rpc.demo import layout as rpc_layout
+from quorepo.rpc.demo.certificates import provide_certificates
 from support.waiting import eventually
 
 _PORTS_PER_NODE = 10
@@ -52,6 +55,7 @@ class Demo:
         self._count = nodes
         self._options = options
         self._restarted: dict[str, subprocess.Popen[bytes]] = {}
+        self._prepared: set[str] = set()
         self.base_port = base_port or free_base_port(nodes)
         self.nodes: dict[str, DemoNode] = {}
         self.token = ""
@@ -91,6 +95,8 @@ class Demo:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
         self.process.wait(timeout=40)
+        for name in self._prepared & self._restarted.keys():  # the demo does not know of them
+            self._restarted[name].terminate()
         for process in self._restarted.values():
             process.wait(timeout=20)
         self.log.close()
@@ -119,6 +125,24 @@ class Demo:
             )  # fmt: skip
         self._restarted[name] = process
         node.pid = process.pid
+
+    def prepare(self, name: str) -> DemoNode:
+        """One more node, with a certificate of the demo's CA: `restart` starts it, and it waits to
+        be added. Needs ports: give the demo a `base_port` of `free_base_port` for all of them."""
+        layout = rpc_layout.prepare(self.directory, self._count, self.base_port)
+        first_port = self.base_port + (int(name[1:]) - 1) * _PORTS_PER_NODE
+        extra = rpc_layout.DemoNode(name, layout.root, first_port)
+        self._prepared.add(name)
+        names = [node.name for node in (*layout.nodes, extra)]
+        now = datetime.datetime.now(datetime.UTC)
+        provide_certificates(layout.root / "secrets", names, now)
+        text = rpc_layout._node_toml(extra, (*layout.nodes, extra), create_on_push=True)
+        extra.config.write_text(text)
+        self.nodes[name] = DemoNode(
+            name, 0, extra.argv, f"http://{extra.http}", extra.grpc,
+            f"http://{extra.metrics}/metrics", extra.data_dir,
+        )  # fmt: skip
+        return self.nodes[name]
 
     def process_of(self, name: str) -> subprocess.Popen[bytes]:
         """The supervisor of a node that this test has started again."""

@@ -125,6 +125,13 @@ def test_the_directory_lets_a_replica_go_last() -> None:
     assert waits.kind == "wait"
 
 
+def test_the_leader_that_goes_does_not_wait_for_the_groups_that_let_it_go_already() -> None:
+    """It never hears of it: it led the directory, waited, and its removal never ended."""
+    gone = step(status(THREE), change(REMOVE, ME), others_done=False)
+    assert gone is not None
+    assert gone.kind == "transfer"
+
+
 def test_replace_removes_the_old_replica_first_and_for_good() -> None:
     running = change(REPLACE, "n2@new", former="n2@b")
     first = step(status(THREE, silent=("n2@b",)), running)
