@@ -39,6 +39,7 @@ __all__ = ["HistoryReads", "head_of", "resolve"]
 _BUDGET = 1500  # commits and trees looked at in this process: 10 to 20 ms
 _STREAMED_HERE_BYTES_MAX = 1024 * 1024
 _REPOSITORIES_CACHED_MAX = 16
+_CACHED_MAX = 30_000  # commits, and pairs of tree entries, of one repository: about 12 MB
 
 _T = TypeVar("_T")
 Prepare = Callable[[History], Mapping[str, Any]]
@@ -83,6 +84,8 @@ class HistoryReads:
         """
         with self._lock:
             caches = self._caches.setdefault(view.repository_id, Caches())
+            if len(caches.commits) + caches.tree_entries // 2 > _CACHED_MAX:
+                caches = self._caches[view.repository_id] = Caches()
             self._caches.move_to_end(view.repository_id)
             while len(self._caches) > _REPOSITORIES_CACHED_MAX:
                 self._caches.popitem(last=False)
