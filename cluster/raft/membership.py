@@ -148,7 +148,11 @@ class Membership(Engine):
             if not replica.votes or replica.replica_id in voting:
                 continue
             node = Node(replica.replica_id)
-            behind = self.log.last_index - self.match_index.get(node, 0)
+            match_index = self.match_index.get(node, 0)
+            if match_index < self.log.first_index:
+                # Few entries may stand for a state of hours: with it goes the majority till then.
+                return f"replica {replica.replica_id!r} still needs a snapshot"
+            behind = self.log.last_index - match_index
             if node not in self.connected or behind > PROMOTION_LAG_ENTRIES_MAX:
                 return f"replica {replica.replica_id!r} is {behind} entries behind"
         return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from support.raft_cluster import Cluster, Node, voter
 
+from quorepo.cluster.raft.engine import Node as RaftNode
 from quorepo.cluster.raft.interface import Outcome
 from quorepo.internal.v1 import log_pb2
 
@@ -157,6 +158,19 @@ def test_learner_that_is_far_behind_is_not_promoted() -> None:
     cluster.run(0.1)
     replicas = [voter(r.replica_id) for r in replicas_of(leader)]
     assert cluster.result(cluster.change(leader, replicas)).reason == "denied"
+
+
+def test_learner_that_needs_a_snapshot_is_not_promoted() -> None:
+    """Simulator, seed 20261124001006: it was few entries behind, and a whole state."""
+    cluster, leader = moving(9)
+    learner = add_learner(cluster, leader, "n3@1")
+    cluster.run(0.2)
+    raft = leader.group()
+    replicas = [voter(r.replica_id) for r in replicas_of(leader)]
+    payload = log_pb2.Configuration(replicas=replicas).SerializeToString()
+    assert raft.why_denied(payload) == ""
+    raft.match_index[RaftNode(learner.replica_id)] = raft.log.first_index - 1
+    assert "still needs a snapshot" in raft.why_denied(payload)
 
 
 def test_only_the_leader_changes_members() -> None:

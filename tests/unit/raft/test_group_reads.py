@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from support.raft_cluster import Cluster, Node
 
+from quorepo.cluster.raft.engine import Node as RaftNode
 from quorepo.cluster.raft.interface import Outcome
 from quorepo.storage.errors import Unavailable
 
@@ -115,3 +116,23 @@ def test_lost_questions_are_asked_again() -> None:
     reads = [cluster.read(node, timeout_s=5.0) for node in (leader, follower)]
     for future in reads:
         assert cluster.result(future) > 0
+
+
+def test_answer_to_an_older_round_confirms_no_newer_one() -> None:
+    """Of five voters: what one said before a read began must not count for that read."""
+    cluster = Cluster(31, voters=5)
+    leader = cluster.wait_for_leader()
+    others = [RaftNode(node.replica_id) for node in followers_of(cluster, leader)]
+    cluster.partition([leader])
+    raft, rounds = leader.group(), []
+    for _ in range(2):
+        cluster.read(leader)
+        cluster.run(0.05)
+        rounds.append(max(raft._rounds))
+    older, newer = rounds
+    assert older < newer
+    for node, number in ((others[0], older), (others[1], newer)):
+        raft._on_leadership_pong(node, {"term": raft.current_term, "round": number})
+    assert list(raft._rounds) == [newer]  # the older one was confirmed by three, this one by two
+    raft._on_leadership_pong(others[2], {"term": raft.current_term, "round": newer})
+    assert not raft._rounds
