@@ -243,6 +243,6 @@ class Clients:
                 if rules.results[request.group, index] != request.answer and not rules.may_expire:
                     raise Violation(f"exactly once: the answer is not the one of entry {index}")
             elif request.open:
-                continue  # the last write's, whose answer is on its way (20261124012027)
+                continue  # its answer is on its way (20261124012027)
             elif index is not None and not request.unknown and not request.given_up:
                 raise Violation(f"verdicts: a refused request is entry {index}")

@@ -169,6 +169,8 @@ class Faults:
         return True
 
     def _read_and_write(self, leader: Node, group: int) -> None:
+        if self.cluster.healed:
+            return
         if leader.life:
             self.cluster.read(leader, group, 3.0)
         other = self.cluster.some_node()

@@ -332,8 +332,8 @@ MUTATIONS: dict[str, Change] = {
     ),
 }
 
-# Not found in 400 schedules each, and not expected of them. A stream keeps its order, so an answer of
-# an older term overtakes nothing: the same replica has to lead twice within one delay, or a vote
+# Not found in 400 schedules each, and not expected of them. A stream keeps its order, so an answer
+# of an older term overtakes nothing: the same replica has to lead twice within one delay, or a vote
 # split among five to meet a second campaign. An older round counts too much among five only. And a
 # state is switched within milliseconds, in which a new leader whose log reaches back would have to
 # speak. Unit tests pin these (test_group_replication.py, _elections, _reads, _snapshots).

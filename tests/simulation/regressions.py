@@ -23,5 +23,7 @@ REGRESSIONS: dict[int, str] = {
     "held acknowledged entries (test_a_quiet_group_whose_move_was_torn_keeps_every_entry)",
     20261124001006: "a learner without anything became a voter: it was few entries behind, and a "
     "whole state (test_learner_that_needs_a_snapshot_is_not_promoted)",
+    20261124012027: "a request that a fault had planned came after the end, and was open when all "
+    "answers were judged: the simulator's own fault",
     239: "compaction and a leader that begins to probe again",
 }
