@@ -61,6 +61,7 @@ class ApiSection(Section):
     commit_bytes_max: int = Field(
         256 * MIB, ge=1, description="Most bytes of content in one CommitFiles."
     )
+    rebase_commits_max: int = Field(1000, ge=1, description="Most commits that one Rebase replays.")
     watchers_max: int = Field(
         64, ge=1, le=500, description="Most calls of Watch that one node serves at a time."
     )

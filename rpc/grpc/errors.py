@@ -65,6 +65,27 @@ class NameConflict(Rejected):
         self.detail = errors_pb2.ReferenceNameConflict(name=name, conflicting_name=conflicting_name)
 
 
+class MergeConflicted(Rejected):
+    """A merge, cherry-pick, revert or rebase that needs a person; nothing was changed."""
+
+    reason = "MERGE_CONFLICT"
+
+    def __init__(self, detail: errors_pb2.MergeConflict) -> None:
+        first = _text(detail.conflicts[0].path)
+        more = f" and {detail.conflict_count - 1} more" if detail.conflict_count > 1 else ""
+        super().__init__(
+            f"commit {detail.commit_oid} conflicts in {first!r}{more}; nothing was changed",
+            next_step="resolve it in a clone and push",
+        )
+        self.detail = errors_pb2.MergeConflict(
+            conflict_count=detail.conflict_count, commit_oid=detail.commit_oid
+        )
+        for conflict in detail.conflicts:
+            if self.detail.ByteSize() + conflict.ByteSize() > _DETAIL_BYTES_MAX:
+                break
+            self.detail.conflicts.append(conflict)
+
+
 def to_status(error: QuorepoError) -> status_pb2.Status:
     """The rich status of an error: ErrorInfo always, RetryInfo and typed details where they fit."""
     code = grpc.StatusCode[error.grpc_code]
@@ -87,7 +108,7 @@ def to_status(error: QuorepoError) -> status_pb2.Status:
         )
     if isinstance(error, ReferencesMismatch):
         details.append(_bounded(error.mismatches))
-    if isinstance(error, NameConflict):
+    if isinstance(error, NameConflict | MergeConflicted):
         details.append(error.detail)
     status = status_pb2.Status(code=code.value[0], message=str(error)[:_MESSAGE_CHARACTERS_MAX])
     for detail in details:

@@ -17,6 +17,7 @@ from quorepo.rpc.grpc.conversions import (
 )
 from quorepo.rpc.grpc.errors import Context, NameConflict, ReferencesMismatch
 from quorepo.rpc.grpc.interceptor import caller
+from quorepo.rpc.grpc.merge_operations import MergeOperations
 from quorepo.rpc.grpc.ref_writes import branch_name, ref_name, revision_of
 from quorepo.rpc.history import HistoryReads, resolve
 from quorepo.rpc.objects import parse_oid
@@ -36,7 +37,7 @@ _MESSAGE_BYTES_MAX = 1024 * 1024
 _TAGS = b"refs/tags/"
 
 
-class OperationService(operation_pb2_grpc.OperationServiceServicer):
+class OperationService(MergeOperations, operation_pb2_grpc.OperationServiceServicer):
     """See protos/quorepo/v1/operation.proto."""
 
     def __init__(self, edge: EdgeContext, history: HistoryReads) -> None:
@@ -80,7 +81,9 @@ class OperationService(operation_pb2_grpc.OperationServiceServicer):
                         },
                     )  # fmt: skip
                     answer["created"] = tip is None
-                    return Built(new, _expected(view, branch, tip, header.expected), answer, packs)
+                    return Built(
+                        new, expected_value(view, branch, tip, header.expected), answer, packs
+                    )
 
                 done = await self._run(
                     header.repository, branch, request_id.bytes, build, header.expected, context
@@ -194,15 +197,16 @@ class OperationService(operation_pb2_grpc.OperationServiceServicer):
             self._authorize(request.repository)
             # Without an expectation of the client's a creation expects nothing to be there.
             wanted = PB.BranchExpectation(oid="") if expected is None else expected
-            return await self._run(
+            done: Done = await self._run(
                 request.repository, ref, request_id.bytes, build, wanted, context
             )
+        return done
 
     async def _run(
         self, path: str, ref: bytes, request_id: bytes, build: Any,
         expected: PB.BranchExpectation, context: Context,
     ) -> Done:  # fmt: skip
-        done = await self._operations.run(
+        done: Done = await self._operations.run(
             normalize_path(path),
             ref,
             self._edge.origin(caller().user, request_id),
@@ -247,7 +251,7 @@ def _message(message: bytes) -> bytes:
     return message if not message or message.endswith(b"\n") else message + b"\n"
 
 
-def _expected(
+def expected_value(
     view: RepositoryView, ref: bytes, actual: bytes | None, expected: PB.BranchExpectation
 ) -> bytes | None:
     """What the transaction has to compare with. Raises ReferencesMismatch."""
@@ -264,7 +268,7 @@ def _deletion(view: RepositoryView, ref: bytes, expected: PB.BranchExpectation) 
     actual = view.refs.get(ref)
     if actual is None:
         raise NotFound(f"ref {_text(ref)!r} of {view.path!r} does not exist")
-    return Built(None, _expected(view, ref, actual, expected), {"oid": actual.hex()})
+    return Built(None, expected_value(view, ref, actual, expected), {"oid": actual.hex()})
 
 
 def _mismatch(ref: bytes, wanted: bytes | None, actual: bytes | None) -> ReferencesMismatch:

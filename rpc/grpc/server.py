@@ -87,7 +87,7 @@ class GrpcServer:
         self._health = health_aio.HealthServicer()
         self._cluster = ClusterService(edge)
         self._repositories = RepositoryService(edge, history := HistoryReads(edge))
-        self._operations = OperationService(edge, history)  # type: ignore[abstract]
+        self._operations = OperationService(edge, history)
         self._events = EventService(edge)
         self._watcher: asyncio.Task[None] | None = None
         self._server = grpc.aio.server(

@@ -4,7 +4,8 @@
              -> {answer: {...}, oid: hex, result: IngestResult | null}
 
 `kind` "files": {base, actions, content, author, committer, message, allow_empty}; "tag": {target,
-name, tagger, message}. Bytes are hex. `content` is the file that the actions' offsets speak of.
+name, tagger, message}; the others are merging.py's. Bytes are hex. `content` is the file that the
+actions' offsets speak of.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from quorepo.storage.errors import InvalidArgument, Rejected
 from quorepo.storage.ingest import FsckPolicy, ingest_pack
 from quorepo.storage.layout import GroupLayout
 from quorepo.storage.limits import StorageLimits
+from quorepo.storage.operations import merging
 from quorepo.storage.operations.files import Action, edit
 from quorepo.storage.operations.objects import NewObjects
 from quorepo.storage.packs import PackSet
@@ -32,9 +34,13 @@ def run(
     packs = PackSet.from_description(repository)
     objects = NewObjects(packs)
     kinds = {"files": _files, "tag": _tag}
-    if arguments["kind"] not in kinds:
-        raise InvalidArgument(f"unknown operation {arguments['kind']!r}")
-    oid, answer = kinds[arguments["kind"]](objects, arguments["arguments"])
+    kind, spec = arguments["kind"], arguments["arguments"]
+    if kind in merging.KINDS:
+        oid, answer = merging.KINDS[kind](objects, spec, repository)
+    elif kind in kinds:
+        oid, answer = kinds[kind](objects, spec)
+    else:
+        raise InvalidArgument(f"unknown operation {kind!r}")
     upload = Path(arguments["upload"])
     result = None
     if objects.write_pack(upload):

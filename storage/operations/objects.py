@@ -7,6 +7,7 @@ from pathlib import Path
 
 from quorepo.storage.errors import NotFound
 from quorepo.storage.git.pack_entries import encode_header
+from quorepo.storage.objectformat import ObjectFormat
 from quorepo.storage.packs import COMMIT, TAG, TREE, TYPE_NAMES, PackSet
 
 __all__ = ["NewObjects"]
@@ -18,6 +19,14 @@ class NewObjects:
     def __init__(self, packs: PackSet) -> None:
         self._packs = packs
         self._new: dict[bytes, tuple[int, bytes]] = {}
+
+    @property
+    def object_format(self) -> ObjectFormat:
+        return self._packs.object_format
+
+    def drop(self) -> None:
+        """Forgets what was made."""
+        self._new.clear()
 
     def add(self, type_num: int, content: bytes) -> bytes:
         """The id of an object, which is kept if the repository does not have it."""

@@ -1,0 +1,237 @@
+"""Merges, cherry-picks, reverts and rebases by libgit2, in a private folder over the stored packs.
+
+The folder is a repository of its own whose alternate is the stored one: nothing is written there,
+and what libgit2 makes is taken from the folder as new objects. libgit2 knows SHA-1 only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pygit2
+
+from quorepo.storage.errors import InvalidArgument, LimitExceeded, Rejected
+from quorepo.storage.history.merge_base import merge_bases
+from quorepo.storage.history.source import Caches, History
+from quorepo.storage.layout import GroupLayout
+from quorepo.storage.objectformat import ObjectFormat
+from quorepo.storage.operations.objects import NewObjects
+from quorepo.storage.packs import TREE, PackSet
+
+__all__ = ["KINDS"]
+
+_CONFLICTS_MAX = 1000
+_Made = tuple[bytes, dict[str, Any]]
+
+
+class _Conflicted(Exception):
+    def __init__(self, answer: dict[str, Any]) -> None:
+        super().__init__("conflict")
+        self.answer = answer
+
+
+class _Merger:
+    def __init__(self, objects: NewObjects, packs: PackSet, folder: Path, stored: Path) -> None:
+        self.objects = objects
+        self._packs = packs
+        self._folder = folder
+        self.git = pygit2.init_repository(str(folder), bare=True)
+        (folder / "objects" / "info").mkdir(exist_ok=True)
+        (folder / "objects" / "info" / "alternates").write_text(f"{stored}\n")
+        self.git = pygit2.Repository(str(folder))
+
+    def bases(self, one: bytes, other: bytes) -> list[bytes]:
+        return merge_bases(History(self._packs, Caches()), one, [other])
+
+    def merged(self, ours: bytes, theirs: bytes) -> bytes:
+        """The tree of a merge of two commits. Raises _Conflicted."""
+        return self._tree(self.git.merge_commits(_oid(ours), _oid(theirs)), theirs)
+
+    def applied(self, ancestor: bytes, ours: bytes, theirs: bytes, commit: bytes) -> bytes:
+        """The tree `ours` with what changed from tree `ancestor` to tree `theirs`."""
+        return self._tree(self.git.merge_trees(_oid(ancestor), _oid(ours), _oid(theirs)), commit)
+
+    def _tree(self, index: Any, commit: bytes) -> bytes:
+        if index.conflicts is not None:
+            found = sorted(_conflict(*sides) for sides in index.conflicts)
+            raise _Conflicted(
+                {
+                    "conflicts": [list(each) for each in found[:_CONFLICTS_MAX]],
+                    "count": len(found),
+                    "commit": commit.hex(),
+                }
+            )
+        tree: bytes = index.write_tree(self.git).raw
+        return tree
+
+    def parent_tree(self, commit: bytes, mainline: int) -> bytes:
+        """The tree to compare a commit with. Raises InvalidArgument."""
+        found: Any = self.git[_oid(commit)]
+        parents = found.parents
+        if len(parents) > 1 and not mainline:
+            raise InvalidArgument(f"commit {commit.hex()} is a merge: mainline is needed")
+        if mainline > len(parents) or (mainline and len(parents) == 1):
+            raise InvalidArgument(f"commit {commit.hex()} has {len(parents)} parents")
+        if not parents:
+            empty: bytes = self.git.TreeBuilder().write().raw
+            return empty
+        tree: bytes = parents[max(0, mainline - 1)].tree.id.raw
+        return tree
+
+    def keep(self) -> None:
+        """Takes what libgit2 wrote as new objects."""
+        for path in sorted((self._folder / "objects").glob("??/*")):
+            type_num, content = self.git.odb.read(pygit2.Oid(hex=path.parent.name + path.name))
+            self.objects.add(int(type_num), content)
+
+
+def _conflict(*sides: Any) -> tuple[str, str, str, str]:
+    path = next(side.path for side in sides if side is not None)
+    return (
+        path.encode("utf-8", "surrogateescape").hex(),
+        *("" if side is None else str(side.id) for side in sides),
+    )
+
+
+def _oid(raw: bytes) -> pygit2.Oid:
+    return pygit2.Oid(raw=raw)
+
+
+@contextlib.contextmanager
+def _merger(objects: NewObjects, repository: Mapping[str, Any]) -> Iterator[_Merger]:
+    if objects.object_format is not ObjectFormat.SHA1:
+        raise Rejected(
+            "commits of SHA-256 repositories are not merged by the server",
+            next_step="merge in a clone and push",
+        )
+    layout = GroupLayout(Path(repository["data_dir"]), int(repository["group"]))
+    parent = layout.data_dir / "tmp"
+    parent.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="merge-", dir=parent))
+    try:
+        stored = layout.repository(repository["repository_id"]) / "objects"
+        yield _Merger(objects, PackSet.from_description(dict(repository)), folder, stored)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _raw(spec: Mapping[str, Any], key: str) -> bytes:
+    return bytes.fromhex(spec[key])
+
+
+def _merge(merger: _Merger, spec: Mapping[str, Any]) -> _Made:
+    ours, theirs, mode = _raw(spec, "ours"), _raw(spec, "theirs"), spec["mode"]
+    bases = merger.bases(ours, theirs)
+    if theirs in bases:
+        return ours, {"outcome": "up_to_date", "commit": ours.hex()}
+    if ours in bases and mode in ("any", "ff"):
+        return theirs, {"outcome": "fast_forward", "commit": theirs.hex()}
+    if mode == "ff":
+        raise Rejected("the branch can't be fast-forwarded", next_step="merge with a commit")
+    if not bases:
+        raise Rejected("refusing to merge unrelated histories")
+    if not spec["author"]:
+        raise InvalidArgument("author is required: a commit has to be made")
+    tree = merger.merged(ours, theirs)
+    merger.keep()
+    parents = [ours] if mode == "squash" else [ours, theirs]
+    commit = merger.objects.add_commit(
+        tree, parents, _raw(spec, "author"), _raw(spec, "committer"), _raw(spec, "message")
+    )
+    return commit, {"outcome": "commit", "commit": commit.hex()}
+
+
+def _check(merger: _Merger, spec: Mapping[str, Any]) -> _Made:
+    ours, theirs = _raw(spec, "ours"), _raw(spec, "theirs")
+    bases = merger.bases(ours, theirs)
+    answer: dict[str, Any] = {
+        "bases": [base.hex() for base in bases],
+        "up_to_date": theirs in bases,
+        "fast_forward": ours in bases,
+    }
+    return ours, answer | {"tree": merger.merged(ours, theirs).hex()}
+
+
+def _pick(merger: _Merger, spec: Mapping[str, Any]) -> _Made:
+    """A cherry-pick, or with `revert` the opposite."""
+    ours, commit = _raw(spec, "ours"), _raw(spec, "commit")
+    old_tree, tree = merger.objects.tree_of(ours), merger.objects.tree_of(commit)
+    parent = merger.parent_tree(commit, spec["mainline"])
+    before, after = (tree, parent) if spec["revert"] else (parent, tree)
+    made = merger.applied(before, old_tree, after, commit)
+    if made == old_tree and not spec["allow_empty"]:
+        raise Rejected("the commit would change nothing", next_step="set allow_empty to want that")
+    merger.keep()
+    author, message = _author_and_message(merger.objects, commit)
+    if spec["revert"]:
+        subject = message.split(b"\n", 1)[0]
+        message = b'Revert "%b"\n\nThis reverts commit %b.\n' % (subject, commit.hex().encode())
+        author = _raw(spec, "author")
+    new = merger.objects.add_commit(
+        made, [ours], author, _raw(spec, "committer"), _raw(spec, "message") or message
+    )
+    return new, {"commit": new.hex(), "tree": made.hex()}
+
+
+def _rebase(merger: _Merger, spec: Mapping[str, Any]) -> _Made:
+    ours, onto, upstream = _raw(spec, "ours"), _raw(spec, "onto"), _raw(spec, "upstream")
+    order = pygit2.enums.SortMode.TOPOLOGICAL | pygit2.enums.SortMode.REVERSE
+    walker = merger.git.walk(_oid(ours), order)
+    walker.hide(_oid(upstream))
+    commits = list(walker)
+    if len(commits) > spec["commits_max"]:
+        raise LimitExceeded(
+            f"{len(commits)} commits to replay, api.rebase_commits_max is {spec['commits_max']}",
+            limit="api.rebase_commits_max",
+        )
+    linear = all(len(commit.parents) == 1 for commit in commits)
+    if upstream == onto and linear and onto in merger.bases(ours, onto):
+        return ours, {"commit": ours.hex(), "replayed": 0, "dropped": 0}
+    tip, tree, replayed, dropped = onto, merger.objects.tree_of(onto), 0, 0
+    for commit in commits:
+        if len(commit.parents) > 1:
+            continue
+        before = merger.parent_tree(commit.id.raw, 0)
+        made = merger.applied(before, tree, commit.tree.id.raw, commit.id.raw)
+        if made == tree and before != commit.tree.id.raw:
+            dropped += 1
+            continue
+        author, message = _author_and_message(merger.objects, commit.id.raw)
+        tip = merger.objects.add_commit(made, [tip], author, _raw(spec, "committer"), message)
+        tree, replayed = made, replayed + 1
+    merger.keep()
+    return tip, {"commit": tip.hex(), "replayed": replayed, "dropped": dropped}
+
+
+def _author_and_message(objects: NewObjects, commit: bytes) -> tuple[bytes, bytes]:
+    header, _, message = objects.get(commit)[1].partition(b"\n\n")
+    author = next(line for line in header.split(b"\n") if line.startswith(b"author "))
+    return author.removeprefix(b"author "), message
+
+
+def _run(
+    function: Callable[[_Merger, Mapping[str, Any]], _Made],
+) -> Callable[[NewObjects, Mapping[str, Any], Mapping[str, Any]], _Made]:
+    def run(objects: NewObjects, spec: Mapping[str, Any], repository: Mapping[str, Any]) -> _Made:
+        with _merger(objects, repository) as merger:
+            try:
+                return function(merger, spec)
+            except _Conflicted as conflict:
+                objects.drop()
+                return bytes.fromhex(spec["ours"]), conflict.answer
+
+    return run
+
+
+KINDS = {
+    "merge": _run(_merge),
+    "check": _run(_check),
+    "pick": _run(_pick),
+    "rebase": _run(_rebase),
+}
+assert TREE == 2  # libgit2's numbers of types are git's
