@@ -69,6 +69,11 @@ class Authenticator:
             token = given if isinstance(given, TokenDigest) else TokenDigest.of(given)
             self._digests.append((token.sha256, Identity(user, token.role)))
 
+    def derived_key(self, purpose: bytes) -> bytes:
+        """A secret of 32 bytes for `purpose` that all nodes with the same users have."""
+        digests = b"".join(sorted(digest for digest, _identity in self._digests))
+        return hmac.new(digests, b"quorepo " + purpose, hashlib.sha256).digest()
+
     def authenticate(self, token: str) -> Identity:
         """The owner of a token.
 

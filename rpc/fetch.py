@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from quorepo.rpc.bundles import bundle_uri
 from quorepo.rpc.context import EdgeContext
 from quorepo.rpc.fetch_cache import Answer
 from quorepo.rpc.fetch_keys import answer_key, negotiation_key, view_digest
@@ -29,14 +30,22 @@ from quorepo.rpc.reads import RepositoryView
 from quorepo.rpc.reply import Liveness, Reply
 from quorepo.rpc.shared_calls import Tell
 from quorepo.rpc.uploads import Incoming
-from quorepo.storage.errors import DamagedPack, NotFound, QuorepoError, Unavailable
+from quorepo.storage.errors import (
+    DamagedPack,
+    InvalidArgument,
+    NotFound,
+    QuorepoError,
+    Unavailable,
+)
 from quorepo.storage.git.fetch_answer import KEEPALIVE
 from quorepo.storage.git.upload_pack import (
+    BundleUriRequest,
     FetchRequest,
     LsRefsRequest,
     Negotiation,
     ObjectInfoRequest,
     V2Request,
+    bundle_uri_answer,
     error_frames,
     error_packet,
     fetch_epilogue,
@@ -84,6 +93,11 @@ async def upload_pack(
             return
         if isinstance(request, ObjectInfoRequest):
             await reply.write(await _object_info(edge, request, view))
+            return
+        if isinstance(request, BundleUriRequest):
+            if not edge.config.git.bundle_uri:
+                raise InvalidArgument("invalid command 'bundle-uri'")
+            await reply.write(bundle_uri_answer(await bundle_uri(edge, view)))
             return
         if request.want_refs:
             # The client takes the answer for the refs' values: it must be as new as ls-refs.

@@ -50,6 +50,12 @@ class GitSection(BaseModel):
         "push, nor what only such refs reach (git's transfer.hideRefs).",
     )
 
+    bundle_uri: bool = Field(
+        True,
+        description="Are clients offered the largest pack of a repository as a file at a signed "
+        "URL (git's bundle-uri, for those with transfer.bundleURI)?",
+    )
+
     fsck: Annotated[dict[str, dict[str, str]], AfterValidator(_check_fsck)] = Field(
         default_factory=dict,
         description="By repository path: fsck message ids and what to do about them in its pushes, "

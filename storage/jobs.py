@@ -4,6 +4,7 @@
     negotiate     a fetch's common commits     (storage/git/jobs.py)
     build_pack    a fetch's pack               (storage/git/jobs.py)
     object_info   sizes of objects             (storage/git/jobs.py)
+    bundle        the pack offered as a bundle (storage/git/jobs.py)
     derive        a pack's derived files       (storage/git/jobs.py)
     operate       commits and tags made here   (storage/operations/jobs.py)
     consolidate, prune, check_replacement      (storage/upkeep_jobs.py)
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["abandoned_files", "ingest", "ingest_arguments", "preload", "run_job"]
 
 _FETCH_MODULE: Final = "quorepo.storage.git.jobs"
-_FETCH_JOBS: Final = frozenset({"negotiate", "build_pack", "object_info", "derive"})
+_FETCH_JOBS: Final = frozenset({"negotiate", "build_pack", "object_info", "bundle", "derive"})
 _HISTORY_MODULE: Final = "quorepo.storage.history.jobs"
 _HISTORY_JOBS: Final = frozenset({"history_answer", "history_stream"})
 _OPERATIONS_MODULE: Final = "quorepo.storage.operations.jobs"

@@ -73,6 +73,11 @@ class StorageLimits(BaseModel):
         description="Files of finished answers to fetches that are kept for the next client who "
         "asks for the same, in bytes; they lie under data_dir/tmp.",
     )
+    bundle_url_s: float = Field(
+        3600.0,
+        ge=10,
+        description="How long the URL of a bundle (git's bundle-uri) may be used, in seconds.",
+    )
     worker_memory_bytes_max: int = Field(
         2 * GIB,
         ge=128 * MIB,

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from aiohttp import web
 
 from quorepo.rpc.auth import Action, Identity
+from quorepo.rpc.bundles import open_bundle
 from quorepo.rpc.context import EdgeContext
 from quorepo.rpc.fetch import upload_pack
 from quorepo.rpc.push import receive_pack
@@ -67,6 +68,7 @@ class SmartHttp:
         return [
             web.get("/healthz", self.health),
             web.get(f"/{_PATH}/info/refs", self.info_refs),
+            web.get(f"/{_PATH}/bundles/{{name}}", self.bundle),
             *(
                 web.post(f"/{_PATH}/{service}", handler, expect_handler=self._expect)
                 for service, handler in (
@@ -109,6 +111,27 @@ class SmartHttp:
         return web.Response(
             body=body, content_type=f"application/x-{service}-advertisement", headers=_NO_CACHE
         )
+
+    async def bundle(self, request: web.Request) -> web.StreamResponse:
+        """GET bundles/<digest>.bundle: the signature in the URL is the credential."""
+        query = request.query
+        with self._edge.metrics.in_flight.labels("bundle").track_inprogress():
+            file = await open_bundle(
+                self._edge,
+                normalize_path(request.match_info["path"]),
+                request.match_info["name"],
+                query.get("expires", ""),
+                query.get("signature", ""),
+            )
+            response = web.StreamResponse(headers=_NO_CACHE)
+            response.content_type = "application/x-git-bundle"
+            response.content_length = file.size_bytes
+            await response.prepare(request)
+            sent = self._edge.metrics.bytes_sent.labels("bundle")
+            async for piece in file.pieces():
+                await response.write(piece)
+                sent.inc(len(piece))
+        return response
 
     async def fetch(self, request: web.Request) -> web.StreamResponse:
         """POST git-upload-pack."""
@@ -195,7 +218,9 @@ class SmartHttp:
     async def _advertise_upload_pack(self, path: str, version: int) -> bytes:
         view = await self._edge.reads.open(path)
         if version == 2:
-            return advertise_capabilities_v2(view.object_format)
+            return advertise_capabilities_v2(
+                view.object_format, bundle_uri=self._edge.config.git.bundle_uri
+            )
         return await self._edge.reads.in_thread(
             lambda: view.encoded(
                 f"{UPLOAD_PACK} {version}",

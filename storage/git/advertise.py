@@ -80,9 +80,10 @@ def advertise_receive_pack(view: RefsView, version: int = 0) -> bytes:
     return _advertisement(view, None, Form.PLAIN, words, version)
 
 
-def advertise_capabilities_v2(object_format: ObjectFormat) -> bytes:
+def advertise_capabilities_v2(object_format: ObjectFormat, *, bundle_uri: bool = False) -> bytes:
     """The capability advertisement of protocol v2, flush included."""
-    lines = [b"version 2", *capabilities.capabilities_v2(object_format)]
+    words = capabilities.capabilities_v2(object_format, bundle_uri=bundle_uri)
+    lines = [b"version 2", *words]
     return b"".join(encode(line + b"\n") for line in lines) + FLUSH
 
 

@@ -70,7 +70,7 @@ def receive_pack_capabilities(object_format: ObjectFormat) -> bytes:
     )
 
 
-def capabilities_v2(object_format: ObjectFormat) -> tuple[bytes, ...]:
+def capabilities_v2(object_format: ObjectFormat, *, bundle_uri: bool = False) -> tuple[bytes, ...]:
     """The lines of a protocol v2 capability advertisement, after `version 2`."""
     return (
         b"agent=" + AGENT,
@@ -79,4 +79,5 @@ def capabilities_v2(object_format: ObjectFormat) -> tuple[bytes, ...]:
         b"server-option",
         object_format_capability(object_format),
         b"object-info",
+        *((b"bundle-uri",) if bundle_uri else ()),
     )

@@ -15,6 +15,7 @@ from typing import Any
 from quorepo.storage.errors import InvalidArgument, LimitExceeded
 from quorepo.storage.git.fetch_request import (
     INFINITE_DEPTH,
+    BundleUriRequest,
     FetchRequest,
     LsRefsRequest,
     MultiAck,
@@ -91,7 +92,7 @@ def parse_v2_request(
     lines_max: int = LINES_MAX,
     filters_max: int = FILTERS_COMBINED_MAX,
 ) -> V2Request:
-    """Read the body of a protocol v2 request: `ls-refs`, `fetch` or `object-info`.
+    """Read the body of a protocol v2 request: `ls-refs`, `fetch`, `object-info`, `bundle-uri`.
 
     A lone flush (git's probe before a large POST) is a fetch that asks for nothing. Raises
     InvalidArgument for anything that was not advertised or follows the command, LimitExceeded for
@@ -115,6 +116,10 @@ def parse_v2_request(
         return _ls_refs_request(arguments)
     if command == b"object-info":
         return _object_info_request(arguments, fields)
+    if command == b"bundle-uri":
+        if arguments:
+            raise InvalidArgument(f"bundle-uri: unexpected argument: '{_shown(arguments[0])}'")
+        return BundleUriRequest()
     if command == b"fetch":
         for argument in arguments:
             fields.take_v2_argument(argument)

@@ -15,6 +15,7 @@ from quorepo.storage.git.filters import ObjectFilter
 
 __all__ = [
     "INFINITE_DEPTH",
+    "BundleUriRequest",
     "FetchRequest",
     "LsRefsRequest",
     "MultiAck",
@@ -51,6 +52,11 @@ class ObjectInfoRequest:
 
     oids: tuple[bytes, ...] = ()
     size: bool = False
+
+
+@dataclass(frozen=True)
+class BundleUriRequest:
+    """The v2 command `bundle-uri`: where files are that save a client most of a clone."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,7 @@ class FetchRequest:
         return cls(**fields)
 
 
-V2Request = LsRefsRequest | FetchRequest | ObjectInfoRequest
+V2Request = LsRefsRequest | FetchRequest | ObjectInfoRequest | BundleUriRequest
 
 
 @dataclass(frozen=True)

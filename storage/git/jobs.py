@@ -1,4 +1,4 @@
-"""The worker jobs of upload-pack: `negotiate`, `build_pack`, `object_info`; and `derive`.
+"""The worker jobs of upload-pack: `negotiate`, `build_pack`, `object_info`, `bundle`; and `derive`.
 
 Called in a worker process with JSON values and answering with JSON values;
 `upload_pack.job_arguments` makes what both need. Order: negotiate (it refuses wants that no
@@ -16,6 +16,7 @@ from typing import Any
 from quorepo.storage.errors import QuorepoError
 from quorepo.storage.git import negotiation as negotiation_module
 from quorepo.storage.git import pack_builder
+from quorepo.storage.git.bundle import base_bundle
 from quorepo.storage.git.commit_graph import commit_graphs
 from quorepo.storage.git.commits import CommitCache, CommitReader
 from quorepo.storage.git.fetch_request import FetchRequest, Negotiation
@@ -51,6 +52,7 @@ def run(
     build_pack: the same plus {negotiation, out, by_reference?} -> {pack_bytes, objects, reused,
     parts: [[path, start, end]], is_sealed}; see `PackResult`.
     object_info: {repository, tips, oids} -> {sizes}.
+    bundle: {repository, tips} -> {pack, path, pack_bytes, header}; {} when there is none.
     derive: {repository, pack} -> {}; see `derived.py`.
     Raises QuorepoErrors; OSErrors when the disk fails.
     """
@@ -115,6 +117,20 @@ def object_info(arguments: Mapping[str, Any], progress: Progress | None) -> dict
         raise
 
 
+def bundle(arguments: Mapping[str, Any], progress: Progress | None) -> dict[str, Any]:
+    """Which pack is offered as a bundle, and what stands before it there."""
+    tips = [bytes.fromhex(oid) for oid in arguments["tips"]]
+    found = base_bundle(_reader(arguments["repository"]), tips)
+    if found is None:
+        return {}
+    return {
+        "pack": found.pack.digest.hex(),
+        "path": str(found.pack.path),
+        "pack_bytes": found.pack.pack_bytes,
+        "header": found.header.decode("ascii"),
+    }
+
+
 def _visible_objects(
     repository: Mapping[str, Any], reader: CommitReader, tips: list[bytes]
 ) -> VisibleObjects:
@@ -153,5 +169,6 @@ JOBS: dict[str, Callable[[Mapping[str, Any], Progress | None], dict[str, Any]]] 
     "negotiate": negotiate,
     "build_pack": build_pack,
     "object_info": object_info,
+    "bundle": bundle,
     "derive": derive,
 }

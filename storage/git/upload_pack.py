@@ -13,6 +13,7 @@ from typing import Any
 
 from quorepo.storage.errors import NotFound
 from quorepo.storage.git.advertise import RefsView
+from quorepo.storage.git.bundle import bundle_uri_answer
 from quorepo.storage.git.fetch_answer import (
     error_frames,
     fetch_epilogue,
@@ -25,6 +26,7 @@ from quorepo.storage.git.fetch_answer import (
 )
 from quorepo.storage.git.fetch_parser import LINES_MAX, parse_v0_request, parse_v2_request
 from quorepo.storage.git.fetch_request import (
+    BundleUriRequest,
     FetchRequest,
     LsRefsRequest,
     MultiAck,
@@ -38,12 +40,14 @@ from quorepo.storage.git.ref_table import Form
 
 __all__ = [
     "LINES_MAX",
+    "BundleUriRequest",
     "FetchRequest",
     "LsRefsRequest",
     "MultiAck",
     "Negotiation",
     "ObjectInfoRequest",
     "V2Request",
+    "bundle_uri_answer",
     "error_frames",
     "error_packet",
     "fetch_epilogue",

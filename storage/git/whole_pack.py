@@ -25,7 +25,7 @@ from quorepo.storage.git.filters import ObjectFilter
 from quorepo.storage.git.walk import commits_between
 from quorepo.storage.packs import COMMIT, TAG, TREE, PackFile, PackSet
 
-__all__ = ["PackRoots", "pack_roots", "reaches_all", "whole_pack_for"]
+__all__ = ["PackRoots", "complete_pack", "pack_roots", "reaches_all", "whole_pack_for"]
 
 _GITLINK_MODE = b"160000"
 _KIND = "roots"
@@ -61,19 +61,29 @@ def whole_pack_for(
         return None
     if request.client_shallow or negotiation.shallow or negotiation.unshallow:
         return None
+    wants = reader.roots(request.wants)
+    if wants.trees or wants.blobs:
+        return None
+    found = complete_pack(reader, tips)
+    if found is None:
+        return None
+    pack, roots = found
+    return found if _wanted_enough(reader, wants, roots, pack) else None
+
+
+def complete_pack(reader: CommitReader, tips: Sequence[bytes]) -> tuple[PackFile, PackRoots] | None:
+    """The pack that holds most of the repository, if it is closed and a client that may see what
+    `tips` reach may see all of it; else None."""
     packs = reader.objects.packs
     pack = max(packs, key=lambda pack: pack.object_count, default=None)
     if pack is None or pack.object_count < _OBJECTS_MIN:
         return None
     if pack.object_count < _SHARE_MIN * sum(other.object_count for other in packs):
         return None
-    wants = reader.roots(request.wants)
-    if wants.trees or wants.blobs:
-        return None
     roots = pack_roots(reader.objects, pack)
     if not roots.is_usable or not _may_see(reader, roots, reader.roots(tips)):
         return None
-    return (pack, roots) if _wanted_enough(reader, wants, roots, pack) else None
+    return pack, roots
 
 
 def _may_see(reader: CommitReader, roots: PackRoots, visible: Roots) -> bool:

@@ -150,6 +150,8 @@ class StoredRepository:
             arguments["repository"] = self.description()
             sizes = self.run_job("object_info", arguments)["sizes"]
             return upload_pack.object_info_answer(request, sizes)
+        if isinstance(request, upload_pack.BundleUriRequest):
+            return upload_pack.bundle_uri_answer(None)
         if not request.wants and not request.haves and not request.want_refs:
             return upload_pack.fetch_preamble(request, upload_pack.Negotiation())
         return self.fetch(request)

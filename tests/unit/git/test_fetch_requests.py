@@ -19,6 +19,7 @@ from quorepo.storage.git.advertise import (
 )
 from quorepo.storage.git.fetch_request import (
     INFINITE_DEPTH,
+    BundleUriRequest,
     FetchRequest,
     MultiAck,
     Negotiation,
@@ -318,6 +319,8 @@ def test_fuzzed_requests_raise_only_our_errors(body: bytes, head: bytes, end: by
             upload_pack.fetch_preamble(request, Negotiation())
         elif isinstance(request, ObjectInfoRequest):
             upload_pack.object_info_answer(request, [None] * len(request.oids))
+        elif isinstance(request, BundleUriRequest):
+            upload_pack.bundle_uri_answer(None)
         else:
             upload_pack.ls_refs(request, view())
 
