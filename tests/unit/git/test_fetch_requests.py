@@ -234,7 +234,7 @@ def test_v2_sections(
         (v2(b"fetch", b"filter blob:nothing"), "invalid filter-spec"),
         (v2(b"fetch", b"filter tree:0", b"filter tree:1"), "cannot be combined"),
         (v2(b"ls-refs", b"sparkle"), "unexpected line: 'sparkle'"),
-        (v2(b"bundle-uri"), "invalid command 'bundle-uri'"),
+        (v2(b"sparkle"), "invalid command 'sparkle'"),
         (v2(b"object-info", b"type"), "object-info: unexpected line: 'type'"),
         (v2(b"object-info", b"size", b"oid main"), "expected an object id"),
         (v2(b"fetch", head=(b"command=fetch",)), "already requesting"),

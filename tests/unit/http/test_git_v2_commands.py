@@ -171,4 +171,5 @@ def test_what_is_offered_is_what_is_served(server: EdgeUnderTest, pushed: str, p
         "object-format=sha1",
         "object-info",
         "flush",
+        "bundle-uri",
     ]
