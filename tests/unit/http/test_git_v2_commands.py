@@ -170,6 +170,7 @@ def test_what_is_offered_is_what_is_served(server: EdgeUnderTest, pushed: str, p
         "server-option",
         "object-format=sha1",
         "object-info",
+        "bundle-uri",
         "flush",
         "bundle-uri",
     ]
