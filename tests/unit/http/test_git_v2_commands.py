@@ -172,5 +172,4 @@ def test_what_is_offered_is_what_is_served(server: EdgeUnderTest, pushed: str, p
         "object-info",
         "bundle-uri",
         "flush",
-        "bundle-uri",
     ]
