@@ -92,6 +92,7 @@ SLOW = {
     "layout.write.before_fsync": "emptied",
     "layout.write.before_rename": "emptied",
     "layout.write.before_dir_fsync": "emptied",
+    "repair.before_promote": "lost",
 }
 
 
@@ -270,6 +271,15 @@ def _emptied(victim: Victim) -> None:
     eventually(victim.died, timeout_s=60, what=f"{victim.name} died at its failpoint")
 
 
+def _lost(victim: Victim) -> None:
+    """Its disk has lost a pack, which it fetches from another node."""
+    stored = victim.cluster.demo.nodes[victim.name].data_dir / "groups" / str(STORAGE)
+    pack = min(stored.glob("repositories/*.git/objects/pack/*.pack"))
+    pack.unlink()
+    victim.start()
+    eventually(victim.died, timeout_s=60, what=f"{victim.name} died at its failpoint")
+
+
 WAYS: dict[str, Callable[[Victim], None]] = {
     "push": _push,
     "create": _create,
@@ -278,6 +288,7 @@ WAYS: dict[str, Callable[[Victim], None]] = {
     "vote": _vote,
     "away": _away,
     "emptied": _emptied,
+    "lost": _lost,
 }
 POINTS = [(name, way, ()) for name, way in ALWAYS.items()]
 POINTS_SLOW = [(name, way, (pytest.mark.slow,)) for name, way in SLOW.items()]
@@ -293,7 +304,9 @@ def test_killed_there_and_started_again_nothing_is_lost(
     demo = cluster.demo
     leader = demo.leader(STORAGE)
     # Leaders die at every second point; what only followers do is for followers.
-    wants_follower = way in ("away", "vote", "emptied") or name.startswith(("peer.", "raft.append"))
+    wants_follower = way in ("away", "vote", "emptied", "lost") or name.startswith(
+        ("peer.", "raft.append")
+    )
     is_leader = not wants_follower and sorted((*ALWAYS, *SLOW)).index(name) % 2 == 0
     victim = leader if is_leader else next(node for node in demo.nodes if node != leader)
     demo.kill(victim)
@@ -339,7 +352,8 @@ def test_every_failpoint_is_killed_somewhere() -> None:
     """A new failpoint fails here until a test names it, or a module whose list is made by itself
     does."""
     named = "\n".join(path.read_text() for path in sorted((ROOT / "tests").rglob("*.py")))
-    listed = ("journal.", "votes.", "{failpoint_prefix}")  # test_journal_crash.py finds them itself
+    # test_journal_crash.py finds them itself; test_membership.py has their last words.
+    listed = ("journal.", "votes.", "{failpoint_prefix}", "membership.")
     missing = {
         name
         for folder in ("storage", "cluster", "rpc")
