@@ -1,0 +1,142 @@
+"""`client.refs`: refs read at one revision, changed by compare-and-swap."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+
+from quorepo.rpc.client import codecs
+from quorepo.rpc.client.asynchronous.transport import Transport
+from quorepo.rpc.client.session import Session
+from quorepo.rpc.client.types import Ref, RefUpdate, RefUpdateResult, Revision
+from quorepo.v1 import ref_pb2 as pb
+
+__all__ = ["Refs"]
+
+
+class Refs:
+    """Calls of RefService. All raise `quorepo.errors.ApiError`."""
+
+    def __init__(self, transport: Transport, session: Session) -> None:
+        self._transport = transport
+        self._session = session
+
+    async def list(
+        self,
+        repository: str,
+        prefix: str | bytes = b"",
+        *,
+        pointing_at: str | bytes = b"",
+        containing: str | bytes = b"",
+        page_size: int = 1000,
+        consistency: str | None = None,
+    ) -> AsyncIterator[Ref]:
+        """Refs in order of their names, page by page as they are looked at."""
+        request = pb.ListRefsRequest(
+            repository=repository,
+            prefix=codecs.to_bytes(prefix),
+            pointing_at=codecs.to_bytes(pointing_at),
+            containing=codecs.to_bytes(containing),
+            page_size=page_size,
+            consistency=self._session.wanted(repository, consistency),
+        )
+        while True:
+            answer = await self._transport.unary(
+                pb.ListRefsResponse, "RefService/ListRefs", request
+            )
+            self._session.saw(repository, answer.revision)
+            for message in answer.refs:
+                yield codecs.ref(message)
+            if not answer.next_page_token:
+                return
+            request.page_token = answer.next_page_token
+
+    async def get(
+        self, repository: str, name: str | bytes, *, consistency: str | None = None
+    ) -> Ref:
+        """`HEAD` or a ref by its full name.
+
+        Raises:
+            NotFound
+        """
+        request = pb.GetRefRequest(
+            repository=repository,
+            name=codecs.to_bytes(name),
+            consistency=self._session.wanted(repository, consistency),
+        )
+        answer = await self._transport.unary(pb.GetRefResponse, "RefService/GetRef", request)
+        self._session.saw(repository, answer.revision)
+        return codecs.ref(answer.ref)
+
+    async def update(
+        self,
+        repository: str,
+        updates: Sequence[RefUpdate],
+        *,
+        allow_partial: bool = False,
+        request_id: str | None = None,
+    ) -> tuple[Revision, tuple[RefUpdateResult, ...]]:
+        """Creates, moves and deletes refs to objects that the repository has, in one transaction.
+
+        Args:
+            allow_partial: each ref by itself; look at the results.
+
+        Raises:
+            ReferenceMismatch, NameConflict: and nothing was changed.
+        """
+        request = pb.UpdateRefsRequest(
+            request_id=codecs.request_uuid(request_id),
+            repository=repository,
+            updates=[codecs.ref_update(update) for update in updates],
+            allow_partial=allow_partial,
+        )
+        answer = await self._transport.unary(
+            pb.UpdateRefsResponse, "RefService/UpdateRefs", request
+        )
+        self._session.saw(repository, answer.revision)
+        results = tuple(codecs.ref_update_result(result) for result in answer.results)
+        return codecs.revision(answer.revision), results
+
+    async def delete(
+        self, repository: str, names: Sequence[str | bytes], *, request_id: str | None = None
+    ) -> Revision:
+        """Deletes refs in one transaction; one that does not exist is no error."""
+        request = pb.DeleteRefsRequest(
+            request_id=codecs.request_uuid(request_id),
+            repository=repository,
+            names=[codecs.to_bytes(name) for name in names],
+        )
+        answer = await self._transport.unary(
+            pb.DeleteRefsResponse, "RefService/DeleteRefs", request
+        )
+        self._session.saw(repository, answer.revision)
+        return codecs.revision(answer.revision)
+
+    async def set_default_branch(
+        self, repository: str, branch: str | bytes, *, request_id: str | None = None
+    ) -> Revision:
+        """Makes HEAD point to a branch, which need not exist yet."""
+        request = pb.SetDefaultBranchRequest(
+            request_id=codecs.request_uuid(request_id),
+            repository=repository,
+            branch=codecs.to_bytes(branch),
+        )
+        answer = await self._transport.unary(
+            pb.SetDefaultBranchResponse, "RefService/SetDefaultBranch", request
+        )
+        self._session.saw(repository, answer.revision)
+        return codecs.revision(answer.revision)
+
+    async def merge_bases(
+        self, repository: str, commits: Sequence[str | bytes], *, consistency: str | None = None
+    ) -> tuple[str, ...]:
+        """The best common ancestors of two or more commits; none: no common history."""
+        request = pb.FindMergeBaseRequest(
+            repository=repository,
+            commits=[codecs.to_bytes(commit) for commit in commits],
+            consistency=self._session.wanted(repository, consistency),
+        )
+        answer = await self._transport.unary(
+            pb.FindMergeBaseResponse, "RefService/FindMergeBase", request
+        )
+        self._session.saw(repository, answer.revision)
+        return tuple(answer.oids)

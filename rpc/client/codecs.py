@@ -1,0 +1,227 @@
+"""Between the messages of quorepo.v1 and the types of the client. Must not know how calls are
+made."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from quorepo.rpc.client import types
+from quorepo.rpc.client.errors import InvalidArgument
+from quorepo.rpc.request_ids import new_request_uuid
+from quorepo.v1 import (
+    commit_pb2,
+    common_pb2,
+    diff_pb2,
+    event_pb2,
+    operation_pb2,
+    ref_pb2,
+    repository_pb2,
+)
+
+__all__ = [
+    "blob_oid",
+    "commit",
+    "diff_range",
+    "event",
+    "expectation",
+    "file_change",
+    "merge_check",
+    "ref",
+    "ref_update",
+    "ref_update_result",
+    "repository",
+    "request_uuid",
+    "revision",
+    "signature_message",
+    "timestamp",
+    "to_bytes",
+    "tree_entry",
+]
+
+
+def to_bytes(value: str | bytes) -> bytes:
+    """Names and paths may be given as text."""
+    return value.encode() if isinstance(value, str) else bytes(value)
+
+
+def request_uuid(given: str | uuid.UUID | None) -> str:
+    """The id of a call that changes something; the same in all its attempts."""
+    return str(given or new_request_uuid())
+
+
+def revision(message: common_pb2.Revision) -> types.Revision:
+    return types.Revision(message.incarnation, message.counter)
+
+
+def repository(message: repository_pb2.Repository) -> types.Repository:
+    return types.Repository(
+        path=message.path,
+        repository_id=message.repository_id,
+        revision=revision(message.revision),
+        object_format=_word(common_pb2.ObjectFormat, message.object_format, "OBJECT_FORMAT_"),
+        head=message.head,
+        create_time=message.create_time.ToDatetime(UTC),
+        ref_count=message.ref_count,
+        pack_count=message.pack_count,
+        checksum=message.checksum,
+        description=message.description,
+        read_only=message.read_only,
+        detached_head_oid=message.detached_head_oid,
+        forked_from_id=message.forked_from_id,
+    )
+
+
+def ref(message: ref_pb2.Ref) -> types.Ref:
+    return types.Ref(message.name, message.oid, message.peeled_oid, message.symbolic_target)
+
+
+def ref_update(update: types.RefUpdate) -> ref_pb2.RefUpdate:
+    message = ref_pb2.RefUpdate(name=to_bytes(update.name), new_oid=update.new_oid)
+    if update.expected_oid is None:
+        message.any_old = True
+    else:
+        message.expected_old_oid = update.expected_oid
+    return message
+
+
+def ref_update_result(message: ref_pb2.RefUpdateResult) -> types.RefUpdateResult:
+    return types.RefUpdateResult(
+        name=message.name,
+        status=_word(ref_pb2.RefUpdateStatus, message.status, "REF_UPDATE_STATUS_"),
+        actual_oid=message.actual_old_oid,
+        conflicting_name=message.conflicting_name,
+    )
+
+
+def signature_message(signature: types.Signature | None) -> commit_pb2.Signature | None:
+    if signature is None:
+        return None
+    message = commit_pb2.Signature(name=to_bytes(signature.name), email=to_bytes(signature.email))
+    if signature.time is not None:
+        message.time.FromDatetime(signature.time)
+        message.time.nanos = 0
+        offset = signature.time.utcoffset() or timedelta()
+        message.utc_offset_minutes = int(offset.total_seconds() // 60)
+    return message
+
+
+def commit(message: commit_pb2.Commit) -> types.Commit:
+    return types.Commit(
+        oid=message.oid,
+        tree_oid=message.tree_oid,
+        parent_oids=tuple(message.parent_oids),
+        author=_signature(message.author),
+        committer=_signature(message.committer),
+        message=message.message,
+        encoding=message.encoding,
+        pgp_signature=message.pgp_signature,
+    )
+
+
+def _signature(message: commit_pb2.Signature) -> types.Signature:
+    zone = timezone(timedelta(minutes=message.utc_offset_minutes))
+    return types.Signature(message.name, message.email, message.time.ToDatetime(zone))
+
+
+def tree_entry(message: commit_pb2.TreeEntry) -> types.TreeEntry:
+    return types.TreeEntry(
+        name=message.name,
+        path=message.path,
+        mode=message.mode,
+        type=_word(common_pb2.ObjectType, message.type, "OBJECT_TYPE_"),
+        oid=message.oid,
+        last_commit=commit(message.last_commit) if message.HasField("last_commit") else None,
+    )
+
+
+def diff_range(base: str | bytes, head: str | bytes, from_merge_base: bool) -> diff_pb2.DiffRange:
+    return diff_pb2.DiffRange(
+        base=to_bytes(base), head=to_bytes(head), from_merge_base=from_merge_base
+    )
+
+
+def file_change(message: diff_pb2.FileChange) -> types.FileChange:
+    return types.FileChange(
+        status=_word(diff_pb2.ChangeStatus, message.status, "CHANGE_STATUS_"),
+        old_path=message.old_path,
+        new_path=message.new_path,
+        old_mode=message.old_mode,
+        new_mode=message.new_mode,
+        old_oid=message.old_oid,
+        new_oid=message.new_oid,
+        similarity=message.similarity,
+        additions=message.additions,
+        deletions=message.deletions,
+        binary=message.binary,
+    )
+
+
+def expectation(oid: str | None) -> operation_pb2.BranchExpectation | None:
+    """How a branch is expected to be: None as it is, empty not there."""
+    return None if oid is None else operation_pb2.BranchExpectation(oid=oid)
+
+
+def merge_check(message: operation_pb2.MergeCheckResponse) -> types.MergeCheck:
+    return types.MergeCheck(
+        clean=message.clean,
+        up_to_date=message.up_to_date,
+        fast_forward=message.fast_forward,
+        tree_oid=message.tree_oid,
+        conflict_paths=tuple(conflict.path for conflict in message.conflicts),
+        conflict_count=message.conflict_count,
+    )
+
+
+def event(cursor: bytes, message: event_pb2.Event) -> types.Event:
+    return types.Event(
+        cursor=cursor,
+        kind=_word(event_pb2.Event.Kind, message.kind, "KIND_"),
+        time=message.time.ToDatetime(UTC),
+        actor=message.actor,
+        request_id=message.request_id,
+        repository_id=message.repository_id,
+        path=message.path,
+        revision=revision(message.revision),
+        ref_changes=tuple(
+            types.RefChange(change.name, change.old_oid, change.new_oid)
+            for change in message.ref_changes
+        ),
+        continued=message.continued,
+    )
+
+
+def timestamp(value: datetime | None) -> Timestamp | None:
+    """A time as a field of a message; one without a zone is in UTC."""
+    if value is None:
+        return None
+    message = Timestamp()
+    message.FromDatetime(value)
+    return message
+
+
+def _word(enum: Any, number: int, prefix: str) -> str:
+    """The name of a value without its prefix; a number that a newer node made, as it is."""
+    try:
+        name: str = enum.Name(number)
+    except ValueError:
+        return str(number)
+    return name.removeprefix(prefix).lower()
+
+
+def blob_oid(entry: types.TreeEntry) -> str:
+    """The id of a file's content.
+
+    Raises:
+        InvalidArgument: it is a folder or a submodule.
+    """
+    if entry.type != "blob":
+        raise InvalidArgument(
+            f"{entry.path.decode('utf-8', 'backslashreplace')!r} is no file but a {entry.type}",
+            reason="INVALID_ARGUMENT",
+            code="INVALID_ARGUMENT",
+        )
+    return entry.oid

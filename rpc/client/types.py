@@ -1,0 +1,284 @@
+"""What calls of the client return: frozen, without protobuf. Names, paths and messages are bytes:
+git does not promise UTF-8. Object ids are lowercase hex."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import datetime
+
+__all__ = [
+    "Blob",
+    "BranchResult",
+    "Commit",
+    "CommitResult",
+    "DiffStats",
+    "Event",
+    "FileAction",
+    "FileChange",
+    "FilePatch",
+    "MergeCheck",
+    "MergeResult",
+    "PackChange",
+    "Ref",
+    "RefChange",
+    "RefUpdate",
+    "RefUpdateResult",
+    "Repository",
+    "Revision",
+    "Signature",
+    "TagResult",
+    "TreeEntry",
+]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, order=True)
+class Revision:
+    """A repository's version."""
+
+    incarnation: int
+    counter: int
+
+    def __str__(self) -> str:
+        return f"{self.incarnation}.{self.counter}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Repository:
+    """A repository at one revision; `head` is empty when `detached_head_oid` is not."""
+
+    path: str
+    repository_id: str
+    revision: Revision
+    object_format: str  # "sha1" or "sha256"
+    head: bytes
+    create_time: datetime
+    ref_count: int
+    pack_count: int
+    checksum: str
+    description: str
+    read_only: bool
+    detached_head_oid: str
+    forked_from_id: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PackChange:
+    """What became of the packs; `packs_removed` is 0 when there was nothing to do."""
+
+    revision: Revision
+    packs_before: int
+    packs_after: int
+    packs_removed: int
+    bytes_removed: int
+    bytes_added: int
+    objects: int
+    objects_dropped: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ref:
+    """A ref; `peeled_oid` is what an annotated tag leads to, else empty."""
+
+    name: bytes
+    oid: str
+    peeled_oid: str = ""
+    symbolic_target: bytes = b""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RefUpdate:
+    """One change of `refs.update`.
+
+    Attributes:
+        new_oid: empty: delete.
+        expected_oid: empty: it must not exist; None: whatever it is now.
+    """
+
+    name: str | bytes
+    new_oid: str
+    expected_oid: str | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RefUpdateResult:
+    """`status` is "ok", "stale" (see `actual_oid`) or "name_conflict"."""
+
+    name: bytes
+    status: str
+    actual_oid: str
+    conflicting_name: bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Signature:
+    """Who and when; without a time: now, by the clock of the node."""
+
+    name: str | bytes
+    email: str | bytes
+    time: datetime | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Commit:
+    """A commit; times have the offset that was recorded."""
+
+    oid: str
+    tree_oid: str
+    parent_oids: tuple[str, ...]
+    author: Signature
+    committer: Signature
+    message: bytes
+    encoding: str
+    pgp_signature: bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TreeEntry:
+    """`type` is "blob", "tree" or "commit" (a submodule)."""
+
+    name: bytes
+    path: bytes
+    mode: int
+    type: str
+    oid: str
+    last_commit: Commit | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Blob:
+    """A blob with its content."""
+
+    oid: str
+    size: int
+    data: bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FileChange:
+    """`status`: "added", "modified", "deleted", "renamed", "copied" or "type_changed"."""
+
+    status: str
+    old_path: bytes
+    new_path: bytes
+    old_mode: int
+    new_mode: int
+    old_oid: str
+    new_oid: str
+    similarity: int
+    additions: int
+    deletions: int
+    binary: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FilePatch:
+    """A change with its patch; empty when it was above the limit for a file."""
+
+    change: FileChange
+    patch: bytes
+    patch_left_out: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DiffStats:
+    """With `truncated_by`, the name of a limit, the figures are lower bounds."""
+
+    base_oid: str
+    head_oid: str
+    files: int
+    additions: int
+    deletions: int
+    truncated_by: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FileAction:
+    """One action of `operations.commit_files`; better made with the functions of `quorepo.files`.
+
+    Attributes:
+        kind: "create", "update", "write", "delete", "move" or "chmod".
+        content: None: none (a move keeps what is there).
+        mode: 0: 0o100644 for a new file, else as it is.
+        expected_oid: of the blob at the path before; empty: any.
+    """
+
+    kind: str
+    path: str | bytes
+    content: bytes | None = None
+    mode: int = 0
+    previous_path: str | bytes = b""
+    expected_oid: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CommitResult:
+    """Of operations that make a commit; `branch_created` of `commit_files` only."""
+
+    commit_oid: str
+    tree_oid: str
+    revision: Revision
+    branch_created: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BranchResult:
+    """`oid` is what the branch or tag has, or had."""
+
+    oid: str
+    revision: Revision
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TagResult:
+    """`oid` is that of the tag object, or of the target of a lightweight tag."""
+
+    oid: str
+    target_oid: str
+    revision: Revision
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MergeResult:
+    """`outcome` is "up_to_date", "fast_forward" or "commit"; `commit_oid` where the branch is."""
+
+    outcome: str
+    commit_oid: str
+    revision: Revision
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MergeCheck:
+    """What a merge would meet."""
+
+    clean: bool
+    up_to_date: bool
+    fast_forward: bool
+    tree_oid: str
+    conflict_paths: tuple[bytes, ...]
+    conflict_count: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RefChange:
+    """An empty old oid: created; an empty new one: deleted."""
+
+    name: bytes
+    old_oid: str
+    new_oid: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Event:
+    """A committed change; keep `cursor` once it is handled. `kind`: "refs_changed",
+    "repository_created" and so on, as Event.Kind of event.proto."""
+
+    cursor: bytes
+    kind: str
+    time: datetime
+    actor: str
+    request_id: str
+    repository_id: str
+    path: str
+    revision: Revision
+    ref_changes: tuple[RefChange, ...]
+    continued: bool
