@@ -1,8 +1,10 @@
 """When a call is tried again, and what it means when it is not: no network in here.
 
 A call that changes something carries one request id in all its attempts, so a repeat is harmless.
-Once an attempt may have happened, only an answer to a repeat can settle it: a node that refuses to
-look at the repeat (no leader, too busy, no permission) says nothing about the first.
+Once an attempt may have happened, only an answer to a repeat that knows of the first can settle it:
+success, or a refusal that is found after the request id was looked up. A node that is too busy or
+has no leader says nothing of the first, nor does "no such repository": it may have been deleted
+since.
 """
 
 from __future__ import annotations
@@ -11,12 +13,14 @@ import random
 import time
 
 from quorepo.rpc.client.errors import (
+    AlreadyExists,
     ApiError,
-    LimitExceeded,
+    HeadMismatch,
+    InvalidArgument,
+    MergeConflict,
+    NameConflict,
     OutcomeUnknown,
-    PermissionDenied,
-    StorageFull,
-    Unauthenticated,
+    ReferenceMismatch,
     Unavailable,
 )
 
@@ -25,13 +29,14 @@ __all__ = ["Attempts"]
 _NEXT_NODE_DELAY_S = 0.02
 _DELAY_S_FIRST = 0.1
 _DELAY_S_MAX = 2.0
-# Refusals that are made before a request id is looked up.
-_SAYS_NOTHING_OF_EARLIER = (
-    LimitExceeded,
-    PermissionDenied,
-    StorageFull,
-    Unauthenticated,
-    Unavailable,
+# Refusals of a repeat that also tell that the attempt before it was not applied.
+_SETTLES_A_DOUBT = (
+    AlreadyExists,
+    HeadMismatch,
+    InvalidArgument,
+    MergeConflict,
+    NameConflict,
+    ReferenceMismatch,
 )
 _TRANSPORT_CODES = frozenset(
     {"UNAVAILABLE", "DEADLINE_EXCEEDED", "UNKNOWN", "INTERNAL", "CANCELLED", "RESOURCE_EXHAUSTED"}
@@ -69,10 +74,9 @@ class Attempts:
         uncertain = error.conclusion == "unknown" and bool(self._request_id)
         if uncertain:
             self._doubt = error
-        elif self._doubt is not None and isinstance(error, _SAYS_NOTHING_OF_EARLIER):
-            if not isinstance(error, Unavailable):
-                raise self._unknown(error) from error
         elif not _may_be_repeated(error):
+            if self._doubt is not None and not isinstance(error, _SETTLES_A_DOUBT):
+                raise self._unknown(error) from error
             raise error
         self._failures += 1
         delay_s = self._delay_s(error)

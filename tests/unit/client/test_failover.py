@@ -18,8 +18,10 @@ from quorepo.rpc.client.session import Session
 from quorepo.rpc.grpc.errors import to_status
 from quorepo.storage.errors import (
     LimitExceeded,
+    NotFound,
     OutcomeUnknown,
     QuorepoError,
+    StaleReference,
     Unavailable,
 )
 from quorepo.v1 import common_pb2, ref_pb2, ref_pb2_grpc, repository_pb2, repository_pb2_grpc
@@ -149,6 +151,13 @@ def test_a_doubt_is_not_settled_by_a_node_that_looks_at_nothing() -> None:
             client.repositories.update("a", description="b")
         nodes[0].answers = [grpc.StatusCode.INTERNAL, LimitExceeded("busy", limit="api.busy")]
         with pytest.raises(errors.OutcomeUnknown):
+            client.repositories.update("a", description="b")
+        # It may have been deleted after it was changed.
+        nodes[0].answers = [grpc.StatusCode.INTERNAL, NotFound("no repository")]
+        with pytest.raises(errors.OutcomeUnknown):
+            client.repositories.update("a", description="b")
+        nodes[0].answers = [grpc.StatusCode.INTERNAL, StaleReference("moved")]
+        with pytest.raises(errors.ReferenceMismatch):
             client.repositories.update("a", description="b")
 
 

@@ -46,6 +46,13 @@ def test_committed_stubs_are_what_the_protos_generate(tmp_path: Path) -> None:
     assert different == [], "run `make protos` and commit the result"
 
 
+def test_the_reference_of_the_api_is_current() -> None:
+    from quorepo.rpc.api_reference import reference
+
+    committed = (ROOT / "docs/api-reference.md").read_text(encoding="utf-8")
+    assert committed == reference(), "run `make protos` and commit the result"
+
+
 def test_every_mutating_request_has_a_request_id_and_every_response_a_revision() -> None:
     from google.protobuf.descriptor import Descriptor
 
