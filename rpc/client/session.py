@@ -65,11 +65,6 @@ class Session:
                 self._seen[path] = None
                 self._seen.move_to_end(path)
 
-    def forget(self, path: str) -> None:
-        """What was seen is no longer to be had; the next read is linearizable."""
-        with self._lock:
-            self._seen.pop(path, None)
-
 
 def _linearizable() -> Consistency:
     return Consistency(linearizable=Consistency.Linearizable())

@@ -193,7 +193,7 @@ class DiffStats:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FileAction:
-    """One action of `operations.commit_files`; better made with the functions of `quorepo.files`.
+    """One action of `operations.commit_files`.
 
     Attributes:
         kind: "create", "update", "write", "delete", "move" or "chmod".

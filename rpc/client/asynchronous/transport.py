@@ -18,8 +18,9 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from quorepo.rpc.client.attempts import Attempts
-from quorepo.rpc.client.errors import ApiError, Unavailable, from_rpc_error
+from quorepo.rpc.client.errors import ApiError, RevisionNotReached, Unavailable, from_rpc_error
 from quorepo.rpc.client.options import CHANNEL_OPTIONS, ClientOptions
+from quorepo.rpc.client.session import Session
 
 __all__ = ["Transport"]
 
@@ -49,8 +50,9 @@ class _Endpoint:
 class Transport:
     """Makes calls; health-checked round robin over the endpoints."""
 
-    def __init__(self, options: ClientOptions) -> None:
+    def __init__(self, options: ClientOptions, session: Session) -> None:
         self._options = options
+        self._session = session
         self._lock = threading.Lock()
         self._endpoints: list[_Endpoint] = []
         self._turn = 0
@@ -157,6 +159,8 @@ class Transport:
                 self._suspect(endpoint, error)
                 if begun:
                     raise error from raised
+                if isinstance(error, RevisionNotReached) and self._was_replaced(request):
+                    continue
                 delay_s = attempts.failed(error)
             finally:
                 call.cancel()
@@ -179,6 +183,8 @@ class Transport:
             except grpc.RpcError as raised:
                 error = from_rpc_error(raised, endpoint.address, request_id)
                 self._suspect(endpoint, error)
+                if isinstance(error, RevisionNotReached) and self._was_replaced(request):
+                    continue
                 delay_s = attempts.failed(error)
             await asyncio.sleep(delay_s)
 
@@ -190,6 +196,17 @@ class Transport:
             len(options.endpoints),
             request_id,
         )
+
+    def _was_replaced(self, request: Any) -> bool:
+        """What this client has seen at a path is gone: another repository is there now.
+
+        The request is made linearizable, as all later ones of the path are; False: it was.
+        """
+        if request.consistency.WhichOneof("level") != "at_least":
+            return False
+        request.consistency.linearizable.SetInParent()
+        self._session.moved(getattr(request, "repository", "") or request.path)
+        return True
 
     def _suspect(self, endpoint: _Endpoint, error: ApiError) -> None:
         """After an error that may be the node's own its health is asked before it is used again."""

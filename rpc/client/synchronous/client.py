@@ -58,7 +58,7 @@ class Client:
             endpoints, token, token_file, ca_file, timeout_s, attempt_timeout_s, consistency
         )
         session = Session(consistency)
-        self._transport = Transport(options)
+        self._transport = Transport(options, session)
         self.repositories = Repositories(self._transport, session)
         self.refs = Refs(self._transport, session)
         self.commits = Commits(self._transport, session)

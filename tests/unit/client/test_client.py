@@ -207,3 +207,18 @@ def test_a_watch_ends_at_its_timeout_and_resumes_at_a_cursor(
     second = write(client, path, "a", b"2")
     (event,) = client.events.watch(path, cursor=events[-1].cursor, timeout_s=2)
     assert [change.new_oid for change in event.ref_changes] == [second]
+
+
+def test_a_repository_that_another_client_made_anew_is_read(
+    client: quorepo.Client, endpoint: str, path: str
+) -> None:
+    with quorepo.Client(endpoint, token=TOKEN) as reader:
+        client.repositories.create(path, default_branch="main")
+        for number in range(3):
+            write(client, path, "a", b"%d" % number)
+        assert reader.refs.get(path, "HEAD").oid
+        client.repositories.delete(path)
+        client.repositories.create(path, default_branch="main")
+        again = write(client, path, "a", b"again")
+        assert reader.refs.get(path, "HEAD").oid == again
+        assert reader.blobs.file(path, "a").data == b"again"

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
+import ipaddress
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 import quorepo
@@ -71,7 +78,7 @@ class Node(repository_pb2_grpc.RepositoryServiceServicer, ref_pb2_grpc.RefServic
 
 
 @contextlib.contextmanager
-def running(count: int) -> Iterator[list[Node]]:
+def running(count: int, credentials: grpc.ServerCredentials | None = None) -> Iterator[list[Node]]:
     with contextlib.ExitStack() as stack:
         nodes = []
         for _ in range(count):
@@ -81,7 +88,11 @@ def running(count: int) -> Iterator[list[Node]]:
             repository_pb2_grpc.add_RepositoryServiceServicer_to_server(node, server)
             ref_pb2_grpc.add_RefServiceServicer_to_server(node, server)
             health_pb2_grpc.add_HealthServicer_to_server(node.health, server)
-            node.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+            if credentials is None:
+                port = server.add_insecure_port("127.0.0.1:0")
+            else:
+                port = server.add_secure_port("127.0.0.1:0", credentials)
+            node.address = f"127.0.0.1:{port}"
             server.start()
 
             def stop(server: grpc.Server = server) -> None:
@@ -216,3 +227,47 @@ def test_a_refusal_is_not_repeated() -> None:
     refusal = errors.NotFound("no", reason="NOT_FOUND", code="NOT_FOUND")
     with pytest.raises(errors.NotFound):
         attempts.failed(refusal)
+
+
+def self_signed(name: str) -> tuple[bytes, bytes]:
+    """Certificate and key of 127.0.0.1, PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+            critical=False,
+        )
+        .sign(key, hashes.SHA256())
+    )
+    return (
+        certificate.public_bytes(serialization.Encoding.PEM),
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        ),
+    )
+
+
+def test_tls_with_the_right_certificates_only(tmp_path: Path) -> None:
+    certificate, key = self_signed("right")
+    (tmp_path / "ca.pem").write_bytes(certificate)
+    (tmp_path / "other.pem").write_bytes(self_signed("other")[0])
+    with running(1, grpc.ssl_server_credentials([(key, certificate)])) as nodes:
+        with connected(nodes, ca_file=tmp_path / "ca.pem") as client:
+            assert client.refs.get("a", "HEAD").name == b"HEAD"
+        with (
+            connected(nodes, ca_file=tmp_path / "other.pem", timeout_s=0.5) as stranger,
+            pytest.raises(errors.Unavailable),
+        ):
+            stranger.refs.get("a", "HEAD")
+        assert len(nodes[0].requests) == 1
