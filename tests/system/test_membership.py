@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from chaos.replace_all import replace_all
 from support.demo import Demo, free_base_port
 from support.git import WorkTree, git
 from support.waiting import eventually
@@ -139,3 +140,8 @@ def test_a_leader_killed_in_the_middle_of_a_step(demo: Demo, work: WorkTree, ste
     assert members(demo, "n2") == {"n1": "voter", "n2": "voter", "n4": "voter"}
     work.commit("second")
     work.git("push", "-q", demo.url("n4", "team/repo"), "main")
+
+
+@pytest.mark.slow
+def test_every_original_node_is_replaced_under_pushes_and_clones(tmp_path: Path) -> None:
+    assert replace_all(tmp_path)

@@ -1,0 +1,1 @@
+"""Programs that break clusters on purpose and say what became of what was promised."""
