@@ -247,6 +247,99 @@ class Operations:
         self._session.saw(repository, answer.revision)
         return codecs.merge_check(answer)
 
+    async def cherry_pick(
+        self,
+        repository: str,
+        branch: str | bytes,
+        commit: str | bytes,
+        *,
+        committer: Signature,
+        mainline: int = 0,
+        message: str | bytes = b"",
+        expected_oid: str | None = None,
+        request_id: str | None = None,
+    ) -> CommitResult:
+        """Repeats on a branch what a commit changed; `mainline`: of a merge, the parent's number.
+
+        Raises:
+            MergeConflict: and nothing was changed.
+        """
+        request = pb.CherryPickRequest(
+            request_id=codecs.request_uuid(request_id),
+            repository=repository,
+            branch=codecs.to_bytes(branch),
+            commit=codecs.to_bytes(commit),
+            expected=codecs.expectation(expected_oid),
+            mainline=mainline,
+            message=codecs.to_bytes(message),
+            committer=codecs.signature_message(committer),
+        )
+        answer = await self._transport.unary(
+            pb.CherryPickResponse, "OperationService/CherryPick", request
+        )
+        self._session.saw(repository, answer.revision)
+        return CommitResult(answer.commit_oid, answer.tree_oid, codecs.revision(answer.revision))
+
+    async def revert(
+        self,
+        repository: str,
+        branch: str | bytes,
+        commit: str | bytes,
+        *,
+        author: Signature,
+        mainline: int = 0,
+        message: str | bytes = b"",
+        expected_oid: str | None = None,
+        request_id: str | None = None,
+    ) -> CommitResult:
+        """Takes back on a branch what a commit changed.
+
+        Raises:
+            MergeConflict: and nothing was changed.
+        """
+        request = pb.RevertRequest(
+            request_id=codecs.request_uuid(request_id),
+            repository=repository,
+            branch=codecs.to_bytes(branch),
+            commit=codecs.to_bytes(commit),
+            expected=codecs.expectation(expected_oid),
+            mainline=mainline,
+            message=codecs.to_bytes(message),
+            author=codecs.signature_message(author),
+        )
+        answer = await self._transport.unary(pb.RevertResponse, "OperationService/Revert", request)
+        self._session.saw(repository, answer.revision)
+        return CommitResult(answer.commit_oid, answer.tree_oid, codecs.revision(answer.revision))
+
+    async def rebase(
+        self,
+        repository: str,
+        branch: str | bytes,
+        onto: str | bytes,
+        *,
+        committer: Signature,
+        upstream: str | bytes = b"",
+        expected_oid: str | None = None,
+        request_id: str | None = None,
+    ) -> BranchResult:
+        """Replays a branch's commits that `upstream` (default: `onto`) has not, on `onto`.
+
+        Raises:
+            MergeConflict: and nothing was changed.
+        """
+        request = pb.RebaseRequest(
+            request_id=codecs.request_uuid(request_id),
+            repository=repository,
+            branch=codecs.to_bytes(branch),
+            onto=codecs.to_bytes(onto),
+            upstream=codecs.to_bytes(upstream),
+            expected=codecs.expectation(expected_oid),
+            committer=codecs.signature_message(committer),
+        )
+        answer = await self._transport.unary(pb.RebaseResponse, "OperationService/Rebase", request)
+        self._session.saw(repository, answer.revision)
+        return BranchResult(answer.commit_oid, codecs.revision(answer.revision))
+
 
 def _messages(
     header: pb.CommitFilesRequest.Header, actions: Sequence[FileAction]

@@ -222,3 +222,19 @@ def test_a_repository_that_another_client_made_anew_is_read(
         again = write(client, path, "a", b"again")
         assert reader.refs.get(path, "HEAD").oid == again
         assert reader.blobs.file(path, "a").data == b"again"
+
+
+def test_commits_are_repeated_taken_back_and_replayed(client: quorepo.Client, path: str) -> None:
+    client.repositories.create(path, default_branch="main")
+    write(client, path, "a", b"a\n")
+    client.operations.create_branch(path, "topic", "main")
+    topic = client.operations.commit_files(
+        path, "topic", [FileAction("write", "b", b"b\n")], message="b", author=ADA
+    )
+    write(client, path, "c", b"c\n")
+    replayed = client.operations.rebase(path, "topic", "main", committer=ADA)
+    assert client.commits.is_ancestor(path, "main", replayed.oid)
+    picked = client.operations.cherry_pick(path, "main", topic.commit_oid, committer=ADA)
+    assert [entry.path for entry in client.commits.tree(path, "main")] == [b"a", b"b", b"c"]
+    client.operations.revert(path, "main", picked.commit_oid, author=ADA)
+    assert [entry.path for entry in client.commits.tree(path, "main")] == [b"a", b"c"]
