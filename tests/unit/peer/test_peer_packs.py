@@ -211,7 +211,7 @@ async def test_interrupted_fetch_goes_on_where_it_stopped(lab: Lab) -> None:
     await three.packs.fetch([one.through(proxy), two.peer], LARGE.header)
     assert_holds(three, LARGE)
     total = len(LARGE.pack) + len(LARGE.index)
-    assert copied_bytes(one, "fetch_out") < total
+    # How much the first one wrote says nothing: buffers on the way may have taken all of it.
     assert 0 < copied_bytes(two, "fetch_out") < total - 1_000_000
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.demo import free_base_port
 from support.peer_certificates import now
 
 from quorepo.cluster.peer.certificates import make_authority
@@ -25,12 +26,6 @@ from quorepo.rpc.demo.guide import guide
 from quorepo.rpc.demo.layout import DemoLayout, DemoNode, prepare
 from quorepo.rpc.demo.run import check_startable, run_demo
 from quorepo.storage.errors import ConfigError, Unavailable
-
-
-def free_base_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return min(port, 65_000)
 
 
 def test_every_written_configuration_can_be_served(tmp_path: Path) -> None:
@@ -172,7 +167,7 @@ def test_demo_json_is_private_and_says_how_to_start_each_node_again(tmp_path: Pa
 
 
 def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path) -> None:
-    layout = prepare(tmp_path / "d", 1, free_base_port())
+    layout = prepare(tmp_path / "d", 1, free_base_port(1))
     check_startable(layout.nodes)
     with (
         socket.create_server(("127.0.0.1", layout.nodes[0].first_port + 1)),
@@ -182,7 +177,7 @@ def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path) -> None:
 
 
 def test_two_demos_of_one_folder_are_refused(tmp_path: Path) -> None:
-    layout = prepare(tmp_path / "d", 1, free_base_port())
+    layout = prepare(tmp_path / "d", 1, free_base_port(1))
     with (
         demo_run._lock(layout.root),
         pytest.raises(ConfigError, match="another demo runs"),
@@ -205,7 +200,7 @@ def failing(layout: DemoLayout, code: str) -> DemoLayout:
 
 
 def test_a_node_that_ends_early_is_shown_with_its_log(tmp_path: Path) -> None:
-    layout = prepare(tmp_path / "d", 1, free_base_port())
+    layout = prepare(tmp_path / "d", 1, free_base_port(1))
     broken = failing(layout, "import sys; print('the reason why', file=sys.stderr); sys.exit(78)")
     said: list[str] = []
     with pytest.raises(Unavailable) as caught:
@@ -220,7 +215,7 @@ def test_a_node_that_never_gets_ready_is_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo_run, "READY_WAIT_S", 0.5)
-    layout = prepare(tmp_path / "d", 1, free_base_port(), ephemeral=True)
+    layout = prepare(tmp_path / "d", 1, free_base_port(1), ephemeral=True)
     stuck = failing(layout, "import signal; signal.pause()")
     with pytest.raises(Unavailable, match=r"'n1' was not ready after 0\.5 s"):
         run_demo(stuck, lambda _text: None)
