@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 from collections.abc import AsyncIterator
@@ -84,14 +85,11 @@ async def test_a_token_reaches_nothing_else(lab: Lab, token: Credentials, method
     node = await lab.node("n1")
     async with open_channel(member_of(node.address), token, KEEPALIVE) as channel:
         call: Any = channel.stream_stream(f"/{SERVICE.full_name}/{method}")()
-        try:
+        with contextlib.suppress(aio.AioRpcError):  # the answer may come before the request
             await call.write(b"")
             await call.done_writing()
-        except aio.AioRpcError as error:
-            # grpc.aio loses an answer that comes in the middle of a write.
-            assert error.code() is grpc.StatusCode.INTERNAL
-            return
-        assert (await call.code()).name == "PERMISSION_DENIED"
+        # INTERNAL when grpc.aio was in the middle of the write: it loses the answer then.
+        assert (await call.code()).name in {"PERMISSION_DENIED", "INTERNAL"}
 
 
 async def test_a_node_does_not_join_with_its_certificate(lab: Lab) -> None:
