@@ -212,12 +212,13 @@ class _Core:
 
         self._host = host
         self._upkeep = upkeep
+        self._members.verify_here = upkeep.verify
         self._open_admission(stack, disk, driver)
         self._open_membership(stack, host, disk, driver)
         transport.start(host)
         apply.start(host.applied)
         host.start()
-        peers.serve(transport, packs, roster, upkeep.source)
+        peers.serve(transport, packs, roster, upkeep.source, upkeep.verify)
         self._service.serve(host, driver, packs, disk.stores, checks, self._describe_replica)
         # Taken apart in the reverse order: first what asks, then what answers.
         stack.callback(apply.stop)

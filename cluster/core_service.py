@@ -215,6 +215,14 @@ class CoreService(core_pb2_grpc.CoreServicer):
     ) -> core_pb2.CoreTransferResponse:
         return await self._members.transfer(request)
 
+    async def Verify(
+        self, request: core_pb2.CoreVerifyRequest, context: Context
+    ) -> core_pb2.CoreVerifyResponse:
+        try:
+            return await self._members.verify(request)
+        except QuorepoError as error:
+            await context.abort(grpc.StatusCode[error.grpc_code], str(error))
+
     def own_status(self) -> core_pb2.CoreStatus:
         """This node's own view, without asking anybody."""
         status = self._describe()

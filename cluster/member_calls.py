@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 import grpc
 
@@ -16,13 +16,17 @@ from quorepo.cluster.peer.clients import PeerAddress, PeerClients
 from quorepo.cluster.raft.host import RaftHost
 from quorepo.cluster.raft.interface import GroupStatus
 from quorepo.internal.v1 import core_pb2, log_pb2, peer_pb2
+from quorepo.storage.errors import Unavailable
 from quorepo.storage.logs import fields
 
 __all__ = ["MemberCalls"]
 
 log = logging.getLogger(__name__)
 
+VerifyHere = Callable[[core_pb2.CoreVerifyRequest], Awaitable[core_pb2.CoreNodeVerification]]
+
 _STATUS_TIMEOUT_S = 1.0
+_VERIFY_TIMEOUT_S = 2.0
 _TIMEOUT_S_MAX = 30.0
 _ATTEMPT_INTERVAL_S = 0.1
 _CALLERS_MAX = 100  # newcomers that called and are remembered
@@ -39,6 +43,7 @@ class MemberCalls:
         self._host: RaftHost | None = None
         self._groups: Sequence[int] = ()
         self._callers: dict[str, str] = {}
+        self.verify_here: VerifyHere | None = None  # once there is something to verify
 
     def serve(self, host: RaftHost, groups: Sequence[int]) -> None:
         """From now on this node belongs to a cluster."""
@@ -96,6 +101,27 @@ class MemberCalls:
         answer.replica_id, answer.cluster_id = found.replica_id, found.cluster_id
         if found.node != request.node:
             answer.problem = f"{address} is node {found.node!r}, not {request.node!r}"
+        return answer
+
+    # ---- what they store
+
+    async def verify(self, request: core_pb2.CoreVerifyRequest) -> core_pb2.CoreVerifyResponse:
+        """Every node's pass over its packs. Raises Unavailable: this node has none."""
+        if self.verify_here is None:
+            raise Unavailable("this node does not belong to a cluster yet; nothing was started")
+        answer = core_pb2.CoreVerifyResponse(nodes=[await self.verify_here(request)])
+        others = self.others()
+        found = await asyncio.gather(
+            *(self._clients.verify(o, request, _VERIFY_TIMEOUT_S) for o in others),
+            return_exceptions=True,
+        )
+        for other, its in zip(others, found, strict=True):
+            if isinstance(its, core_pb2.CoreNodeVerification):
+                answer.nodes.append(its)
+            elif isinstance(its, grpc.RpcError):
+                answer.unreachable.append(other.node)
+            else:
+                raise its
         return answer
 
     # ---- who leads

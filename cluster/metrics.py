@@ -182,6 +182,22 @@ class ClusterMetrics:
             "quorepo_packs_missing", "Packs that this node should hold and does not.",
             ["group"], registry=registry,
         )  # fmt: skip
+        self.scrubbed_bytes = Counter(
+            "quorepo_scrub_bytes_total", "Bytes of packs re-read against their digests.",
+            registry=registry,
+        )  # fmt: skip
+        self.scrub_faults = Counter(
+            "quorepo_scrub_faults_total", "Packs found damaged or missing by a scrub.",
+            ["group", "kind"], registry=registry,
+        )  # fmt: skip
+        self.scrub_faults_left = Gauge(
+            "quorepo_scrub_faults_left", "Packs that the last scrub found and could not heal.",
+            registry=registry,
+        )  # fmt: skip
+        self.scrub_finished = Gauge(
+            "quorepo_scrub_finished_timestamp_seconds", "When the last scrub ended; 0: none did.",
+            registry=registry,
+        )  # fmt: skip
         self.packs_repaired = Counter(
             "quorepo_packs_repaired_total", "Missing packs looked for on other nodes, by outcome.",
             ["group", "outcome"], registry=registry,

@@ -18,10 +18,12 @@ from quorepo.cluster.peer.clients import PeerAddress, PeerClients
 from quorepo.cluster.peer.packs import PackExchange
 from quorepo.cluster.raft.host import RaftHost
 from quorepo.cluster.raft.interface import RaftConfig
+from quorepo.cluster.scrub import Scrubber
 from quorepo.cluster.snapshot.receiver import SnapshotReceiver
 from quorepo.cluster.snapshot.source import SnapshotSource
 from quorepo.cluster.sweep import Retention, Sweeper
 from quorepo.internal.v1 import core_pb2, log_pb2
+from quorepo.storage.errors import Unavailable
 
 __all__ = ["ReplicaUpkeep"]
 
@@ -53,6 +55,8 @@ class ReplicaUpkeep:
         self._layouts, self._stores, self._space = layouts, stores, space
         self._held, self._raft = disk.held, raft
         self._retention, self._metrics = retention, metrics
+        self._node, self._packs, self._sources = replica_id.partition("@")[0], packs, pack_sources
+        self._scrub: Scrubber | None = None
         self.source = SnapshotSource(
             stores=stores,
             layouts=layouts,
@@ -117,12 +121,31 @@ class ReplicaUpkeep:
             retention=self._retention,
             metrics=self._metrics,
         )
+        self._scrub = Scrubber(
+            node=self._node,
+            host=host,
+            layouts=self._layouts,
+            held=self._held,
+            packs=self._packs,
+            repair=self._repair,
+            sources=self._sources,
+            interval_s=self._retention.scrub_interval_s,
+            bytes_per_s=self._retention.scrub_bytes_per_s,
+            metrics=self._metrics,
+        )
         return {
+            "scrub": self._scrub.run(),
             "compact": compactor.run(),
             "watch the disk": watch.run(),
             "sweep": sweeper.run(),
             "repair packs": self._repair.run(),
         }
+
+    async def verify(self, request: core_pb2.CoreVerifyRequest) -> core_pb2.CoreNodeVerification:
+        """Starts a pass over the packs, or tells of it. Raises Unavailable."""
+        if self._scrub is None:
+            raise Unavailable("this node is only starting")
+        return await self._scrub.verify(request)
 
     def installs_snapshot(self) -> bool:
         """Whether a group of this node is being brought up by a snapshot."""

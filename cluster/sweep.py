@@ -61,6 +61,8 @@ class Retention:
     retired_s: float
     quarantine_s: float
     interval_s: float = _INTERVAL_S
+    scrub_interval_s: float = 0.0  # between two passes over all packs; 0: only when asked for
+    scrub_bytes_per_s: int = 0  # 0: as fast as it goes
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

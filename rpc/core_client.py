@@ -101,6 +101,9 @@ class Core(Protocol):
     ) -> core_pb2.IdentifyNodeResponse:
         """Who waits at an address of the peer network; see `CoreClient.identify_node`."""
 
+    async def verify(self, start: bool, timeout_s: float) -> core_pb2.CoreVerifyResponse:
+        """Every node's pass over its packs; see `CoreClient.verify`."""
+
     async def transfer_leader(
         self, group: int, to_node: str, timeout_s: float
     ) -> core_pb2.CoreTransferResponse:

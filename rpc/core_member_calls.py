@@ -54,6 +54,18 @@ class MemberCallsClient:
 
         return await self._until_answered(call, timeout_s)
 
+    async def verify(self, start: bool, timeout_s: float) -> core_pb2.CoreVerifyResponse:
+        """Starts every node's pass over its packs, or tells of it. Raises Unavailable."""
+
+        async def call(deadline: _Deadline) -> core_pb2.CoreVerifyResponse:
+            answer: core_pb2.CoreVerifyResponse = await self._stub.Verify(
+                core_pb2.CoreVerifyRequest(start=start),
+                timeout=deadline.left_s() + _ANSWER_MARGIN_S,
+            )
+            return answer
+
+        return await self._until_answered(call, timeout_s)
+
     async def transfer_leader(
         self, group: int, to_node: str, timeout_s: float
     ) -> core_pb2.CoreTransferResponse:

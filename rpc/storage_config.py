@@ -44,6 +44,17 @@ class StorageSection(BaseModel):
     sweep_interval_s: float = Field(
         600.0, gt=0, description="Seconds between two looks for files that may go."
     )
+    scrub_interval_s: float = Field(
+        7 * 86_400.0,
+        ge=0,
+        description="Seconds from one pass over all stored packs, which re-reads them against "
+        "their SHA-256, to the next; 0: only when `quorepo cluster verify` asks for one.",
+    )
+    scrub_bytes_per_s: int = Field(
+        16 * 1024**2,
+        ge=0,
+        description="How fast such a pass reads and fetches, bytes per second; 0: no limit.",
+    )
     consolidate: bool = Field(
         True, description="Are the packs of pushes merged automatically while this node leads?"
     )

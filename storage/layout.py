@@ -51,6 +51,7 @@ class GroupLayout:
     """Where the files of one group lie on this node."""
 
     __slots__ = (
+        "damaged",
         "data_dir",
         "group",
         "quarantine",
@@ -66,6 +67,7 @@ class GroupLayout:
         self.state_dir = self.data_dir / "groups" / str(group)
         self.quarantine = self.state_dir / "quarantine"
         self.retired = self.state_dir / "retired"
+        self.damaged = self.state_dir / "damaged"  # made when there is something
         self.retired_pack_folder = self.retired / "packs"
         self.repositories = self.state_dir / "repositories"
 

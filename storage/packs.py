@@ -280,6 +280,7 @@ class PackCache:
         self._recent: OrderedDict[Path, PackFile] = OrderedDict()
         self._living: WeakValueDictionary[Path, PackFile] = WeakValueDictionary()
         self._lock = threading.Lock()
+        self._healed_ns: dict[Path, int] = {}
 
     def open(
         self,
@@ -293,6 +294,7 @@ class PackCache:
         """
         packs = []
         with self._lock:
+            self._forget_damaged(layout)
             for digest in digests:
                 path, index_path = layout.pack_paths(repository_id, digest)
                 pack = self._living.get(path)
@@ -308,6 +310,17 @@ class PackCache:
             while len(self._recent) > self._max_open_packs:
                 self._recent.popitem(last=False)
         return PackSet(packs, object_format, self._objects)
+
+    def _forget_damaged(self, layout: GroupLayout) -> None:
+        """Under the paths that are open there may be other files since a scrub healed a pack."""
+        try:
+            changed_ns = layout.damaged.stat().st_mtime_ns
+        except FileNotFoundError:
+            return
+        if self._healed_ns.get(layout.damaged) != changed_ns:
+            self._healed_ns[layout.damaged] = changed_ns
+            self._recent.clear()
+            self._living.clear()
 
     @property
     def open_packs(self) -> int:

@@ -214,6 +214,14 @@ class PeerClients:
         response: core_pb2.CoreTransferResponse = await call
         return response
 
+    async def verify(
+        self, peer: PeerAddress, request: core_pb2.CoreVerifyRequest, timeout_s: float
+    ) -> core_pb2.CoreNodeVerification:
+        """Raises `grpc.aio.AioRpcError`."""
+        call: Any = self.stub(peer).Verify(request, timeout=timeout_s)
+        response: core_pb2.CoreNodeVerification = await call
+        return response
+
     def _note(self, peer: PeerAddress, error: aio.AioRpcError) -> None:
         """A node that forms a cluster asks again for ever: it says once why nobody answers."""
         problem = tls_problem(peer, error.details() or "")

@@ -50,6 +50,9 @@ class NodeHandler(Protocol):
     ) -> core_pb2.CoreTransferResponse: ...
 
 
+VerifyHandler = Callable[[core_pb2.CoreVerifyRequest], Awaitable[core_pb2.CoreNodeVerification]]
+
+
 class SnapshotHandler(Protocol):
     """Serves copies of this node's states; cluster/snapshot/source.py does."""
 
@@ -110,12 +113,14 @@ class PeerServer:
         packs: PackExchange,
         roster: Roster,
         snapshots: SnapshotHandler | None = None,
+        verify: VerifyHandler | None = None,
     ) -> None:
         """From now on this node belongs to a cluster and answers for Raft, packs and snapshots."""
         self._service.roster = roster
         self._service.transport = transport
         self._service.packs = packs
         self._service.snapshots = snapshots
+        self._service.verify = verify
 
     async def stop(self, grace_s: float | None = None) -> None:
         """Stops listening; calls under way get `grace_s` seconds."""
@@ -199,6 +204,7 @@ class _PeerService(peer_pb2_grpc.PeerServicer):
         self.transport: PeerTransport | None = None
         self.packs: PackExchange | None = None
         self.snapshots: SnapshotHandler | None = None
+        self.verify: VerifyHandler | None = None
 
     def caller_problem(self, node: str, method: str) -> str:
         """Why `node` must not call `method`; a removed node may only ask to come back."""
@@ -299,6 +305,16 @@ class _PeerService(peer_pb2_grpc.PeerServicer):
         self, request: core_pb2.CoreTransferRequest, context: Context
     ) -> core_pb2.CoreTransferResponse:
         return await self._node.transfer_leader(request)
+
+    async def Verify(
+        self, request: core_pb2.CoreVerifyRequest, context: Context
+    ) -> core_pb2.CoreNodeVerification:
+        if self.verify is None:
+            await _not_formed(context)
+        try:
+            return await self.verify(request)
+        except QuorepoError as error:
+            await _abort(context, error)
 
 
 async def _not_formed(context: Context) -> NoReturn:

@@ -42,6 +42,143 @@ MEMBERSHIP_CHANGE_STATE_CANCELLED: MembershipChangeState.ValueType  # 4
 Global___MembershipChangeState: _TypeAlias = MembershipChangeState  # noqa: Y015
 
 @_typing.final
+class VerifyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    start: _builtins.bool
+    def __init__(
+        self,
+        *,
+        start: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyRequest: _TypeAlias = VerifyRequest  # noqa: Y015
+
+@_typing.final
+class VerifyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: _builtins.int
+    UNREACHABLE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeVerification]:
+        """in order of their names"""
+
+    @_builtins.property
+    def unreachable(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """members that did not answer"""
+
+    def __init__(
+        self,
+        *,
+        nodes: _abc.Iterable[Global___NodeVerification] | None = ...,
+        unreachable: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes", "unreachable", b"unreachable"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyResponse: _TypeAlias = VerifyResponse  # noqa: Y015
+
+@_typing.final
+class NodeVerification(_message.Message):
+    """A node's pass over its packs: the running one, or else the last."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    PASSES_FIELD_NUMBER: _builtins.int
+    PACKS_CHECKED_FIELD_NUMBER: _builtins.int
+    PACKS_TOTAL_FIELD_NUMBER: _builtins.int
+    BYTES_CHECKED_FIELD_NUMBER: _builtins.int
+    BYTES_TOTAL_FIELD_NUMBER: _builtins.int
+    FAULTS_FIELD_NUMBER: _builtins.int
+    FINISHED_TIME_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    running: _builtins.bool
+    passes: _builtins.int
+    """that ended since the node started"""
+    packs_checked: _builtins.int
+    packs_total: _builtins.int
+    bytes_checked: _builtins.int
+    bytes_total: _builtins.int
+    @_builtins.property
+    def faults(self) -> _containers.RepeatedCompositeFieldContainer[Global___PackFault]:
+        """at most 1000"""
+
+    @_builtins.property
+    def finished_time(self) -> _timestamp_pb2.Timestamp:
+        """of the last pass that ended; unset: none did"""
+
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        running: _builtins.bool = ...,
+        passes: _builtins.int = ...,
+        packs_checked: _builtins.int = ...,
+        packs_total: _builtins.int = ...,
+        bytes_checked: _builtins.int = ...,
+        bytes_total: _builtins.int = ...,
+        faults: _abc.Iterable[Global___PackFault] | None = ...,
+        finished_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["finished_time", b"finished_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_checked", b"bytes_checked", "bytes_total", b"bytes_total", "faults", b"faults", "finished_time", b"finished_time", "node", b"node", "packs_checked", b"packs_checked", "packs_total", b"packs_total", "passes", b"passes", "running", b"running"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeVerification: _TypeAlias = NodeVerification  # noqa: Y015
+
+@_typing.final
+class PackFault(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    REPOSITORY_ID_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    HEALED_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    group: _builtins.int
+    repository_id: _builtins.str
+    digest: _builtins.bytes
+    """SHA-256 of the pack file"""
+    kind: _builtins.str
+    """damaged or missing"""
+    healed: _builtins.bool
+    """a good copy of another node is in its place"""
+    problem: _builtins.str
+    """why it was not healed"""
+    def __init__(
+        self,
+        *,
+        group: _builtins.int = ...,
+        repository_id: _builtins.str = ...,
+        digest: _builtins.bytes = ...,
+        kind: _builtins.str = ...,
+        healed: _builtins.bool = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "group", b"group", "healed", b"healed", "kind", b"kind", "problem", b"problem", "repository_id", b"repository_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PackFault: _TypeAlias = PackFault  # noqa: Y015
+
+@_typing.final
 class GetStatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

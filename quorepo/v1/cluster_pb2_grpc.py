@@ -104,6 +104,11 @@ class ClusterServiceStub:
                 request_serializer=quorepo_dot_v1_dot_cluster__pb2.TransferLeaderRequest.SerializeToString,
                 response_deserializer=quorepo_dot_v1_dot_cluster__pb2.TransferLeaderResponse.FromString,
                 _registered_method=True)
+        self.Verify = channel.unary_unary(
+                '/quorepo.v1.ClusterService/Verify',
+                request_serializer=quorepo_dot_v1_dot_cluster__pb2.VerifyRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_cluster__pb2.VerifyResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServiceServicer:
@@ -208,6 +213,14 @@ class ClusterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Verify(self, request, context):
+        """Starts (or joins) a pass over the stored packs on every node that answers, or tells how far it
+        is. Only for admins. Ask again, without start, until no node is running.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -280,6 +293,11 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.TransferLeader,
                     request_deserializer=quorepo_dot_v1_dot_cluster__pb2.TransferLeaderRequest.FromString,
                     response_serializer=quorepo_dot_v1_dot_cluster__pb2.TransferLeaderResponse.SerializeToString,
+            ),
+            'Verify': grpc.unary_unary_rpc_method_handler(
+                    servicer.Verify,
+                    request_deserializer=quorepo_dot_v1_dot_cluster__pb2.VerifyRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_cluster__pb2.VerifyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -660,6 +678,33 @@ class ClusterService:
             '/quorepo.v1.ClusterService/TransferLeader',
             quorepo_dot_v1_dot_cluster__pb2.TransferLeaderRequest.SerializeToString,
             quorepo_dot_v1_dot_cluster__pb2.TransferLeaderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Verify(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.ClusterService/Verify',
+            quorepo_dot_v1_dot_cluster__pb2.VerifyRequest.SerializeToString,
+            quorepo_dot_v1_dot_cluster__pb2.VerifyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -63,6 +63,10 @@ class ClusterServiceStub:
     UndrainNode: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.UndrainNodeRequest, _cluster_pb2.DrainNodeResponse]
     TransferLeader: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.TransferLeaderRequest, _cluster_pb2.TransferLeaderResponse]
     """Hands the leadership of one group or of all over. Answered once another replica leads."""
+    Verify: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.VerifyRequest, _cluster_pb2.VerifyResponse]
+    """Starts (or joins) a pass over the stored packs on every node that answers, or tells how far it
+    is. Only for admins. Ask again, without start, until no node is running.
+    """
 
 @_typing.type_check_only
 class ClusterServiceAsyncStub(ClusterServiceStub):
@@ -99,6 +103,10 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     UndrainNode: _aio.UnaryUnaryMultiCallable[_cluster_pb2.UndrainNodeRequest, _cluster_pb2.DrainNodeResponse]  # type: ignore[assignment]
     TransferLeader: _aio.UnaryUnaryMultiCallable[_cluster_pb2.TransferLeaderRequest, _cluster_pb2.TransferLeaderResponse]  # type: ignore[assignment]
     """Hands the leadership of one group or of all over. Answered once another replica leads."""
+    Verify: _aio.UnaryUnaryMultiCallable[_cluster_pb2.VerifyRequest, _cluster_pb2.VerifyResponse]  # type: ignore[assignment]
+    """Starts (or joins) a pass over the stored packs on every node that answers, or tells how far it
+    is. Only for admins. Ask again, without start, until no node is running.
+    """
 
 class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -216,5 +224,15 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.TransferLeaderResponse, _abc.Awaitable[_cluster_pb2.TransferLeaderResponse]]:
         """Hands the leadership of one group or of all over. Answered once another replica leads."""
+
+    @_abc_1.abstractmethod
+    def Verify(
+        self,
+        request: _cluster_pb2.VerifyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.VerifyResponse, _abc.Awaitable[_cluster_pb2.VerifyResponse]]:
+        """Starts (or joins) a pass over the stored packs on every node that answers, or tells how far it
+        is. Only for admins. Ask again, without start, until no node is running.
+        """
 
 def add_ClusterServiceServicer_to_server(servicer: ClusterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from quorepo.rpc.cli.cluster_health import health
+from quorepo.rpc.cli.cluster_verify import verify
 from quorepo.rpc.cli.groups import CommandGroup
 from quorepo.rpc.cli.node_members import CLUSTER_COMMANDS
 
@@ -23,5 +24,6 @@ def command() -> None:
 
 
 command.add_command(health)
+command.add_command(verify)
 for _command in CLUSTER_COMMANDS:
     command.add_command(_command)

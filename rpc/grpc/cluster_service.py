@@ -31,6 +31,7 @@ from quorepo.rpc.grpc.member_views import (
     fill_in,
     group_message,
     node_message,
+    verification_message,
 )
 from quorepo.rpc.members import Asked, Members
 from quorepo.rpc.reads import GROUP_DIRECTORY
@@ -237,6 +238,13 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
         asked = Asked(caller().user, dry_run=request.dry_run)
         plan, transfers = await self._members.transfer(groups, request.to_node, asked)
         return cluster_pb2.TransferLeaderResponse(plan=plan, transfers=transfers)
+
+    async def Verify(
+        self, request: cluster_pb2.VerifyRequest, context: Context
+    ) -> cluster_pb2.VerifyResponse:
+        self._edge.authenticator.authorize(caller(), "admin")
+        timeout_s = time_left_s(context, _CORE_TIMEOUT_S)
+        return verification_message(await self._edge.core.verify(request.start, timeout_s))
 
     def _asked(self, request: _Change) -> Asked:
         self._edge.authenticator.authorize(caller(), "admin")

@@ -19,6 +19,7 @@ __all__ = [
     "fill_in",
     "group_message",
     "node_message",
+    "verification_message",
 ]
 
 # A learner this close is caught up (cluster/membership_steps.py).
@@ -241,3 +242,30 @@ def _describe(before: log_pb2.Configuration, now: log_pb2.Configuration) -> str:
         elif replica != was:
             words.append(f"{replica.node} changed")
     return ", ".join(words)
+
+
+def verification_message(answer: core_pb2.CoreVerifyResponse) -> cluster_pb2.VerifyResponse:
+    """Every node's pass over its packs."""
+    response = cluster_pb2.VerifyResponse(unreachable=sorted(answer.unreachable))
+    for node in sorted(answer.nodes, key=lambda n: n.node):
+        view = response.nodes.add(
+            node=node.node,
+            running=node.running,
+            passes=node.passes,
+            packs_checked=node.packs_checked,
+            packs_total=node.packs_total,
+            bytes_checked=node.bytes_checked,
+            bytes_total=node.bytes_total,
+        )
+        if node.finished_ms:
+            view.finished_time.FromMilliseconds(node.finished_ms)
+        for fault in node.faults:
+            view.faults.add(
+                group=fault.group,
+                repository_id=fault.repository_id,
+                digest=fault.digest,
+                kind=fault.kind,
+                healed=fault.healed,
+                problem=fault.problem,
+            )
+    return response

@@ -62,6 +62,8 @@ def _run() -> int:
                 retired_s=config.storage.retired_retention_s,
                 quarantine_s=config.storage.quarantine_retention_s,
                 interval_s=config.storage.sweep_interval_s,
+                scrub_interval_s=config.storage.scrub_interval_s,
+                scrub_bytes_per_s=config.storage.scrub_bytes_per_s,
             ),
             limits=config.limits,
         )

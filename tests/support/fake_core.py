@@ -122,6 +122,9 @@ class FakeCore:
             node, core_pb2.IdentifyNodeResponse(node=node, problem="does not answer")
         )
 
+    async def verify(self, start: bool, timeout_s: float) -> core_pb2.CoreVerifyResponse:
+        return core_pb2.CoreVerifyResponse()
+
     async def transfer_leader(
         self, group: int, to_node: str, timeout_s: float
     ) -> core_pb2.CoreTransferResponse:

@@ -713,3 +713,125 @@ class CoreJoinTokenResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CoreJoinTokenResponse: _TypeAlias = CoreJoinTokenResponse  # noqa: Y015
+
+@_typing.final
+class CoreVerifyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    start: _builtins.bool
+    def __init__(
+        self,
+        *,
+        start: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CoreVerifyRequest: _TypeAlias = CoreVerifyRequest  # noqa: Y015
+
+@_typing.final
+class CoreVerifyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: _builtins.int
+    UNREACHABLE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___CoreNodeVerification]: ...
+    @_builtins.property
+    def unreachable(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        nodes: _abc.Iterable[Global___CoreNodeVerification] | None = ...,
+        unreachable: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes", "unreachable", b"unreachable"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CoreVerifyResponse: _TypeAlias = CoreVerifyResponse  # noqa: Y015
+
+@_typing.final
+class CoreNodeVerification(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    PASSES_FIELD_NUMBER: _builtins.int
+    PACKS_CHECKED_FIELD_NUMBER: _builtins.int
+    PACKS_TOTAL_FIELD_NUMBER: _builtins.int
+    BYTES_CHECKED_FIELD_NUMBER: _builtins.int
+    BYTES_TOTAL_FIELD_NUMBER: _builtins.int
+    FAULTS_FIELD_NUMBER: _builtins.int
+    FINISHED_MS_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    running: _builtins.bool
+    passes: _builtins.int
+    packs_checked: _builtins.int
+    packs_total: _builtins.int
+    bytes_checked: _builtins.int
+    bytes_total: _builtins.int
+    finished_ms: _builtins.int
+    @_builtins.property
+    def faults(self) -> _containers.RepeatedCompositeFieldContainer[Global___CorePackFault]: ...
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        running: _builtins.bool = ...,
+        passes: _builtins.int = ...,
+        packs_checked: _builtins.int = ...,
+        packs_total: _builtins.int = ...,
+        bytes_checked: _builtins.int = ...,
+        bytes_total: _builtins.int = ...,
+        faults: _abc.Iterable[Global___CorePackFault] | None = ...,
+        finished_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_checked", b"bytes_checked", "bytes_total", b"bytes_total", "faults", b"faults", "finished_ms", b"finished_ms", "node", b"node", "packs_checked", b"packs_checked", "packs_total", b"packs_total", "passes", b"passes", "running", b"running"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CoreNodeVerification: _TypeAlias = CoreNodeVerification  # noqa: Y015
+
+@_typing.final
+class CorePackFault(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    REPOSITORY_ID_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    HEALED_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    group: _builtins.int
+    repository_id: _builtins.str
+    digest: _builtins.bytes
+    kind: _builtins.str
+    """damaged or missing"""
+    healed: _builtins.bool
+    problem: _builtins.str
+    def __init__(
+        self,
+        *,
+        group: _builtins.int = ...,
+        repository_id: _builtins.str = ...,
+        digest: _builtins.bytes = ...,
+        kind: _builtins.str = ...,
+        healed: _builtins.bool = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "group", b"group", "healed", b"healed", "kind", b"kind", "problem", b"problem", "repository_id", b"repository_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CorePackFault: _TypeAlias = CorePackFault  # noqa: Y015

@@ -69,6 +69,11 @@ class CoreStub:
                 request_serializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreTransferRequest.SerializeToString,
                 response_deserializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreTransferResponse.FromString,
                 _registered_method=True)
+        self.Verify = channel.unary_unary(
+                '/quorepo.internal.v1.Core/Verify',
+                request_serializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreVerifyRequest.SerializeToString,
+                response_deserializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreVerifyResponse.FromString,
+                _registered_method=True)
         self.GetMetrics = channel.unary_unary(
                 '/quorepo.internal.v1.Core/GetMetrics',
                 request_serializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreMetricsRequest.SerializeToString,
@@ -127,6 +132,13 @@ class CoreServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Verify(self, request, context):
+        """Starts, or tells of, the pass over the stored packs; of the other nodes too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetMetrics(self, request, context):
         """Prometheus text of the core process.
         """
@@ -171,6 +183,11 @@ def add_CoreServicer_to_server(servicer, server):
                     servicer.TransferLeader,
                     request_deserializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreTransferRequest.FromString,
                     response_serializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreTransferResponse.SerializeToString,
+            ),
+            'Verify': grpc.unary_unary_rpc_method_handler(
+                    servicer.Verify,
+                    request_deserializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreVerifyRequest.FromString,
+                    response_serializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreVerifyResponse.SerializeToString,
             ),
             'GetMetrics': grpc.unary_unary_rpc_method_handler(
                     servicer.GetMetrics,
@@ -367,6 +384,33 @@ class Core:
             '/quorepo.internal.v1.Core/TransferLeader',
             quorepo_dot_internal_dot_v1_dot_core__pb2.CoreTransferRequest.SerializeToString,
             quorepo_dot_internal_dot_v1_dot_core__pb2.CoreTransferResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Verify(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.internal.v1.Core/Verify',
+            quorepo_dot_internal_dot_v1_dot_core__pb2.CoreVerifyRequest.SerializeToString,
+            quorepo_dot_internal_dot_v1_dot_core__pb2.CoreVerifyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,8 @@ class CoreStub:
     """Who waits at an address of the peer network. The node there proves its name by its certificate."""
     TransferLeader: _grpc.UnaryUnaryMultiCallable[_core_pb2.CoreTransferRequest, _core_pb2.CoreTransferResponse]
     """Hands one group's leadership over, through whichever node leads."""
+    Verify: _grpc.UnaryUnaryMultiCallable[_core_pb2.CoreVerifyRequest, _core_pb2.CoreVerifyResponse]
+    """Starts, or tells of, the pass over the stored packs; of the other nodes too."""
     GetMetrics: _grpc.UnaryUnaryMultiCallable[_core_pb2.CoreMetricsRequest, _core_pb2.CoreMetrics]
     """Prometheus text of the core process."""
 
@@ -63,6 +65,8 @@ class CoreAsyncStub(CoreStub):
     """Who waits at an address of the peer network. The node there proves its name by its certificate."""
     TransferLeader: _aio.UnaryUnaryMultiCallable[_core_pb2.CoreTransferRequest, _core_pb2.CoreTransferResponse]  # type: ignore[assignment]
     """Hands one group's leadership over, through whichever node leads."""
+    Verify: _aio.UnaryUnaryMultiCallable[_core_pb2.CoreVerifyRequest, _core_pb2.CoreVerifyResponse]  # type: ignore[assignment]
+    """Starts, or tells of, the pass over the stored packs; of the other nodes too."""
     GetMetrics: _aio.UnaryUnaryMultiCallable[_core_pb2.CoreMetricsRequest, _core_pb2.CoreMetrics]  # type: ignore[assignment]
     """Prometheus text of the core process."""
 
@@ -121,6 +125,14 @@ class CoreServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_core_pb2.CoreTransferResponse, _abc.Awaitable[_core_pb2.CoreTransferResponse]]:
         """Hands one group's leadership over, through whichever node leads."""
+
+    @_abc_1.abstractmethod
+    def Verify(
+        self,
+        request: _core_pb2.CoreVerifyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_core_pb2.CoreVerifyResponse, _abc.Awaitable[_core_pb2.CoreVerifyResponse]]:
+        """Starts, or tells of, the pass over the stored packs; of the other nodes too."""
 
     @_abc_1.abstractmethod
     def GetMetrics(

@@ -85,6 +85,11 @@ class PeerStub:
                 request_serializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreTransferRequest.SerializeToString,
                 response_deserializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreTransferResponse.FromString,
                 _registered_method=True)
+        self.Verify = channel.unary_unary(
+                '/quorepo.internal.v1.Peer/Verify',
+                request_serializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreVerifyRequest.SerializeToString,
+                response_deserializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreNodeVerification.FromString,
+                _registered_method=True)
 
 
 class PeerServicer:
@@ -162,6 +167,13 @@ class PeerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Verify(self, request, context):
+        """Starts, or tells of, this node's pass over its packs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -214,6 +226,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.TransferLeader,
                     request_deserializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreTransferRequest.FromString,
                     response_serializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreTransferResponse.SerializeToString,
+            ),
+            'Verify': grpc.unary_unary_rpc_method_handler(
+                    servicer.Verify,
+                    request_deserializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreVerifyRequest.FromString,
+                    response_serializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreNodeVerification.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -486,6 +503,33 @@ class Peer:
             '/quorepo.internal.v1.Peer/TransferLeader',
             quorepo_dot_internal_dot_v1_dot_core__pb2.CoreTransferRequest.SerializeToString,
             quorepo_dot_internal_dot_v1_dot_core__pb2.CoreTransferResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Verify(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.internal.v1.Peer/Verify',
+            quorepo_dot_internal_dot_v1_dot_core__pb2.CoreVerifyRequest.SerializeToString,
+            quorepo_dot_internal_dot_v1_dot_core__pb2.CoreNodeVerification.FromString,
             options,
             channel_credentials,
             insecure,

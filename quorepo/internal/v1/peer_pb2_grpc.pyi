@@ -56,6 +56,8 @@ class PeerStub:
     """The receiver's own view of its groups; a node asks all others to show one picture."""
     TransferLeader: _grpc.UnaryUnaryMultiCallable[_core_pb2.CoreTransferRequest, _core_pb2.CoreTransferResponse]
     """Asks the leader of a group to hand over; another node than the leader says so."""
+    Verify: _grpc.UnaryUnaryMultiCallable[_core_pb2.CoreVerifyRequest, _core_pb2.CoreNodeVerification]
+    """Starts, or tells of, this node's pass over its packs."""
 
 @_typing.type_check_only
 class PeerAsyncStub(PeerStub):
@@ -84,6 +86,8 @@ class PeerAsyncStub(PeerStub):
     """The receiver's own view of its groups; a node asks all others to show one picture."""
     TransferLeader: _aio.UnaryUnaryMultiCallable[_core_pb2.CoreTransferRequest, _core_pb2.CoreTransferResponse]  # type: ignore[assignment]
     """Asks the leader of a group to hand over; another node than the leader says so."""
+    Verify: _aio.UnaryUnaryMultiCallable[_core_pb2.CoreVerifyRequest, _core_pb2.CoreNodeVerification]  # type: ignore[assignment]
+    """Starts, or tells of, this node's pass over its packs."""
 
 class PeerServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -169,5 +173,13 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_core_pb2.CoreTransferResponse, _abc.Awaitable[_core_pb2.CoreTransferResponse]]:
         """Asks the leader of a group to hand over; another node than the leader says so."""
+
+    @_abc_1.abstractmethod
+    def Verify(
+        self,
+        request: _core_pb2.CoreVerifyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_core_pb2.CoreNodeVerification, _abc.Awaitable[_core_pb2.CoreNodeVerification]]:
+        """Starts, or tells of, this node's pass over its packs."""
 
 def add_PeerServicer_to_server(servicer: PeerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

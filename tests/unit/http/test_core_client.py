@@ -75,6 +75,9 @@ class ScriptedCore(core_pb2_grpc.CoreServicer):
     async def TransferLeader(self, request: Any, context: Any) -> Any:
         return core_pb2.CoreTransferResponse(problem="nobody else is there")
 
+    async def Verify(self, request: Any, context: Any) -> Any:
+        return core_pb2.CoreVerifyResponse()
+
     async def GetMetrics(self, request: Any, context: Any) -> Any:
         return core_pb2.CoreMetrics(text=b"metric 1\n")
 
