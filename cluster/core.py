@@ -210,8 +210,7 @@ class _Core:
         gate.packs_arrived = host.packs_arrived
         driver = ProposalDriver(host, packs, identity.replica_id, self._metrics)
 
-        self._host = host
-        self._upkeep = upkeep
+        self._host, self._upkeep = host, upkeep
         self._members.verify_here = upkeep.verify
         self._open_admission(stack, disk, driver)
         self._open_membership(stack, host, disk, driver)
