@@ -31,7 +31,7 @@ from quorepo.cluster.state.reader import StateReader
 from quorepo.internal.v1 import core_pb2, peer_pb2
 from quorepo.storage.errors import QuorepoError
 from quorepo.storage.failpoints import failpoint
-from quorepo.storage.layout import GroupLayout, fsync_dir
+from quorepo.storage.layout import GroupLayout, fsync_dir, write_durably
 from quorepo.storage.logs import fields
 
 __all__ = ["Scrubber"]
@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 _READ_BYTES = 4 * 1024 * 1024
 _FAULTS_MAX = 1000  # in a report
 _HEALED = ".healed.tmp"
+_HEALING = "healing"  # in damaged/: a pack is known to be damaged and was not healed yet
 
 
 class Scrubber:
@@ -84,6 +85,8 @@ class Scrubber:
 
     async def run(self) -> None:
         """Runs for ever."""
+        if await self._in_thread(self._was_interrupted):
+            self._asked.set()
         try:
             while True:
                 with contextlib.suppress(TimeoutError):
@@ -95,6 +98,10 @@ class Scrubber:
         finally:
             for reader in self._readers.values():
                 reader.close()
+
+    def _was_interrupted(self) -> bool:
+        """Whether a process died while it healed, or could not: the damage is still there."""
+        return any((layout.damaged / _HEALING).exists() for layout in self._layouts.values())
 
     # ---- one pass
 
@@ -127,6 +134,10 @@ class Scrubber:
                 layout = self._layouts[fault.group]
                 paths = layout.pack_paths(fault.repository_id, fault.digest)
                 fault.healed = all(path.exists() for path in paths)
+        unhealed = {fault.group for fault in report.faults if not fault.healed}
+        for group, layout in self._layouts.items():
+            if group not in unhealed:
+                await self._packs.write_file(_unmark, layout)
         left = sum(not fault.healed for fault in report.faults)
         self._metrics.scrub_faults_left.set(left)
         self._metrics.scrub_finished.set(time.time())
@@ -163,6 +174,7 @@ class Scrubber:
         )
         if kind == "damaged":
             try:
+                await self._packs.write_file(_mark, self._layouts[group])
                 await self._heal(group, place)
                 fault.healed = True
             except (QuorepoError, OSError) as error:
@@ -233,9 +245,18 @@ def _hash_block(descriptor: int, hasher: Any) -> int:
     return len(block)
 
 
+def _mark(layout: GroupLayout) -> None:
+    layout.damaged.mkdir(mode=0o700, exist_ok=True)
+    fsync_dir(layout.state_dir)
+    write_durably(layout.damaged / _HEALING, b"")
+
+
+def _unmark(layout: GroupLayout) -> None:
+    (layout.damaged / _HEALING).unlink(missing_ok=True)
+
+
 def _replace(layout: GroupLayout, place: PackPlace) -> None:
     """Puts the staged copy in place; what was there is kept in damaged/. Readers see either."""
-    layout.damaged.mkdir(mode=0o700, exist_ok=True)
     targets = layout.pack_paths(place.repository_id, place.digest)
     for source, target in zip(layout.quarantine_paths(place.digest), targets, strict=True):
         aside = layout.damaged / f"{place.repository_id}-{target.name}"

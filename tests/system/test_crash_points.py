@@ -93,8 +93,6 @@ SLOW = {
     "layout.write.before_rename": "emptied",
     "layout.write.before_dir_fsync": "emptied",
     "repair.before_promote": "lost",
-    "scrub.heal.before_rename": "damaged",
-    "scrub.heal.before_dir_fsync": "damaged",
 }
 
 
@@ -282,23 +280,6 @@ def _lost(victim: Victim) -> None:
     eventually(victim.died, timeout_s=60, what=f"{victim.name} died at its failpoint")
 
 
-def _damaged(victim: Victim) -> None:
-    """A bit of a stored pack is another one, and the pass over the packs heals it."""
-    demo = victim.cluster.demo
-    stored = demo.nodes[victim.name].data_dir / "groups" / str(STORAGE)
-    pack = min(stored.glob("repositories/*.git/objects/pack/*.pack"))
-    content = bytearray(pack.read_bytes())
-    content[len(content) // 2] ^= 1
-    pack.write_bytes(content)
-    victim.start()
-
-    def verify() -> bool:
-        demo.cli("cluster", "verify", "--no-wait", node=victim.others[0], check=False)
-        return victim.died()
-
-    eventually(verify, timeout_s=60, what=f"{victim.name} died at its failpoint")
-
-
 WAYS: dict[str, Callable[[Victim], None]] = {
     "push": _push,
     "create": _create,
@@ -308,7 +289,6 @@ WAYS: dict[str, Callable[[Victim], None]] = {
     "away": _away,
     "emptied": _emptied,
     "lost": _lost,
-    "damaged": _damaged,
 }
 POINTS = [(name, way, ()) for name, way in ALWAYS.items()]
 POINTS_SLOW = [(name, way, (pytest.mark.slow,)) for name, way in SLOW.items()]

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from support.demo import Demo
 from support.git import WorkTree, git
+from support.waiting import eventually
+
+from quorepo.storage.failpoints import ENVIRONMENT_VARIABLE
 
 pytestmark = pytest.mark.system
 
@@ -51,4 +54,34 @@ def test_a_damaged_pack_is_found_and_healed(
     nodes = {node["node"]: node for node in json.loads(process.stdout)["nodes"]}
     (fault,) = nodes["n3"]["faults"]
     assert (fault["kind"], fault["healed"]) == ("missing", True), fault
+    assert pack.read_bytes() == good
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failpoint", ["scrub.heal.before_rename", "scrub.heal.before_dir_fsync"])
+def test_killed_while_it_heals_a_node_heals_when_it_starts(
+    own_cluster: Demo, work: WorkTree, tmp_path: Path, failpoint: str
+) -> None:
+    demo = own_cluster
+    work.commit("first")
+    work.git("push", "--quiet", demo.url("n1", "kept/repo"), "main")
+    demo.kill("n3")
+    (pack,) = demo.nodes["n3"].data_dir.glob("groups/1/repositories/*.git/objects/pack/*.pack")
+    good = pack.read_bytes()
+    damaged = bytearray(good)
+    damaged[len(good) // 2] ^= 0x40
+    pack.write_bytes(damaged)
+    demo.restart("n3", **{ENVIRONMENT_VARIABLE: f"{failpoint}=kill"})
+    healing = pack.parents[4] / "damaged" / "healing"
+
+    def begun() -> bool:
+        demo.cli("cluster", "verify", "--no-wait", node="n1", check=False)
+        return healing.exists()
+
+    eventually(begun, timeout_s=60, what="n3 heals")
+    log = tmp_path / "n3.restart.log"
+    eventually(lambda: "killed by SIGKILL" in log.read_text(), timeout_s=40, what="death")
+    demo.kill("n3")
+    demo.restart("n3")
+    eventually(lambda: not healing.exists(), timeout_s=60, what="the pass ended")
     assert pack.read_bytes() == good
