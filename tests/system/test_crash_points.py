@@ -44,10 +44,10 @@ ALWAYS = {
     "layout.promote.before_dir_fsync": "push",
     "state.apply.before_commit": "push",
     "state.apply.after_commit": "push",
-    "raft.vote.before_reply": "vote",
     "snapshot.switch.before_install": "away",
 }
 SLOW = {
+    "raft.vote.before_reply": "vote",
     "raft.append.before_reply": "push",
     "journal.sync.before_write": "push",
     "journal.sync.before_fsync": "push",
