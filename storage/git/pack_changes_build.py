@@ -7,7 +7,6 @@ know when that is run.
 
 from __future__ import annotations
 
-import re
 from array import array
 from collections.abc import Callable, Sequence
 
@@ -20,17 +19,13 @@ from quorepo.storage.git.pack_changes import (
     ChangeTables,
     encode_changes,
 )
+from quorepo.storage.git.tree_entries import GITLINK_MODE, TREE_MODES, TreeEntries, compared
 from quorepo.storage.packs import OFS_DELTA, REF_DELTA, PackFile, PackSet
 
 __all__ = ["write_pack_changes"]
 
-_TREE_MODES = (b"40000", b"040000")
-_GITLINK_MODE = b"160000"
-# Parsed trees kept, about 10 KiB each; the next commit compares with those of this one.
 _TREES_CACHED_MAX = 2048
 _PROGRESS_EVERY = 1000
-
-_Entry = tuple[bytes, bytes, bytes]
 
 
 def write_pack_changes(
@@ -46,10 +41,7 @@ class _Builder:
         self._objects = objects
         self._pack = pack
         self._reader = CommitReader(objects)
-        width = objects.object_format.hash_bytes
-        pattern = re.compile(rb"([0-7]+) ([^\0]+)\0(.{%d})" % width, re.DOTALL)
-        self._findall = pattern.findall
-        self._trees: dict[bytes, frozenset[_Entry]] = {}
+        self._trees = TreeEntries(objects, _TREES_CACHED_MAX)
         self._tables = ChangeTables()
         self._numbers: dict[bytes, int] = {}
 
@@ -119,30 +111,14 @@ class _Builder:
             if tree in found or tree in bases:
                 continue
             found[tree] = bases[0] if bases else None
-            changed = own = self._entries(tree)
-            replaced: dict[bytes, list[tuple[bool, bytes]]] = {}
-            for base in bases:
-                entries = self._entries(base)
-                for mode, name, oid in entries - own:
-                    if mode != _GITLINK_MODE:
-                        replaced.setdefault(name, []).append((mode in _TREE_MODES, oid))
-                changed = changed - entries
+            changed, replaced = compared(self._trees.of(tree), map(self._trees.of, bases))
             for mode, name, oid in changed:
-                if mode == _GITLINK_MODE:
+                if mode == GITLINK_MODE:
                     continue
-                is_tree = mode in _TREE_MODES
+                is_tree = mode in TREE_MODES
                 same_path = [base for kind, base in replaced.get(name, ()) if kind == is_tree]
                 if is_tree:
                     pending.append((oid, same_path))
                 elif oid not in found:
                     found[oid] = same_path[0] if same_path else None
         return found
-
-    def _entries(self, tree: bytes) -> frozenset[_Entry]:
-        entries = self._trees.get(tree)
-        if entries is None:
-            entries = frozenset(self._findall(self._objects.get(tree)[1]))
-            if len(self._trees) >= _TREES_CACHED_MAX:
-                self._trees.clear()
-            self._trees[tree] = entries
-        return entries

@@ -10,25 +10,27 @@ that reading all trees of the boundary is worth it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 
 from quorepo.storage.git.commits import CommitReader
 from quorepo.storage.git.pack_part import PackPart
+from quorepo.storage.git.tree_entries import (
+    GITLINK_MODE,
+    TREE_MODES,
+    Entry,
+    Replaced,
+    TreeEntries,
+    compared,
+)
 from quorepo.storage.git.walk import CommitRange
 from quorepo.storage.packs import PackFile
 
 __all__ = ["Selection", "TreeChanges"]
 
-_TREE_MODES = (b"40000", b"040000")
-_GITLINK_MODE = b"160000"
-# Parsed trees kept; the next commit compares with those of this one.
 _TREES_CACHED_MAX = 4096
 # Compressed bytes without a predecessor above which moved files are looked for.
 _UNEXPLAINED_BYTES_MAX = 32 * 1024
-
-_Entry = tuple[bytes, bytes, bytes]
 
 
 @dataclass
@@ -85,12 +87,9 @@ class TreeChanges:
         self._commits = commits
         self._grafts = grafts
         self._keeps_blobs = keeps_blobs
-        width = reader.objects.object_format.hash_bytes
-        pattern = re.compile(rb"([0-7]+) ([^\0]+)\0(.{%d})" % width, re.DOTALL)
-        self._findall = pattern.findall
         # Commits, and what the client named: it may lack that although it has a commit with it.
         self._kept = frozenset(selection.chosen)
-        self._trees: dict[bytes, frozenset[_Entry]] = {}
+        self._trees = TreeEntries(reader.objects, _TREES_CACHED_MAX)
 
     def take_all(self, count: Callable[[int], None]) -> None:
         """Oldest commit first, so that the predecessor of an object is usually chosen before it.
@@ -120,9 +119,9 @@ class TreeChanges:
                 earlier[tree] = bases[0]
             changed, replaced = self._compare(tree, bases)
             for mode, name, oid in changed:
-                if mode == _GITLINK_MODE:
+                if mode == GITLINK_MODE:
                     continue
-                is_tree = mode in _TREE_MODES
+                is_tree = mode in TREE_MODES
                 same_path = [base for kind, base in replaced.get(name, ()) if kind == is_tree]
                 if is_tree:
                     pending.append((oid, same_path))
@@ -131,35 +130,21 @@ class TreeChanges:
                     if same_path:
                         earlier[oid] = same_path[0]
 
-    def _compare(
-        self, tree: bytes, bases: Iterable[bytes]
-    ) -> tuple[frozenset[_Entry], dict[bytes, list[tuple[bool, bytes]]]]:
-        """(entries of `tree` that no base has, what the bases have by name: (is a tree, id))."""
+    def _compare(self, tree: bytes, bases: Iterable[bytes]) -> tuple[frozenset[Entry], Replaced]:
+        """As `compared`; who has a base has what is in it."""
         known = self._selection.known
-        changed = own = self._entries(tree)
-        replaced: dict[bytes, list[tuple[bool, bytes]]] = {}
+        own = self._trees.of(tree)
+        before = []
         for base in bases:
-            entries = self._entries(base)
+            entries = self._trees.of(base)
             if base in known:
                 known.update([oid for mode, _, oid in entries if self._may_have(mode)])
-            for mode, name, oid in entries - own:
-                if mode != _GITLINK_MODE:
-                    replaced.setdefault(name, []).append((mode in _TREE_MODES, oid))
-            changed = changed - entries
-        return changed, replaced
+            before.append(entries)
+        return compared(own, before)
 
     def _may_have(self, mode: bytes) -> bool:
         """Whether who has a tree has an entry of this mode, too."""
-        return mode in _TREE_MODES or (self._keeps_blobs and mode != _GITLINK_MODE)
-
-    def _entries(self, tree: bytes) -> frozenset[_Entry]:
-        entries = self._trees.get(tree)
-        if entries is None:
-            entries = frozenset(self._findall(self._reader.objects.get(tree)[1]))
-            if len(self._trees) >= _TREES_CACHED_MAX:
-                self._trees.clear()
-            self._trees[tree] = entries
-        return entries
+        return mode in TREE_MODES or (self._keeps_blobs and mode != GITLINK_MODE)
 
     def _unexplained_bytes(self) -> int:
         """Compressed bytes of what had nothing at its path before."""
@@ -186,8 +171,8 @@ class TreeChanges:
             if tree in seen:
                 continue
             seen.add(tree)
-            for mode, _, oid in self._findall(self._reader.objects.get(tree)[1]):
-                if mode in _TREE_MODES:
+            for mode, _, oid in self._trees.read(tree):
+                if mode in TREE_MODES:
                     pending.append(oid)
                 elif self._may_have(mode):
                     seen.add(oid)
