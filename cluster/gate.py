@@ -13,6 +13,7 @@ from quorepo.cluster.peer.held import HeldPacks
 from quorepo.cluster.raft.interface import PackNeed
 from quorepo.cluster.replacements import Replacement, ReplacementChecks, replacement_of
 from quorepo.cluster.state.commands import decode_command
+from quorepo.cluster.state.pack_table import PackPlace
 from quorepo.internal.v1 import log_pb2, peer_pb2
 from quorepo.storage.errors import QuorepoError, Unavailable
 from quorepo.storage.logs import fields
@@ -56,7 +57,7 @@ def pack_needs(command: log_pb2.Command) -> list[PackNeed]:
     ]
 
 
-def pack_header(group: int, need: PackNeed) -> peer_pb2.PackHeader:
+def pack_header(group: int, need: PackNeed | PackPlace) -> peer_pb2.PackHeader:
     """The same pack in the words of the peer API."""
     return peer_pb2.PackHeader(
         group=group,

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from quorepo.cluster.gate import pack_header
 from quorepo.cluster.metrics import ClusterMetrics
 from quorepo.cluster.peer.clients import PeerAddress
 from quorepo.cluster.peer.held import HeldPacks
@@ -21,7 +22,7 @@ from quorepo.cluster.peer.packs import PackExchange
 from quorepo.cluster.snapshot.pace import Pace
 from quorepo.cluster.state.pack_table import PackPlace, live_packs
 from quorepo.cluster.state.reader import StateReader
-from quorepo.internal.v1 import core_pb2, peer_pb2
+from quorepo.internal.v1 import core_pb2
 from quorepo.storage.errors import QuorepoError
 from quorepo.storage.failpoints import failpoint
 from quorepo.storage.layout import GroupLayout, ensure_repository, promote_pack, retire_pack
@@ -113,14 +114,7 @@ class PackRepair:
 
     async def _restore(self, group: int, place: PackPlace) -> bool:
         layout = self._layouts[group]
-        header = peer_pb2.PackHeader(
-            group=group,
-            digest=place.digest,
-            index_digest=place.index_digest,
-            pack_bytes=place.pack_bytes,
-            index_bytes=place.index_bytes,
-            repository_id=place.repository_id,
-        )
+        header = pack_header(group, place)
         outcome = "failed"
         try:
             if not await self._packs.write_file(_put_in_place, layout, place):

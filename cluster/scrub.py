@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from quorepo.cluster.gate import pack_header
 from quorepo.cluster.metrics import ClusterMetrics
 from quorepo.cluster.pack_repair import PackRepair
 from quorepo.cluster.peer.clients import PeerAddress
@@ -28,7 +29,7 @@ from quorepo.cluster.raft.host import RaftHost
 from quorepo.cluster.snapshot.pace import Pace
 from quorepo.cluster.state.pack_table import PackPlace, live_packs
 from quorepo.cluster.state.reader import StateReader
-from quorepo.internal.v1 import core_pb2, peer_pb2
+from quorepo.internal.v1 import core_pb2
 from quorepo.storage.errors import QuorepoError
 from quorepo.storage.failpoints import failpoint
 from quorepo.storage.layout import GroupLayout, fsync_dir, write_durably
@@ -217,14 +218,7 @@ class Scrubber:
         await asyncio.wrap_future(
             self._host.run_on(group, lambda _: self._held.discard(group, place.digest))
         )
-        header = peer_pb2.PackHeader(
-            group=group,
-            digest=place.digest,
-            index_digest=place.index_digest,
-            pack_bytes=place.pack_bytes,
-            index_bytes=place.index_bytes,
-            repository_id=place.repository_id,
-        )
+        header = pack_header(group, place)
         await self._packs.fetch(self._sources(group, ""), header, pace=self._pace)
         await self._packs.write_file(_replace, self._layouts[group], place)
         log.warning(

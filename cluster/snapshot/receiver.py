@@ -27,6 +27,7 @@ from typing import Any
 from grpc import aio
 
 from quorepo.cluster.apply import ApplyThread
+from quorepo.cluster.gate import pack_header
 from quorepo.cluster.metrics import ClusterMetrics
 from quorepo.cluster.peer.clients import PeerAddress, PeerClients, from_rpc_error
 from quorepo.cluster.peer.held import HeldPacks
@@ -273,15 +274,7 @@ class SnapshotReceiver:
         async def work() -> None:
             while waiting:
                 pack = waiting.pop(0)
-                header = peer_pb2.PackHeader(
-                    group=group,
-                    digest=pack.digest,
-                    index_digest=pack.index_digest,
-                    pack_bytes=pack.pack_bytes,
-                    index_bytes=pack.index_bytes,
-                    repository_id=pack.repository_id,
-                )
-                await self._packs.fetch(sources, header, pace=pace)
+                await self._packs.fetch(sources, pack_header(group, pack), pace=pace)
                 progress.packs_done += 1
                 progress.bytes_done += _pack_size(pack)
 

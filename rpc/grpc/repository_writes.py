@@ -17,6 +17,7 @@ from quorepo.rpc.grpc.conversions import (
     open_view,
     page_size,
     request_uuid,
+    revision_message,
     telling_request_id,
     time_left_s,
     timestamp,
@@ -105,9 +106,7 @@ class RepositoryWrites:
         return repository_pb2.RenameRepositoryResponse(
             repository_id=view.repository_id,
             path=new_path,
-            revision=common_pb2.Revision(
-                incarnation=view.row.incarnation, counter=view.row.counter
-            ),
+            revision=revision_message(view),
         )
 
     async def _free(self, path: str, repository_id: str, origin: Origin) -> None:
