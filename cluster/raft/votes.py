@@ -15,7 +15,11 @@ import struct
 import zlib
 from pathlib import Path
 
-from quorepo.cluster.raft.durable import fatal_on_os_error, replace_durably
+from quorepo.cluster.raft.durable import (
+    fatal_on_os_error,
+    replace_durably,
+    sync_directory,
+)
 from quorepo.storage.errors import FatalError
 
 __all__ = ["FORMAT_VERSION", "REPLACE", "VoteFile"]
@@ -35,6 +39,9 @@ class VoteFile:
     def __init__(self, path: Path) -> None:
         """Reads `path`; a file that is not there is term 0 without a vote.
 
+        The folder is synced first: a process that was killed behind the rename, and before its
+        sync, left a file that can be read and may be gone after a power cut.
+
         Raises:
             FatalError: damaged or unreadable (EXIT_IO_ERROR), or of a newer format (EXIT_CONFIG).
         """
@@ -43,6 +50,8 @@ class VoteFile:
         self._voted_for: str | None = None
         with fatal_on_os_error("read", path):
             self._exists = path.exists()
+            if self._exists:
+                sync_directory(path.parent)
             data = path.read_bytes() if self._exists else None
         if data is not None:
             self._term, self._voted_for = self._decode(data)

@@ -50,7 +50,7 @@ from quorepo.cluster.state.machine import Position, apply_entries, load_position
 from quorepo.internal.v1 import log_pb2
 from quorepo.storage.errors import FatalError
 from quorepo.storage.failpoints import failpoint
-from quorepo.storage.layout import GroupLayout, fsync_file
+from quorepo.storage.layout import GroupLayout, fsync_dir, fsync_file
 from quorepo.storage.objectformat import ObjectFormat
 
 __all__ = ["FileActions", "StateStore"]
@@ -99,6 +99,8 @@ class StateStore:
         """
         group = layout.group
         try:
+            # CURRENT may have been renamed into place by a process that died before its sync.
+            fsync_dir(layout.state_dir)
             generation = current_generation(layout) or create_first(layout, group)
             path = state_path(layout, generation)
             connection = connect_writer(path)

@@ -25,5 +25,8 @@ REGRESSIONS: dict[int, str] = {
     "whole state (test_learner_that_needs_a_snapshot_is_not_promoted)",
     20261124012027: "a request that a fault had planned came after the end, and was open when all "
     "answers were judged: the simulator's own fault",
+    1795541846116: "a vote file renamed by a process that was killed before it synced the "
+    "folder, read by the next one, and taken back by a power cut: "
+    "test_a_vote_that_a_killed_process_left_unsynced_is_durable_before_it_is_believed",
     239: "compaction and a leader that begins to probe again",
 }

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from simulation.disk import VirtualDisk
+from simulation.virtual_os import VirtualOs
 
+from quorepo.cluster.raft import durable
 from quorepo.cluster.raft.durable import REPLACE_EDGES
 from quorepo.cluster.raft.votes import REPLACE, VoteFile
 from quorepo.storage.errors import FatalError
@@ -48,6 +53,25 @@ def test_file_then_folder_are_synced_before_store_returns(
     monkeypatch.setattr(os, "rename", rename)
     VoteFile(tmp_path / "vote").store(1, "a")
     assert did == ["sync vote.tmp", "rename vote", f"sync {tmp_path.name}"]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_vote_that_a_killed_process_left_unsynced_is_durable_before_it_is_believed(
+    seed: int,
+) -> None:
+    """Simulator, seed 1795541846116: killed behind the rename and started again, a node took
+    entries of a term that a power cut took back. It could have voted twice in it."""
+    disk, system = VirtualDisk(random.Random(seed)), VirtualOs()
+    path: Any = disk.root / "votes" / "vote"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(durable, "os", system)
+        VoteFile(path).store(1, "a")
+        with enabled("votes.replace.before_dir_fsync", "error"), pytest.raises(FatalError):
+            VoteFile(path).store(2, "b")
+        assert VoteFile(path).term == 2, "what the next process reads"
+        disk.lose_power()
+        votes = VoteFile(path)
+    assert (votes.term, votes.voted_for) == (2, "b")
 
 
 def test_storing_what_is_stored_writes_nothing(

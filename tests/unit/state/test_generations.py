@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support.state_log import Log, RecordingFiles, transaction, update
 
+from quorepo.cluster.state import store as store_module
 from quorepo.cluster.state.database import FORMAT_VERSION
 from quorepo.cluster.state.generations import current_generation, install, state_path
 from quorepo.cluster.state.reader import StateReader
@@ -156,6 +157,29 @@ def test_crash_before_the_switch_leaves_the_old_generation(
     assert names(layout) == ["CURRENT", "state.1.sqlite3", "state.1.sqlite3-shm",
                              "state.1.sqlite3-wal"]  # fmt: skip
     reopened.close()
+
+
+def test_current_is_made_durable_before_it_is_believed(
+    layout: GroupLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process may have died between the rename of CURRENT and the sync of its folder; what it
+    names is taken for good afterwards, and the other generations are removed."""
+    StateStore.open(layout).close()
+    did: list[object] = []
+    sync, read = store_module.fsync_dir, store_module.current_generation
+
+    def fsync_dir(path: Path) -> None:
+        did.append(path)
+        sync(path)
+
+    def current_generation(layout: GroupLayout) -> int | None:
+        did.append("read")
+        return read(layout)
+
+    monkeypatch.setattr(store_module, "fsync_dir", fsync_dir)
+    monkeypatch.setattr(store_module, "current_generation", current_generation)
+    StateStore.open(layout).close()
+    assert did[:2] == [layout.state_dir, "read"]
 
 
 def test_unsound_file_is_not_installed(
