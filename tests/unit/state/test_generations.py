@@ -16,7 +16,7 @@ from quorepo.cluster.state.reader import StateReader
 from quorepo.cluster.state.store import StateStore
 from quorepo.storage import failpoints
 from quorepo.storage.errors import FatalError
-from quorepo.storage.layout import GroupLayout
+from quorepo.storage.layout import GroupLayout, fsync_dir
 
 
 def names(layout: GroupLayout) -> list[str]:
@@ -166,18 +166,17 @@ def test_current_is_made_durable_before_it_is_believed(
     names is taken for good afterwards, and the other generations are removed."""
     StateStore.open(layout).close()
     did: list[object] = []
-    sync, read = store_module.fsync_dir, store_module.current_generation
 
-    def fsync_dir(path: Path) -> None:
+    def synced(path: Path) -> None:
         did.append(path)
-        sync(path)
+        fsync_dir(path)
 
-    def current_generation(layout: GroupLayout) -> int | None:
+    def named(layout: GroupLayout) -> int | None:
         did.append("read")
-        return read(layout)
+        return current_generation(layout)
 
-    monkeypatch.setattr(store_module, "fsync_dir", fsync_dir)
-    monkeypatch.setattr(store_module, "current_generation", current_generation)
+    monkeypatch.setattr(store_module, "fsync_dir", synced)
+    monkeypatch.setattr(store_module, "current_generation", named)
     StateStore.open(layout).close()
     assert did[:2] == [layout.state_dir, "read"]
 
