@@ -5,7 +5,6 @@ Owns their rules and what is said when one is broken. Must not know any section.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import socket
 from pathlib import Path
@@ -19,7 +18,6 @@ __all__ = [
     "NodeName",
     "ReachableAddress",
     "Section",
-    "is_loopback",
     "is_wildcard",
     "machine_host",
     "machine_name",
@@ -49,16 +47,6 @@ def split_address(address: str) -> tuple[str, int]:
     if not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
         raise ValueError(f"port must be 1 to 65535, got {address!r}")
     return host, int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Does this host of a listener never leave the machine? A name other than localhost may."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def is_wildcard(host: str) -> bool:

@@ -8,11 +8,11 @@ from quorepo.rpc.config_types import (
     AbsolutePath,
     Address,
     Section,
-    is_loopback,
     is_wildcard,
     machine_host,
     split_address,
 )
+from quorepo.rpc.loopback import is_loopback
 
 __all__ = [
     "AdvertiseSection",

@@ -8,7 +8,6 @@ breaks afterwards is unknown.
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import queue
 import time
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from quorepo.rpc.cli.failures import (
     Failure,
 )
 from quorepo.rpc.cli.options import Settings
+from quorepo.rpc.loopback import stays_here
 from quorepo.v1 import cluster_pb2_grpc, repository_pb2_grpc
 
 __all__ = ["Client", "connected"]
@@ -115,7 +115,7 @@ def _credentials(settings: Settings) -> grpc.ChannelCredentials | None:
     if ca_pem is not None:
         return grpc.ssl_channel_credentials(root_certificates=ca_pem)
     for endpoint in settings.endpoints:
-        if not _is_loopback(endpoint):
+        if not stays_here(endpoint):
             raise Failure(
                 f"{endpoint} is another machine, and without TLS anyone on the way could read the "
                 "access token; nothing was tried",
@@ -123,16 +123,6 @@ def _credentials(settings: Settings) -> grpc.ChannelCredentials | None:
                 exit_code=EXIT_USAGE,
             )
     return None
-
-
-def _is_loopback(endpoint: str) -> bool:
-    host = endpoint.rpartition(":")[0].strip("[]") or endpoint
-    if host == "localhost" or endpoint.startswith("unix:"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _stands(channel: grpc.Channel, timeout_s: float, *, patient: bool) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import grpc
 
 from quorepo.rpc.client.errors import InvalidArgument
+from quorepo.rpc.loopback import stays_here
 
 __all__ = ["CHANNEL_OPTIONS", "ClientOptions", "make_options"]
 
@@ -94,7 +94,7 @@ def make_options(
         raise _wrong(f"cannot read the CA file {str(ca_file)!r}: {error.strerror}") from error
     if ca_pem is None:
         for address in addresses:
-            if not _is_loopback(address):
+            if not stays_here(address):
                 raise _wrong(
                     f"{address} is another machine, and without TLS anyone on the way could read "
                     "the token: give ca_file"
@@ -114,13 +114,3 @@ def _wrong(message: str) -> InvalidArgument:
     return InvalidArgument(
         f"{message}; nothing was tried", reason="INVALID_ARGUMENT", code="INVALID_ARGUMENT"
     )
-
-
-def _is_loopback(endpoint: str) -> bool:
-    host = endpoint.rpartition(":")[0].strip("[]") or endpoint
-    if host == "localhost" or endpoint.startswith("unix:"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

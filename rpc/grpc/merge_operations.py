@@ -6,6 +6,7 @@ from typing import Any
 
 from quorepo.rpc.grpc.conversions import open_view, revision_message
 from quorepo.rpc.grpc.errors import Context, MergeConflicted
+from quorepo.rpc.grpc.expectations import expected_value
 from quorepo.rpc.grpc.interceptor import caller
 from quorepo.rpc.grpc.ref_writes import revision_of
 from quorepo.rpc.operations import Built, Done
@@ -177,8 +178,6 @@ class MergeOperations:
         self, view: RepositoryView, branch: bytes, kind: str, spec: dict[str, Any],
         expected: PB.BranchExpectation,
     ) -> Built:  # fmt: skip
-        from quorepo.rpc.grpc.operation_service import expected_value
-
         ours = view.refs.get(branch)
         if ours is None:
             raise NotFound(f"branch {branch.decode(errors='backslashreplace')!r} does not exist")

@@ -15,19 +15,19 @@ from quorepo.rpc.grpc.conversions import (
     telling_request_id,
     time_left_s,
 )
-from quorepo.rpc.grpc.errors import Context, NameConflict, ReferencesMismatch
+from quorepo.rpc.grpc.errors import Context, NameConflict
+from quorepo.rpc.grpc.expectations import expected_value, mismatch
 from quorepo.rpc.grpc.interceptor import caller
 from quorepo.rpc.grpc.merge_operations import MergeOperations
 from quorepo.rpc.grpc.ref_writes import branch_name, ref_name, revision_of
 from quorepo.rpc.history import HistoryReads, resolve
-from quorepo.rpc.objects import parse_oid
 from quorepo.rpc.operations import Built, Done, Operations
 from quorepo.rpc.reads import RepositoryView
 from quorepo.rpc.repositories import PROPOSE_TIMEOUT_S
 from quorepo.rpc.uploads import Incoming, Upload
 from quorepo.storage.errors import InvalidArgument, NotFound, Rejected
 from quorepo.storage.names import normalize_path
-from quorepo.v1 import commit_pb2, common_pb2, errors_pb2, operation_pb2, operation_pb2_grpc
+from quorepo.v1 import commit_pb2, common_pb2, operation_pb2, operation_pb2_grpc
 
 __all__ = ["OperationService"]
 
@@ -251,19 +251,6 @@ def _message(message: bytes) -> bytes:
     return message if not message or message.endswith(b"\n") else message + b"\n"
 
 
-def expected_value(
-    view: RepositoryView, ref: bytes, actual: bytes | None, expected: PB.BranchExpectation
-) -> bytes | None:
-    """What the transaction has to compare with. Raises ReferencesMismatch."""
-    if expected.WhichOneof("kind") != "oid":
-        return actual
-    wanted = parse_oid(view, expected.oid) if expected.oid else None
-    wanted = None if wanted == view.object_format.zero else wanted
-    if wanted != actual:
-        raise _mismatch(ref, wanted, actual)
-    return wanted
-
-
 def _deletion(view: RepositoryView, ref: bytes, expected: PB.BranchExpectation) -> Built:
     actual = view.refs.get(ref)
     if actual is None:
@@ -271,22 +258,10 @@ def _deletion(view: RepositoryView, ref: bytes, expected: PB.BranchExpectation) 
     return Built(None, expected_value(view, ref, actual, expected), {"oid": actual.hex()})
 
 
-def _mismatch(ref: bytes, wanted: bytes | None, actual: bytes | None) -> ReferencesMismatch:
-    return ReferencesMismatch(
-        [
-            errors_pb2.ReferenceMismatch.Mismatch(
-                name=ref,
-                expected_oid=(wanted or b"").hex(),
-                actual_oid=(actual or b"").hex(),
-            )
-        ]
-    )
-
-
 def _raise_refusal(done: Done) -> None:
     (verdict,) = done.result.refs
     if verdict.status == log_pb2.REF_STATUS_STALE:
-        raise _mismatch(verdict.name, done.change.expected, verdict.actual_old_oid)
+        raise mismatch(verdict.name, done.change.expected, verdict.actual_old_oid)
     if verdict.status == log_pb2.REF_STATUS_NAME_CONFLICT:
         raise NameConflict(verdict.name, verdict.conflicting_name)
     if verdict.status != log_pb2.REF_STATUS_OK:
