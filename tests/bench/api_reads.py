@@ -20,13 +20,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import grpc
-from support.edge import TOKEN, edge_config, running_edge
+from support.edge import TOKEN
 from support.git import ENVIRONMENT
-from support.grpc_api import Api
+from support.grpc_api import Api, serving_api
 
 from bench.generated import COMMITS, generate
-from quorepo.rpc.grpc.server import GrpcServer
 from quorepo.v1 import blob_pb2, commit_pb2, common_pb2, diff_pb2
 
 LOCAL = common_pb2.Consistency(local=common_pb2.Consistency.Local())
@@ -184,24 +182,13 @@ def main() -> None:
         branch = subprocess.check_output(["git", "symbolic-ref", "HEAD"], cwd=peer, text=True)
         subprocess.run(["git", "update-ref", "refs/heads/main", branch.strip()], cwd=peer, **run)
         subprocess.run(["git", "commit-graph", "write", "--reachable"], cwd=peer, **run)
-        config = edge_config(folder / "data")
-        with running_edge(config) as under_test:
-
-            async def start() -> GrpcServer:
-                server = GrpcServer(under_test.edge, config.listen.grpc)
-                await server.start()
-                return server
-
-            server = under_test.do(start())
-            subprocess.run(
-                ["git", "push", "-q", under_test.url(PATH), "refs/heads/main"], cwd=peer, **run
-            )
-            with grpc.insecure_channel(config.listen.grpc) as channel:
-                columns = "     p50      p99  calls/s"
-                print(f"{'':34} {'API':^26}   {'git':^26}")
-                print(f"{'ms':34} {columns}   {columns}    ratio")
-                measure(Api(under_test, channel), Git(peer), arguments.calls)
-            under_test.do(server.stop(0))
+        with serving_api(folder / "data") as api:
+            url = api.under_test.url(PATH)
+            subprocess.run(["git", "push", "-q", url, "refs/heads/main"], cwd=peer, **run)
+            columns = "     p50      p99  calls/s"
+            print(f"{'':34} {'API':^26}   {'git':^26}")
+            print(f"{'ms':34} {columns}   {columns}    ratio")
+            measure(api, Git(peer), arguments.calls)
 
 
 if __name__ == "__main__":

@@ -7,36 +7,15 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
+from quorepo.cluster.apply import DiskActions
 from quorepo.cluster.raft.interface import Entry
 from quorepo.cluster.state.store import StateStore
 from quorepo.internal.v1 import core_pb2, log_pb2
 from quorepo.rpc.core_client import Position, check_result
 from quorepo.storage.errors import OutcomeUnknown, Unavailable
-from quorepo.storage.layout import (
-    GroupLayout,
-    ensure_repository,
-    promote_pack,
-    retire_pack,
-    retire_repository,
-)
-from quorepo.storage.objectformat import ObjectFormat
+from quorepo.storage.layout import GroupLayout
 
 __all__ = ["FakeCore"]
-
-
-class _Files:
-    def __init__(self, layout: GroupLayout) -> None:
-        self._layout = layout
-
-    def promote(self, repository_id: str, digest: bytes, object_format: ObjectFormat) -> None:
-        ensure_repository(self._layout, repository_id, object_format)
-        promote_pack(self._layout, repository_id, digest)
-
-    def retire(self, repository_id: str) -> None:
-        retire_repository(self._layout, repository_id)
-
-    def retire_pack(self, repository_id: str, digest: bytes) -> None:
-        retire_pack(self._layout, repository_id, digest)
 
 
 class FakeCore:
@@ -105,7 +84,7 @@ class FakeCore:
             kind="command",
             data=command.SerializeToString(deterministic=True),
         )
-        (result,) = store.apply_batch([entry], _Files(self._layouts[group]))
+        (result,) = store.apply_batch([entry], DiskActions(self._layouts[group]))
         assert result is not None
         return result
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
@@ -10,6 +13,7 @@ import pytest
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
+from quorepo.rpc.grpc.server import GrpcServer
 from quorepo.v1 import (
     blob_pb2_grpc,
     cluster_pb2_grpc,
@@ -20,10 +24,10 @@ from quorepo.v1 import (
     ref_pb2_grpc,
     repository_pb2_grpc,
 )
-from support.edge import TOKEN, EdgeUnderTest
+from support.edge import TOKEN, EdgeUnderTest, edge_config, running_edge
 from support.git import WorkTree
 
-__all__ = ["Api", "Refused", "push_history"]
+__all__ = ["Api", "Refused", "push_history", "serving_api"]
 
 _Detail = TypeVar("_Detail", bound=Message)
 
@@ -95,3 +99,23 @@ def push_history(api: Api, work: WorkTree, path: str) -> None:
     work.git("tag", "--annotate", "--message=release", "v1")
     work.commit("second", {"src/sub/deep.txt": "deep\n", "large.bin": b"\0\1\2\3" * 1_000_000})
     work.git("push", "--quiet", "--follow-tags", api.under_test.url(path), "main")
+
+
+@contextlib.contextmanager
+def serving_api(data_dir: Path, **sections: Any) -> Iterator[Api]:
+    """An edge over a fake core with its gRPC server, until the block ends; `sections` are those of
+    its configuration."""
+    config = edge_config(data_dir, **sections)
+    with running_edge(config) as under_test:
+
+        async def start() -> GrpcServer:
+            server = GrpcServer(under_test.edge, config.listen.grpc)
+            await server.start()
+            return server
+
+        server = under_test.do(start())
+        try:
+            with grpc.insecure_channel(config.listen.grpc) as channel:
+                yield Api(under_test, channel)
+        finally:
+            under_test.do(server.stop(0))

@@ -23,6 +23,7 @@ from support.state_log import (
 )
 
 import quorepo.cluster.sweep
+from quorepo.cluster.apply import DiskActions
 from quorepo.cluster.metrics import ClusterMetrics
 from quorepo.cluster.peer.held import HeldPacks
 from quorepo.cluster.raft.entries import COMMAND, NO_OP, encode_entry
@@ -34,35 +35,11 @@ from quorepo.cluster.raft.votes import VoteFile
 from quorepo.cluster.state.store import StateStore
 from quorepo.cluster.sweep import Retention, Sweeper
 from quorepo.internal.v1 import log_pb2
-from quorepo.storage.layout import (
-    GroupLayout,
-    ensure_repository,
-    promote_pack,
-    retire_pack,
-    retire_repository,
-)
-from quorepo.storage.objectformat import ObjectFormat
+from quorepo.storage.layout import GroupLayout
 
 GROUP = 1
 RETIRED_S = 1000.0
 QUARANTINE_S = 100.0
-
-
-class RealFiles:
-    """What apply does on disk."""
-
-    def __init__(self, layout: GroupLayout) -> None:
-        self._layout = layout
-
-    def promote(self, repository_id: str, digest: bytes, object_format: ObjectFormat) -> None:
-        ensure_repository(self._layout, repository_id, object_format)
-        promote_pack(self._layout, repository_id, digest)
-
-    def retire(self, repository_id: str) -> None:
-        retire_repository(self._layout, repository_id)
-
-    def retire_pack(self, repository_id: str, digest: bytes) -> None:
-        retire_pack(self._layout, repository_id, digest)
 
 
 class Replica:
@@ -115,7 +92,7 @@ class Replica:
     def apply(self) -> None:
         done = self.store.applied_index
         self.store.apply_batch(
-            [e for e in self.log.entries if e.index > done], RealFiles(self.layout)
+            [e for e in self.log.entries if e.index > done], DiskActions(self.layout)
         )
 
     def cut(self) -> None:

@@ -6,34 +6,18 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
 import pytest
 from support.cli import Run, Stub, runner, serving
-from support.edge import edge_config, running_edge
 from support.git import WorkTree
-from support.grpc_api import Api, push_history
-
-from quorepo.rpc.grpc.server import GrpcServer
+from support.grpc_api import Api, push_history, serving_api
 
 _numbers = itertools.count()
 
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    config = edge_config(tmp_path_factory.mktemp("node") / "data")
-    with running_edge(config) as under_test:
-
-        async def start() -> GrpcServer:
-            server = GrpcServer(under_test.edge, config.listen.grpc)
-            await server.start()
-            return server
-
-        server = under_test.do(start())
-        try:
-            with grpc.insecure_channel(config.listen.grpc) as channel:
-                yield Api(under_test, channel)
-        finally:
-            under_test.do(server.stop(0))
+    with serving_api(tmp_path_factory.mktemp("node") / "data") as api:
+        yield api
 
 
 @pytest.fixture

@@ -14,14 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
-from support.edge import TOKEN, edge_config, running_edge
+from support.edge import TOKEN
 from support.git import ENVIRONMENT, WorkTree
-from support.grpc_api import Api, Refused
+from support.grpc_api import Api, Refused, serving_api
 from support.waiting import eventually
 
-from quorepo.rpc.grpc.server import GrpcServer
 from quorepo.v1 import (
     blob_pb2,
     commit_pb2,
@@ -34,23 +32,6 @@ from quorepo.v1 import (
 
 PATH = "team/reads"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 12345\n"
-
-
-def serving(folder: Path, **sections: Any) -> Iterator[Api]:
-    config = edge_config(folder / "data", **sections)
-    with running_edge(config) as under_test:
-
-        async def start() -> GrpcServer:
-            server = GrpcServer(under_test.edge, config.listen.grpc)
-            await server.start()
-            return server
-
-        server = under_test.do(start())
-        try:
-            with grpc.insecure_channel(config.listen.grpc) as channel:
-                yield Api(under_test, channel)
-        finally:
-            under_test.do(server.stop(0))
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +51,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> WorkTree:
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory, work: WorkTree) -> Iterator[Api]:
-    for api in serving(tmp_path_factory.mktemp("node")):
+    with serving_api(tmp_path_factory.mktemp("node") / "data") as api:
         url = api.under_test.url(PATH)
         work.git("push", "--quiet", "--follow-tags", url, "main", "side")
         yield api
@@ -97,7 +78,7 @@ def tight(tmp_path_factory: pytest.TempPathFactory, work: WorkTree) -> Iterator[
         # A development environment may be older than this dependency.
         "channelz": importlib.util.find_spec("grpc_channelz") is not None,
     }
-    for api in serving(tmp_path_factory.mktemp("tight"), api=limits):
+    with serving_api(tmp_path_factory.mktemp("tight") / "data", api=limits) as api:
         work.git("push", "--quiet", api.under_test.url(PATH), "main", "side", "v1")
         yield api
 
@@ -539,7 +520,7 @@ def test_a_worker_answers_what_is_too_much_for_the_edge(
 
 
 def test_fsck_finds_a_pack_that_rotted(tmp_path: Path, work: WorkTree) -> None:
-    for api in serving(tmp_path):
+    with serving_api(tmp_path / "data") as api:
         work.git("push", "--quiet", api.under_test.url(PATH), "main")
         (pack,) = (tmp_path / "data").glob("groups/1/repositories/*.git/objects/pack/*.pack")
         content = bytearray(pack.read_bytes())
