@@ -56,8 +56,9 @@ def members_of(status: core_pb2.CoreStatus, group: core_pb2.CoreGroupStatus) -> 
                 reachable=replica.reachable,
                 may_lead=replica.may_lead,
                 leads=replica.role == "leader",
-                full=view is not None and near,
-                missing=frozenset(view.missing_digests) if view is not None else frozenset(),
+                # At most a thousand missing packs are named: who lacks more is not counted on.
+                full=near and view is not None and view.packs_missing <= len(view.missing_digests),
+                missing=frozenset(() if view is None else view.missing_digests),
             )
         )
     return members

@@ -5,15 +5,18 @@
 from __future__ import annotations
 
 import datetime
+import uuid
 from collections.abc import Callable
 from typing import Any
 
 import click
 
-from quorepo.rpc.cli.failures import EXIT_REFUSED, EXIT_UNAVAILABLE, Failure
+from quorepo.rpc.cli.failures import EXIT_UNAVAILABLE, Failure
 from quorepo.rpc.cli.options import Settings, common_options
 
 __all__ = ["CLUSTER_COMMANDS", "NODE_COMMANDS"]
+
+_REQUEST_ID_HELP = "Repeat an earlier request whose outcome is not known (a UUID)."
 
 
 def _change_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -22,6 +25,7 @@ def _change_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--yes", is_flag=True, help="Answer the safe question with yes."),
         click.option("--force", is_flag=True, help="Do it although the plan is refused."),
         click.option("--cluster-name", help="The cluster's name, for --force without a terminal."),
+        click.option("--request-id", type=click.UUID, help=_REQUEST_ID_HELP),
     ):
         function = option(function)
     return function
@@ -157,8 +161,9 @@ def replace(settings: Settings, node: str, peer_address: str, **how: Any) -> Non
 
 
 @click.command("cancel")
+@click.option("--request-id", type=click.UUID, help=_REQUEST_ID_HELP)
 @common_options
-def cancel(settings: Settings) -> None:
+def cancel(settings: Settings, request_id: uuid.UUID | None) -> None:
     """Takes the running `node add` or `node replace` back.
 
     \b
@@ -168,35 +173,46 @@ def cancel(settings: Settings) -> None:
     from quorepo.rpc.cli.client import connected
     from quorepo.rpc.cli.membership import change_document
     from quorepo.rpc.cli.output import emit_done
+    from quorepo.rpc.request_ids import new_request_uuid
     from quorepo.v1 import cluster_pb2
 
+    request_id = request_id or new_request_uuid()
+    request = cluster_pb2.CancelMembershipChangeRequest(request_id=request_id.bytes)
     with connected(settings) as client:
-        request = cluster_pb2.CancelMembershipChangeRequest()
-        change = client.call(client.cluster.CancelMembershipChange, request)
+        change = client.call(
+            client.cluster.CancelMembershipChange, request, request_id=str(request_id)
+        )
     emit_done(
         change_document(change), settings.output, f"{change.node} leaves again: quorepo node list"
     )
 
 
-def _drain(settings: Settings, method: str, request: Any) -> None:
+def _drain(settings: Settings, method: str, request: Any, request_id: uuid.UUID | None) -> None:
     from quorepo.rpc.cli.client import connected
-    from quorepo.rpc.cli.membership import plan_document, show_plan
+    from quorepo.rpc.cli.membership import plan_document, refuse_impossible, show_plan
     from quorepo.rpc.cli.output import emit_done
+    from quorepo.rpc.request_ids import new_request_uuid
 
     with connected(settings) as client:
-        plan = client.call(getattr(client.cluster, method), request).plan
-    show_plan(plan)
-    if plan.impossible:  # of a dry run
-        click.echo(f"would be refused: {'; '.join(plan.impossible)}", err=True)
-    did = "would be done" if request.dry_run else "done"
-    emit_done(plan_document(plan), settings.output, f"{did}: {plan.action} {request.node}")
+        planned = type(request)(node=request.node, dry_run=True)
+        plan = client.call(getattr(client.cluster, method), planned).plan
+        show_plan(plan)
+        refuse_impossible(plan)
+        if not request.dry_run:
+            request_id = request_id or new_request_uuid()
+            request.request_id = request_id.bytes
+            client.call(getattr(client.cluster, method), request, request_id=str(request_id))
+    what = f"{plan.action} {request.node}"
+    did = f"dry run of {what}: nothing was changed" if request.dry_run else f"done: {what}"
+    emit_done(plan_document(plan), settings.output, did)
 
 
 @click.command("drain")
 @click.argument("node")
 @click.option("--dry-run", is_flag=True, help="Show the plan, change nothing.")
+@click.option("--request-id", type=click.UUID, help=_REQUEST_ID_HELP)
 @common_options
-def drain(settings: Settings, node: str, dry_run: bool) -> None:
+def drain(settings: Settings, node: str, dry_run: bool, request_id: uuid.UUID | None) -> None:
     """The node hands over what it leads and takes no pushes; it stays a member.
 
     \b
@@ -206,14 +222,15 @@ def drain(settings: Settings, node: str, dry_run: bool) -> None:
     from quorepo.v1 import cluster_pb2
 
     request = cluster_pb2.DrainNodeRequest(node=node, dry_run=dry_run)
-    _drain(settings, "DrainNode", request)
+    _drain(settings, "DrainNode", request, request_id)
 
 
 @click.command("undrain")
 @click.argument("node")
 @click.option("--dry-run", is_flag=True, help="Show the plan, change nothing.")
+@click.option("--request-id", type=click.UUID, help=_REQUEST_ID_HELP)
 @common_options
-def undrain(settings: Settings, node: str, dry_run: bool) -> None:
+def undrain(settings: Settings, node: str, dry_run: bool, request_id: uuid.UUID | None) -> None:
     """The node may lead and takes pushes again.
 
     \b
@@ -223,7 +240,7 @@ def undrain(settings: Settings, node: str, dry_run: bool) -> None:
     from quorepo.v1 import cluster_pb2
 
     request = cluster_pb2.UndrainNodeRequest(node=node, dry_run=dry_run)
-    _drain(settings, "UndrainNode", request)
+    _drain(settings, "UndrainNode", request, request_id)
 
 
 @click.command("transfer-leader")
@@ -239,16 +256,18 @@ def transfer_leader(settings: Settings, group: int | None, to_node: str, dry_run
       quorepo cluster transfer-leader --to n2
     """
     from quorepo.rpc.cli.client import connected
-    from quorepo.rpc.cli.membership import show_plan
+    from quorepo.rpc.cli.membership import refuse_impossible, show_plan
     from quorepo.rpc.cli.output import emit
     from quorepo.v1 import cluster_pb2
 
-    request = cluster_pb2.TransferLeaderRequest(group=group, to_node=to_node, dry_run=dry_run)
+    request = cluster_pb2.TransferLeaderRequest(group=group, to_node=to_node, dry_run=True)
     with connected(settings) as client:
         answer = client.call(client.cluster.TransferLeader, request)
-    show_plan(answer.plan)
-    if dry_run and answer.plan.impossible:
-        raise Failure("; ".join(answer.plan.impossible), exit_code=EXIT_REFUSED)
+        show_plan(answer.plan)
+        refuse_impossible(answer.plan)
+        if not dry_run:
+            request.dry_run = False
+            answer = client.call(client.cluster.TransferLeader, request)
     transfers = [
         {"group": t.group, "from": t.from_node, "to": t.to_node, "problem": t.problem or None}
         for t in answer.transfers
