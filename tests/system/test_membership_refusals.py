@@ -39,7 +39,7 @@ def refused(demo: Demo, *command: str) -> str:
 def test_what_cannot_be_done_to_the_members_is_refused(cluster: Demo) -> None:
     before, known = configurations(cluster, "n1"), history(cluster)
     address = peer_address(cluster, "n2")
-    for command, words in (
+    cases: list[tuple[tuple[str, ...], str]] = [
         (("node", "remove", "n9", "--yes"), "there is no node 'n9'"),
         (("node", "promote", "n9", "--yes"), "there is no node 'n9'"),
         (("node", "promote", "n2", "--yes"), "node 'n2' votes already"),
@@ -53,15 +53,16 @@ def test_what_cannot_be_done_to_the_members_is_refused(cluster: Demo) -> None:
         (("node", "drain", "n9"), "there is no node 'n9'"),
         (("node", "undrain", "n9"), "there is no node 'n9'"),
         (("cluster", "transfer-leader", "--to", "n9"), "is no voter that may lead"),
-    ):
+    ]
+    for command, words in cases:
         assert words in refused(cluster, *command), command
         # The rehearsal says what the deed would.
         rehearsed = [option for option in command if option != "--yes"]
         assert words in refused(cluster, *rehearsed, "--dry-run"), command
-    for command, words in (
+    for command, words in [
         (("cluster", "transfer-leader", "--group", "9"), "there is no group 9"),
         (("node", "cancel"), "of the members"),
-    ):
+    ]:
         process = cluster.cli(*command, check=False)
         assert process.returncode in (1, REFUSED)
         assert words in process.stderr
