@@ -37,6 +37,7 @@ from quorepo.storage.errors import (
     Rejected,
     Unavailable,
 )
+from quorepo.storage.failpoints import failpoint
 
 __all__ = [
     "Core",
@@ -161,9 +162,11 @@ class CoreClient(MemberCallsClient):
                     group=group, command=command, timeout_ms=deadline.left_ms()
                 )
                 try:
+                    failpoint("edge.propose.before_send")
                     response = await self._stub.Propose(
                         request, timeout=deadline.left_s() + _ANSWER_MARGIN_S
                     )
+                    failpoint("edge.propose.after_answer")
                 except grpc.aio.AioRpcError as error:
                     refused = _refusal(error)
                     if refused is not None and not doubt:

@@ -66,9 +66,7 @@ def _revert(client: Client, path: str, words: str) -> None:
 
 def _rebase(client: Client, path: str, words: str) -> None:
     _start(client, path, f"moving-{words}", words)
-    client.operations.rebase(
-        path, f"moving-{words}", "merged", upstream="main", committer=ADA
-    )
+    client.operations.rebase(path, f"moving-{words}", "merged", upstream="main", committer=ADA)
 
 
 def _names(client: Client, path: str, words: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import grpc
 
 from quorepo.cluster.state.reader import StateReader
+from quorepo.cluster.state.rows import TransactionRow
 from quorepo.storage.layout import GroupLayout
 from quorepo.v1 import event_pb2, event_pb2_grpc
 from support.demo import Demo
@@ -105,7 +106,8 @@ def history_of(demo: Demo, node: str) -> list[Change]:
     """Every ref change that a node has applied, from its own file."""
     reader = StateReader(GroupLayout(demo.nodes[node].data_dir, _STORAGE))
     try:
-        rows, after = [], 0
+        rows: list[TransactionRow] = []
+        after = 0
         while page := reader.transactions(after, 500)[0]:
             rows.extend(page)
             after = page[-1].log_index
@@ -114,7 +116,7 @@ def history_of(demo: Demo, node: str) -> list[Change]:
         reader.close()
 
 
-def _changes(reader: StateReader, rows: Iterable) -> Iterable[Change]:
+def _changes(reader: StateReader, rows: Iterable[TransactionRow]) -> Iterable[Change]:
     for row in rows:
         for _, name, old, new in reader.changes_of(row.repository_id, row.counter, -1, 10_000):
             yield Change(
