@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,20 @@ from support.demo import Demo
 from support.waiting import eventually
 
 __all__ = [
+    "WAIT_S",
     "add_command",
     "background",
     "change",
     "configurations",
-    "hold_back",
     "lead",
     "members",
     "peer_address",
+    "restart_log",
     "restart_with_failpoint",
     "start_newcomer",
     "wait_for_change",
     "wait_until_killed",
+    "wait_until_waiting",
     "wipe",
 ]
 
@@ -71,13 +75,19 @@ def wait_until_waiting(demo: Demo, name: str, ask: str) -> None:
     )  # fmt: skip
 
 
-def background(demo: Demo, *arguments: str, node: str) -> subprocess.Popen[str]:
-    """The `quorepo` command, not waited for."""
-    return subprocess.Popen(
+@contextlib.contextmanager
+def background(demo: Demo, *arguments: str, node: str) -> Iterator[subprocess.Popen[str]]:
+    """The `quorepo` command, not waited for; killed at the end when it still runs."""
+    with subprocess.Popen(
         [sys.executable, "-m", "quorepo", "--endpoint", demo.nodes[node].grpc, *arguments],
         env={**os.environ, "QUOREPO_TOKEN": demo.token, "NO_COLOR": "1"},
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    ) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
 
 
 def change(demo: Demo, ask: str) -> dict[str, Any] | None:
@@ -125,11 +135,6 @@ def wait_until_killed(demo: Demo, name: str) -> None:
         lambda: _KILLED.search(restart_log(demo, name)),
         timeout_s=WAIT_S, what=f"the failpoint of {name} was reached",
     )  # fmt: skip
-
-
-def hold_back(demo: Demo, name: str, ask: str) -> None:
-    """A newcomer that called and answers no more: it is known, and can't catch up."""
-    wait_until_waiting(demo, name, ask)
 
 
 def wipe(demo: Demo, name: str) -> None:

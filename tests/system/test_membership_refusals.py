@@ -114,13 +114,13 @@ def test_what_would_cost_the_majority_needs_force_and_the_typed_name(own_cluster
     assert "would be refused: group 1 would lose its majority" in rehearsed.stderr
     assert configurations(demo, "n1") == before
     # By force it goes on until the majority is lost, as was said, and ends once n3 is back.
-    forced = background(demo, *remove, "--force", "--cluster-name", cluster_id, node="n1")
-    eventually(
-        lambda: not any(r.startswith("n2@") for r in configurations(demo, "n1")[1]),
-        timeout_s=60, what="n2 leaves group 1",
-    )  # fmt: skip
-    demo.restart("n3")
-    _, said = forced.communicate(timeout=60)
+    with background(demo, *remove, "--force", "--cluster-name", cluster_id, node="n1") as forced:
+        eventually(
+            lambda: not any(r.startswith("n2@") for r in configurations(demo, "n1")[1]),
+            timeout_s=60, what="n2 leaves group 1",
+        )  # fmt: skip
+        demo.restart("n3")
+        _, said = forced.communicate(timeout=60)
     assert forced.returncode == 0, said
     assert members(demo, "n1") == {"n1": "voter", "n3": "voter"}
 
