@@ -4,15 +4,17 @@ made."""
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from quorepo.rpc.client import types
-from quorepo.rpc.client.errors import InvalidArgument
+from quorepo.rpc.client.errors import InvalidArgument, LimitExceeded
 from quorepo.rpc.request_ids import new_request_uuid
 from quorepo.v1 import (
+    blob_pb2,
     commit_pb2,
     common_pb2,
     diff_pb2,
@@ -23,29 +25,59 @@ from quorepo.v1 import (
 )
 
 __all__ = [
+    "blame_hunk",
+    "blob_info",
     "blob_oid",
+    "choice",
     "commit",
+    "commit_stats",
+    "deleted_repository",
+    "diff_options",
     "diff_range",
     "event",
     "expectation",
     "file_change",
+    "found_object",
+    "fsck_report",
+    "limit_met",
     "merge_check",
+    "pack_change",
     "ref",
     "ref_update",
     "ref_update_result",
     "repository",
+    "repository_size",
     "request_uuid",
     "revision",
+    "search_result",
     "signature_message",
     "timestamp",
     "to_bytes",
     "tree_entry",
 ]
 
+_Value = TypeVar("_Value")
+
 
 def to_bytes(value: str | bytes) -> bytes:
     """Names and paths may be given as text."""
     return value.encode() if isinstance(value, str) else bytes(value)
+
+
+def choice(what: str, values: Mapping[str, _Value], asked: str) -> _Value:
+    """The value that a word stands for.
+
+    Raises:
+        InvalidArgument: it stands for none; nothing was tried.
+    """
+    if asked not in values:
+        known = ", ".join(repr(word) for word in values if word)
+        raise InvalidArgument(
+            f"{what} {asked!r} is none of {known}; nothing was tried",
+            reason="INVALID_ARGUMENT",
+            code="INVALID_ARGUMENT",
+        )
+    return values[asked]
 
 
 def request_uuid(given: str | uuid.UUID | None) -> str:
@@ -72,6 +104,52 @@ def repository(message: repository_pb2.Repository) -> types.Repository:
         read_only=message.read_only,
         detached_head_oid=message.detached_head_oid,
         forked_from_id=message.forked_from_id,
+    )
+
+
+def deleted_repository(message: repository_pb2.DeletedRepository) -> types.DeletedRepository:
+    return types.DeletedRepository(
+        repository_id=message.repository_id,
+        path=message.path,
+        delete_time=message.delete_time.ToDatetime(UTC),
+        purge_time=message.purge_time.ToDatetime(UTC),
+        revision=revision(message.revision),
+    )
+
+
+def repository_size(message: repository_pb2.GetRepositorySizeResponse) -> types.RepositorySize:
+    return types.RepositorySize(
+        pack_bytes=message.pack_bytes,
+        objects=message.objects,
+        pack_count=message.pack_count,
+        ref_count=message.ref_count,
+        revision=revision(message.revision),
+    )
+
+
+def fsck_report(message: repository_pb2.FsckRepositoryResponse) -> types.FsckReport:
+    return types.FsckReport(
+        problems=tuple(
+            types.FsckProblem(found.message_id, found.oid, found.ref_name, found.text)
+            for found in message.problems
+        ),
+        objects=message.objects,
+        packs=message.packs,
+        truncated=message.truncated,
+        revision=revision(message.revision),
+    )
+
+
+def pack_change(at: common_pb2.Revision, message: repository_pb2.PackChange) -> types.PackChange:
+    return types.PackChange(
+        revision=revision(at),
+        packs_before=message.packs_before,
+        packs_after=message.packs_after,
+        packs_removed=message.packs_removed,
+        bytes_removed=message.bytes_removed,
+        bytes_added=message.bytes_added,
+        objects=message.objects,
+        objects_dropped=message.objects_dropped,
     )
 
 
@@ -127,6 +205,56 @@ def _signature(message: commit_pb2.Signature) -> types.Signature:
     return types.Signature(message.name, message.email, message.time.ToDatetime(zone))
 
 
+def commit_stats(message: commit_pb2.GetCommitStatsResponse) -> types.CommitStats:
+    return types.CommitStats(
+        oid=message.oid,
+        files=message.files,
+        additions=message.additions,
+        deletions=message.deletions,
+        truncated=message.truncated,
+    )
+
+
+def found_object(message: commit_pb2.CheckObjectsExistResponse.Object) -> types.FoundObject:
+    kind = _word(common_pb2.ObjectType, message.type, "OBJECT_TYPE_") if message.oid else ""
+    return types.FoundObject(message.name, message.oid, kind)
+
+
+def blame_hunk(message: commit_pb2.BlameResponse.Hunk, of: types.Commit) -> types.BlameHunk:
+    return types.BlameHunk(
+        commit=of,
+        first_line=message.first_line,
+        line_count=message.line_count,
+        original_first_line=message.original_first_line,
+        original_path=message.original_path,
+        boundary=message.boundary,
+    )
+
+
+def search_result(message: commit_pb2.SearchContentResponse) -> types.SearchResult:
+    return types.SearchResult(
+        matches=tuple(
+            types.SearchMatch(
+                path=match.path,
+                line_number=match.line_number,
+                column=match.column,
+                line=match.line,
+                blob_oid=match.blob_oid,
+            )
+            for match in message.matches
+        ),
+        commit_oid=message.commit_oid,
+        truncated_by=message.truncated_by,
+    )
+
+
+def blob_info(message: blob_pb2.BlobInfo) -> types.BlobInfo:
+    pointer = None
+    if message.HasField("lfs_pointer"):
+        pointer = types.LfsPointer(message.lfs_pointer.oid_sha256, message.lfs_pointer.size)
+    return types.BlobInfo(message.path, message.oid, message.mode, message.size, pointer)
+
+
 def tree_entry(message: commit_pb2.TreeEntry) -> types.TreeEntry:
     return types.TreeEntry(
         name=message.name,
@@ -144,6 +272,29 @@ def diff_range(base: str | bytes, head: str | bytes, from_merge_base: bool) -> d
     )
 
 
+def diff_options(
+    options: types.DiffOptions | None, paths: Sequence[str | bytes]
+) -> diff_pb2.DiffOptions:
+    wanted = options or types.DiffOptions()
+    return diff_pb2.DiffOptions(
+        paths=[to_bytes(path) for path in paths],
+        no_renames=not wanted.renames,
+        rename_similarity=wanted.rename_similarity,
+        context_lines=wanted.context_lines,
+        find_copies=wanted.find_copies,
+    )
+
+
+def limit_met(what: str, limit: str) -> LimitExceeded:
+    """The error of an answer that says that it was cut at a limit."""
+    return LimitExceeded(
+        f"{what} was cut at the limit {limit}",
+        reason="LIMIT_EXCEEDED",
+        code="RESOURCE_EXHAUSTED",
+        metadata={"limit": limit},
+    ).named(limit)
+
+
 def file_change(message: diff_pb2.FileChange) -> types.FileChange:
     return types.FileChange(
         status=_word(diff_pb2.ChangeStatus, message.status, "CHANGE_STATUS_"),
@@ -157,6 +308,7 @@ def file_change(message: diff_pb2.FileChange) -> types.FileChange:
         additions=message.additions,
         deletions=message.deletions,
         binary=message.binary,
+        left_out=message.patch_left_out,
     )
 
 

@@ -1,21 +1,54 @@
 """What calls of the client return: frozen, without protobuf. Names, paths and messages are bytes:
-git does not promise UTF-8. Object ids are lowercase hex."""
+git does not promise UTF-8. Object ids are lowercase hex. `content_types.py` has what is in a
+repository: commits, trees, blobs, diffs."""
 
 from __future__ import annotations
 
 import dataclasses
 from datetime import datetime
 
+from quorepo.rpc.client.content_types import (
+    BatchBlob,
+    BlameHunk,
+    Blob,
+    BlobInfo,
+    Commit,
+    CommitStats,
+    DiffOptions,
+    DiffStats,
+    DivergingCounts,
+    FileChange,
+    FilePatch,
+    FoundObject,
+    LfsPointer,
+    SearchMatch,
+    SearchResult,
+    Signature,
+    TreeEntry,
+)
+
 __all__ = [
+    "BatchBlob",
+    "BlameHunk",
     "Blob",
+    "BlobInfo",
     "BranchResult",
     "Commit",
     "CommitResult",
+    "CommitStats",
+    "DefaultBranch",
+    "DeletedRepository",
+    "DiffOptions",
     "DiffStats",
+    "DivergingCounts",
     "Event",
     "FileAction",
     "FileChange",
     "FilePatch",
+    "FoundObject",
+    "FsckProblem",
+    "FsckReport",
+    "LfsPointer",
     "MergeCheck",
     "MergeResult",
     "PackChange",
@@ -24,7 +57,11 @@ __all__ = [
     "RefUpdate",
     "RefUpdateResult",
     "Repository",
+    "RepositoryChecksum",
+    "RepositorySize",
     "Revision",
+    "SearchMatch",
+    "SearchResult",
     "Signature",
     "TagResult",
     "TreeEntry",
@@ -76,6 +113,57 @@ class PackChange:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class DeletedRepository:
+    """A repository that `repositories.undelete` can bring back until `purge_time`."""
+
+    repository_id: str
+    path: str
+    delete_time: datetime
+    purge_time: datetime
+    revision: Revision
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RepositorySize:
+    """`pack_bytes` without indexes; an object that is in two packs counts twice."""
+
+    pack_bytes: int
+    objects: int
+    pack_count: int
+    ref_count: int
+    revision: Revision
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RepositoryChecksum:
+    """A digest of all refs, equal on all replicas at one revision."""
+
+    checksum: str
+    revision: Revision
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FsckProblem:
+    """`message_id` is git's, or "missingObject", "damagedPack" and the like."""
+
+    message_id: str
+    oid: str
+    ref_name: bytes
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FsckReport:
+    """No problems: all is well. `truncated`: there are more than api.fsck_problems_max."""
+
+    problems: tuple[FsckProblem, ...]
+    objects: int
+    packs: int
+    truncated: bool
+    revision: Revision
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Ref:
     """A ref; `peeled_oid` is what an annotated tag leads to, else empty."""
 
@@ -83,6 +171,14 @@ class Ref:
     oid: str
     peeled_oid: str = ""
     symbolic_target: bytes = b""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DefaultBranch:
+    """`name` is empty when HEAD is detached, `oid` when the branch does not exist yet."""
+
+    name: bytes
+    oid: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -107,88 +203,6 @@ class RefUpdateResult:
     status: str
     actual_oid: str
     conflicting_name: bytes
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Signature:
-    """Who and when; without a time: now, by the clock of the node."""
-
-    name: str | bytes
-    email: str | bytes
-    time: datetime | None = None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Commit:
-    """A commit; times have the offset that was recorded."""
-
-    oid: str
-    tree_oid: str
-    parent_oids: tuple[str, ...]
-    author: Signature
-    committer: Signature
-    message: bytes
-    encoding: str
-    pgp_signature: bytes
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class TreeEntry:
-    """`type` is "blob", "tree" or "commit" (a submodule)."""
-
-    name: bytes
-    path: bytes
-    mode: int
-    type: str
-    oid: str
-    last_commit: Commit | None = None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Blob:
-    """A blob with its content."""
-
-    oid: str
-    size: int
-    data: bytes
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class FileChange:
-    """`status`: "added", "modified", "deleted", "renamed", "copied" or "type_changed"."""
-
-    status: str
-    old_path: bytes
-    new_path: bytes
-    old_mode: int
-    new_mode: int
-    old_oid: str
-    new_oid: str
-    similarity: int
-    additions: int
-    deletions: int
-    binary: bool
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class FilePatch:
-    """A change with its patch; empty when it was above the limit for a file."""
-
-    change: FileChange
-    patch: bytes
-    patch_left_out: bool
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class DiffStats:
-    """With `truncated_by`, the name of a limit, the figures are lower bounds."""
-
-    base_oid: str
-    head_oid: str
-    files: int
-    additions: int
-    deletions: int
-    truncated_by: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ _RULES = [
     (r"\bAsyncGenerator, Callable, Iterable\b", "Callable, Generator, Iterable"),
     (r"\baclosing\b", "closing"),
     (r"\bAsyncIterator\b", "Iterator"),
+    (r"\bfor (\w+) in (.+):\n +yield \1\n", r"yield from \2\n"),
     (r"\b__aenter__\b", "__enter__"),
     (r"\b__aexit__\b", "__exit__"),
     (r"\basynchronous\b", "synchronous"),

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Sequence
 
 from quorepo.rpc.client import codecs
 from quorepo.rpc.client.asynchronous.transport import Transport
-from quorepo.rpc.client.errors import CutStream, LimitExceeded
+from quorepo.rpc.client.errors import CutStream
 from quorepo.rpc.client.session import Session
-from quorepo.rpc.client.types import DiffStats, FileChange, FilePatch
+from quorepo.rpc.client.types import DiffOptions, DiffStats, FileChange, FilePatch
 from quorepo.v1 import diff_pb2 as pb
 
 __all__ = ["Diffs"]
@@ -33,6 +33,7 @@ class Diffs:
         head: str | bytes,
         *,
         paths: Sequence[str | bytes] = (),
+        options: DiffOptions | None = None,
         from_merge_base: bool = False,
         consistency: str | None = None,
     ) -> AsyncIterator[FilePatch]:
@@ -45,7 +46,7 @@ class Diffs:
         request = pb.DiffRequest(
             repository=repository,
             range=codecs.diff_range(base, head, from_merge_base),
-            options=pb.DiffOptions(paths=[codecs.to_bytes(path) for path in paths]),
+            options=codecs.diff_options(options, paths),
             format=pb.DIFF_FORMAT_PATCH,
             consistency=self._session.wanted(repository, consistency),
         )
@@ -70,12 +71,45 @@ class Diffs:
         if trailer is None or trailer.sha256 != digest.digest():
             raise CutStream("the diff came damaged or in part", reason="CUT_STREAM")
         if trailer.truncated_by:
-            raise LimitExceeded(
-                f"the diff was cut at the limit {trailer.truncated_by}",
-                reason="LIMIT_EXCEEDED",
-                code="RESOURCE_EXHAUSTED",
-                metadata={"limit": trailer.truncated_by},
-            ).named(trailer.truncated_by)
+            raise codecs.limit_met("the diff", trailer.truncated_by)
+
+    async def counted_changes(
+        self,
+        repository: str,
+        base: str | bytes,
+        head: str | bytes,
+        *,
+        paths: Sequence[str | bytes] = (),
+        options: DiffOptions | None = None,
+        from_merge_base: bool = False,
+        consistency: str | None = None,
+    ) -> AsyncIterator[FileChange]:
+        """Each changed file with its added and deleted lines, as `git diff --numstat` counts them.
+
+        Raises:
+            CutStream: it came in part.
+            LimitExceeded: the diff is larger than a limit; what came before is right.
+        """
+        request = pb.DiffRequest(
+            repository=repository,
+            range=codecs.diff_range(base, head, from_merge_base),
+            options=codecs.diff_options(options, paths),
+            format=pb.DIFF_FORMAT_NUMSTAT,
+            consistency=self._session.wanted(repository, consistency),
+        )
+        trailer: pb.DiffResponse.Trailer | None = None
+        async for message in self._transport.stream(pb.DiffResponse, "DiffService/Diff", request):
+            part = message.WhichOneof("part")
+            if part == "header":
+                self._session.saw(repository, message.header.revision)
+            elif part == "change":
+                yield codecs.file_change(message.change)
+            elif part == "trailer":
+                trailer = message.trailer
+        if trailer is None:
+            raise CutStream("the diff came in part", reason="CUT_STREAM")
+        if trailer.truncated_by:
+            raise codecs.limit_met("the diff", trailer.truncated_by)
 
     async def changes(
         self,
@@ -84,6 +118,7 @@ class Diffs:
         head: str | bytes,
         *,
         paths: Sequence[str | bytes] = (),
+        options: DiffOptions | None = None,
         from_merge_base: bool = False,
         page_size: int = 100,
         consistency: str | None = None,
@@ -92,7 +127,7 @@ class Diffs:
         request = pb.ListChangedPathsRequest(
             repository=repository,
             range=codecs.diff_range(base, head, from_merge_base),
-            options=pb.DiffOptions(paths=[codecs.to_bytes(path) for path in paths]),
+            options=codecs.diff_options(options, paths),
             page_size=page_size,
             consistency=self._session.wanted(repository, consistency),
         )
@@ -107,12 +142,7 @@ class Diffs:
                 break
             request.page_token = answer.next_page_token
         if answer.truncated_by:
-            raise LimitExceeded(
-                f"the list of changed paths was cut at the limit {answer.truncated_by}",
-                reason="LIMIT_EXCEEDED",
-                code="RESOURCE_EXHAUSTED",
-                metadata={"limit": answer.truncated_by},
-            ).named(answer.truncated_by)
+            raise codecs.limit_met("the list of changed paths", answer.truncated_by)
 
     async def stats(
         self,
@@ -120,6 +150,8 @@ class Diffs:
         base: str | bytes,
         head: str | bytes,
         *,
+        paths: Sequence[str | bytes] = (),
+        options: DiffOptions | None = None,
         from_merge_base: bool = False,
         consistency: str | None = None,
     ) -> DiffStats:
@@ -127,6 +159,7 @@ class Diffs:
         request = pb.GetDiffStatsRequest(
             repository=repository,
             range=codecs.diff_range(base, head, from_merge_base),
+            options=codecs.diff_options(options, paths),
             consistency=self._session.wanted(repository, consistency),
         )
         answer = await self._transport.unary(

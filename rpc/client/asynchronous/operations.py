@@ -217,7 +217,7 @@ class Operations:
             branch=codecs.to_bytes(branch),
             source=codecs.to_bytes(source),
             expected=codecs.expectation(expected_oid),
-            mode=_MODES[mode],
+            mode=codecs.choice("mode", _MODES, mode),
             message=codecs.to_bytes(message),
             author=codecs.signature_message(author),
         )

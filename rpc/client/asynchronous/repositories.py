@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator
 
 from quorepo.rpc.client import codecs
 from quorepo.rpc.client.asynchronous.transport import Transport
+from quorepo.rpc.client.errors import CutStream
 from quorepo.rpc.client.session import Session
-from quorepo.rpc.client.types import PackChange, Repository, Revision
+from quorepo.rpc.client.types import (
+    DeletedRepository,
+    FsckReport,
+    PackChange,
+    Repository,
+    RepositoryChecksum,
+    RepositorySize,
+    Revision,
+)
 from quorepo.v1 import common_pb2
 from quorepo.v1 import repository_pb2 as pb
 
@@ -17,7 +27,13 @@ _FORMATS = {
     "sha1": common_pb2.OBJECT_FORMAT_SHA1,
     "sha256": common_pb2.OBJECT_FORMAT_SHA256,
 }
+_ARCHIVES = {
+    "tar": pb.ARCHIVE_FORMAT_TAR,
+    "tar.gz": pb.ARCHIVE_FORMAT_TAR_GZ,
+    "zip": pb.ARCHIVE_FORMAT_ZIP,
+}
 _UPKEEP_TIMEOUT_S = 600.0
+_FSCK_TIMEOUT_S = 1800.0
 
 
 class Repositories:
@@ -44,7 +60,7 @@ class Repositories:
             request_id=codecs.request_uuid(request_id),
             path=path,
             default_branch=codecs.to_bytes(default_branch),
-            object_format=_FORMATS[object_format],
+            object_format=codecs.choice("object_format", _FORMATS, object_format),
         )
         answer = await self._transport.unary(
             pb.CreateRepositoryResponse, "RepositoryService/CreateRepository", request
@@ -185,14 +201,145 @@ class Repositories:
             patient=True,
         )
         self._session.saw(path, answer.revision)
-        change = answer.change
-        return PackChange(
-            revision=codecs.revision(answer.revision),
-            packs_before=change.packs_before,
-            packs_after=change.packs_after,
-            packs_removed=change.packs_removed,
-            bytes_removed=change.bytes_removed,
-            bytes_added=change.bytes_added,
-            objects=change.objects,
-            objects_dropped=change.objects_dropped,
+        return codecs.pack_change(answer.revision, answer.change)
+
+    async def prune(
+        self,
+        path: str,
+        *,
+        grace_s: float | None = None,
+        timeout_s: float = _UPKEEP_TIMEOUT_S,
+        request_id: str | None = None,
+    ) -> PackChange:
+        """Removes objects that nothing has led to for the grace time; answers when that is done.
+
+        Args:
+            grace_s: in seconds; None: the node's storage.prune_grace_s.
+        """
+        request = pb.PruneRepositoryRequest(
+            request_id=codecs.request_uuid(request_id), path=path, grace_s=grace_s
         )
+        answer = await self._transport.unary(
+            pb.PruneRepositoryResponse,
+            "RepositoryService/PruneRepository",
+            request,
+            timeout_s=timeout_s,
+            patient=True,
+        )
+        self._session.saw(path, answer.revision)
+        return codecs.pack_change(answer.revision, answer.change)
+
+    async def list_deleted(
+        self, *, page_size: int = 1000, consistency: str | None = None
+    ) -> AsyncIterator[DeletedRepository]:
+        """Deleted repositories that can still be had back, in order of their ids."""
+        request = pb.ListDeletedRepositoriesRequest(
+            page_size=page_size, consistency=self._session.wanted_of_all(consistency)
+        )
+        while True:
+            answer = await self._transport.unary(
+                pb.ListDeletedRepositoriesResponse,
+                "RepositoryService/ListDeletedRepositories",
+                request,
+            )
+            for message in answer.repositories:
+                yield codecs.deleted_repository(message)
+            if not answer.next_page_token:
+                return
+            request.page_token = answer.next_page_token
+
+    async def size(self, path: str, *, consistency: str | None = None) -> RepositorySize:
+        """What a repository takes, as the node that is asked stores it.
+
+        Raises:
+            NotFound
+        """
+        request = pb.GetRepositorySizeRequest(
+            path=path, consistency=self._session.wanted(path, consistency)
+        )
+        answer = await self._transport.unary(
+            pb.GetRepositorySizeResponse, "RepositoryService/GetRepositorySize", request
+        )
+        self._session.saw(path, answer.revision)
+        return codecs.repository_size(answer)
+
+    async def checksum(self, path: str, *, consistency: str | None = None) -> RepositoryChecksum:
+        """The digest of all refs.
+
+        Raises:
+            NotFound
+        """
+        request = pb.GetRepositoryChecksumRequest(
+            path=path, consistency=self._session.wanted(path, consistency)
+        )
+        answer = await self._transport.unary(
+            pb.GetRepositoryChecksumResponse, "RepositoryService/GetRepositoryChecksum", request
+        )
+        self._session.saw(path, answer.revision)
+        return RepositoryChecksum(answer.checksum, codecs.revision(answer.revision))
+
+    async def fsck(
+        self, path: str, *, timeout_s: float = _FSCK_TIMEOUT_S, consistency: str | None = None
+    ) -> FsckReport:
+        """Reads and checks every object on the node that is asked; takes minutes for large ones.
+
+        Raises:
+            NotFound
+        """
+        request = pb.FsckRepositoryRequest(
+            path=path, consistency=self._session.wanted(path, consistency)
+        )
+        answer = await self._transport.unary(
+            pb.FsckRepositoryResponse,
+            "RepositoryService/FsckRepository",
+            request,
+            timeout_s=timeout_s,
+            patient=True,
+        )
+        self._session.saw(path, answer.revision)
+        return codecs.fsck_report(answer)
+
+    async def archive(
+        self,
+        path: str,
+        commit: str | bytes = b"HEAD",
+        *,
+        kind: str = "tar",
+        folder: str | bytes = b"",
+        prefix: str | bytes = b"",
+        consistency: str | None = None,
+    ) -> AsyncIterator[bytes]:
+        """The files of a commit in chunks; only a loop that ends without an error saw all of it.
+
+        Args:
+            kind: "tar", "tar.gz" or "zip".
+            folder: only what is below it.
+            prefix: before every path in the archive, such as "project-1.0/".
+
+        Raises:
+            NotFound
+            CutStream: it came damaged or in part.
+        """
+        request = pb.GetArchiveRequest(
+            path=path,
+            commit=codecs.to_bytes(commit),
+            format=codecs.choice("kind", _ARCHIVES, kind),
+            folder=codecs.to_bytes(folder),
+            prefix=codecs.to_bytes(prefix),
+            consistency=self._session.wanted(path, consistency),
+        )
+        digest = hashlib.sha256()
+        told: bytes | None = None
+        async for message in self._transport.stream(
+            pb.GetArchiveResponse, "RepositoryService/GetArchive", request
+        ):
+            part = message.WhichOneof("part")
+            if part == "header":
+                self._session.saw(path, message.header.revision)
+            elif part == "chunk":
+                digest.update(message.chunk)
+                yield message.chunk
+            else:
+                told = message.trailer.sha256
+        if told != digest.digest():
+            raise CutStream("the archive came damaged or in part", reason="CUT_STREAM")

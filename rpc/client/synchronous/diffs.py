@@ -7,10 +7,10 @@ import hashlib
 from collections.abc import Iterator, Sequence
 
 from quorepo.rpc.client import codecs
-from quorepo.rpc.client.errors import CutStream, LimitExceeded
+from quorepo.rpc.client.errors import CutStream
 from quorepo.rpc.client.session import Session
 from quorepo.rpc.client.synchronous.transport import Transport
-from quorepo.rpc.client.types import DiffStats, FileChange, FilePatch
+from quorepo.rpc.client.types import DiffOptions, DiffStats, FileChange, FilePatch
 from quorepo.v1 import diff_pb2 as pb
 
 __all__ = ["Diffs"]
@@ -34,6 +34,7 @@ class Diffs:
         head: str | bytes,
         *,
         paths: Sequence[str | bytes] = (),
+        options: DiffOptions | None = None,
         from_merge_base: bool = False,
         consistency: str | None = None,
     ) -> Iterator[FilePatch]:
@@ -46,7 +47,7 @@ class Diffs:
         request = pb.DiffRequest(
             repository=repository,
             range=codecs.diff_range(base, head, from_merge_base),
-            options=pb.DiffOptions(paths=[codecs.to_bytes(path) for path in paths]),
+            options=codecs.diff_options(options, paths),
             format=pb.DIFF_FORMAT_PATCH,
             consistency=self._session.wanted(repository, consistency),
         )
@@ -71,12 +72,45 @@ class Diffs:
         if trailer is None or trailer.sha256 != digest.digest():
             raise CutStream("the diff came damaged or in part", reason="CUT_STREAM")
         if trailer.truncated_by:
-            raise LimitExceeded(
-                f"the diff was cut at the limit {trailer.truncated_by}",
-                reason="LIMIT_EXCEEDED",
-                code="RESOURCE_EXHAUSTED",
-                metadata={"limit": trailer.truncated_by},
-            ).named(trailer.truncated_by)
+            raise codecs.limit_met("the diff", trailer.truncated_by)
+
+    def counted_changes(
+        self,
+        repository: str,
+        base: str | bytes,
+        head: str | bytes,
+        *,
+        paths: Sequence[str | bytes] = (),
+        options: DiffOptions | None = None,
+        from_merge_base: bool = False,
+        consistency: str | None = None,
+    ) -> Iterator[FileChange]:
+        """Each changed file with its added and deleted lines, as `git diff --numstat` counts them.
+
+        Raises:
+            CutStream: it came in part.
+            LimitExceeded: the diff is larger than a limit; what came before is right.
+        """
+        request = pb.DiffRequest(
+            repository=repository,
+            range=codecs.diff_range(base, head, from_merge_base),
+            options=codecs.diff_options(options, paths),
+            format=pb.DIFF_FORMAT_NUMSTAT,
+            consistency=self._session.wanted(repository, consistency),
+        )
+        trailer: pb.DiffResponse.Trailer | None = None
+        for message in self._transport.stream(pb.DiffResponse, "DiffService/Diff", request):
+            part = message.WhichOneof("part")
+            if part == "header":
+                self._session.saw(repository, message.header.revision)
+            elif part == "change":
+                yield codecs.file_change(message.change)
+            elif part == "trailer":
+                trailer = message.trailer
+        if trailer is None:
+            raise CutStream("the diff came in part", reason="CUT_STREAM")
+        if trailer.truncated_by:
+            raise codecs.limit_met("the diff", trailer.truncated_by)
 
     def changes(
         self,
@@ -85,6 +119,7 @@ class Diffs:
         head: str | bytes,
         *,
         paths: Sequence[str | bytes] = (),
+        options: DiffOptions | None = None,
         from_merge_base: bool = False,
         page_size: int = 100,
         consistency: str | None = None,
@@ -93,7 +128,7 @@ class Diffs:
         request = pb.ListChangedPathsRequest(
             repository=repository,
             range=codecs.diff_range(base, head, from_merge_base),
-            options=pb.DiffOptions(paths=[codecs.to_bytes(path) for path in paths]),
+            options=codecs.diff_options(options, paths),
             page_size=page_size,
             consistency=self._session.wanted(repository, consistency),
         )
@@ -108,12 +143,7 @@ class Diffs:
                 break
             request.page_token = answer.next_page_token
         if answer.truncated_by:
-            raise LimitExceeded(
-                f"the list of changed paths was cut at the limit {answer.truncated_by}",
-                reason="LIMIT_EXCEEDED",
-                code="RESOURCE_EXHAUSTED",
-                metadata={"limit": answer.truncated_by},
-            ).named(answer.truncated_by)
+            raise codecs.limit_met("the list of changed paths", answer.truncated_by)
 
     def stats(
         self,
@@ -121,6 +151,8 @@ class Diffs:
         base: str | bytes,
         head: str | bytes,
         *,
+        paths: Sequence[str | bytes] = (),
+        options: DiffOptions | None = None,
         from_merge_base: bool = False,
         consistency: str | None = None,
     ) -> DiffStats:
@@ -128,6 +160,7 @@ class Diffs:
         request = pb.GetDiffStatsRequest(
             repository=repository,
             range=codecs.diff_range(base, head, from_merge_base),
+            options=codecs.diff_options(options, paths),
             consistency=self._session.wanted(repository, consistency),
         )
         answer = self._transport.unary(pb.GetDiffStatsResponse, "DiffService/GetDiffStats", request)

@@ -8,10 +8,12 @@ from collections.abc import Iterator, Sequence
 from quorepo.rpc.client import codecs
 from quorepo.rpc.client.session import Session
 from quorepo.rpc.client.synchronous.transport import Transport
-from quorepo.rpc.client.types import Ref, RefUpdate, RefUpdateResult, Revision
+from quorepo.rpc.client.types import DefaultBranch, Ref, RefUpdate, RefUpdateResult, Revision
 from quorepo.v1 import ref_pb2 as pb
 
 __all__ = ["Refs"]
+
+_ORDERS = {"name": pb.REF_ORDER_NAME, "date": pb.REF_ORDER_COMMITTER_DATE}
 
 
 class Refs:
@@ -28,15 +30,25 @@ class Refs:
         *,
         pointing_at: str | bytes = b"",
         containing: str | bytes = b"",
+        order: str = "name",
+        descending: bool = False,
         page_size: int = 1000,
         consistency: str | None = None,
     ) -> Iterator[Ref]:
-        """Refs in order of their names, page by page as they are looked at."""
+        """Refs in order, page by page as they are looked at.
+
+        Args:
+            pointing_at: only refs that have, or whose tag leads to, what this revision names.
+            containing: only refs whose history has this commit.
+            order: "name", or "date" of the commit that the ref leads to.
+        """
         request = pb.ListRefsRequest(
             repository=repository,
             prefix=codecs.to_bytes(prefix),
             pointing_at=codecs.to_bytes(pointing_at),
             containing=codecs.to_bytes(containing),
+            order=codecs.choice("order", _ORDERS, order),
+            descending=descending,
             page_size=page_size,
             consistency=self._session.wanted(repository, consistency),
         )
@@ -63,6 +75,58 @@ class Refs:
         answer = self._transport.unary(pb.GetRefResponse, "RefService/GetRef", request)
         self._session.saw(repository, answer.revision)
         return codecs.ref(answer.ref)
+
+    def exists(self, repository: str, name: str | bytes, *, consistency: str | None = None) -> bool:
+        """Whether there is a ref of this full name, or `HEAD` leads to something."""
+        request = pb.CheckRefExistsRequest(
+            repository=repository,
+            name=codecs.to_bytes(name),
+            consistency=self._session.wanted(repository, consistency),
+        )
+        answer = self._transport.unary(
+            pb.CheckRefExistsResponse, "RefService/CheckRefExists", request
+        )
+        self._session.saw(repository, answer.revision)
+        return answer.exists
+
+    def default_branch(self, repository: str, *, consistency: str | None = None) -> DefaultBranch:
+        """What HEAD points to."""
+        request = pb.GetDefaultBranchRequest(
+            repository=repository, consistency=self._session.wanted(repository, consistency)
+        )
+        answer = self._transport.unary(
+            pb.GetDefaultBranchResponse, "RefService/GetDefaultBranch", request
+        )
+        self._session.saw(repository, answer.revision)
+        return DefaultBranch(answer.name, answer.oid)
+
+    def containing(
+        self,
+        repository: str,
+        commit: str | bytes,
+        prefix: str | bytes = b"",
+        *,
+        page_size: int = 1000,
+        consistency: str | None = None,
+    ) -> Iterator[Ref]:
+        """The refs whose history has a commit, in order of their names, page by page."""
+        request = pb.ListRefsContainingRequest(
+            repository=repository,
+            commit=codecs.to_bytes(commit),
+            prefix=codecs.to_bytes(prefix),
+            page_size=page_size,
+            consistency=self._session.wanted(repository, consistency),
+        )
+        while True:
+            answer = self._transport.unary(
+                pb.ListRefsContainingResponse, "RefService/ListRefsContaining", request
+            )
+            self._session.saw(repository, answer.revision)
+            for message in answer.refs:
+                yield codecs.ref(message)
+            if not answer.next_page_token:
+                return
+            request.page_token = answer.next_page_token
 
     def update(
         self,
@@ -116,6 +180,40 @@ class Refs:
         answer = self._transport.unary(
             pb.SetDefaultBranchResponse, "RefService/SetDefaultBranch", request
         )
+        self._session.saw(repository, answer.revision)
+        return codecs.revision(answer.revision)
+
+    def set_head(
+        self,
+        repository: str,
+        *,
+        branch: str | bytes | None = None,
+        oid: str | None = None,
+        expected_branch: str | bytes | None = None,
+        expected_oid: str | None = None,
+        request_id: str | None = None,
+    ) -> Revision:
+        """Points HEAD to a branch, or detaches it at a commit: `branch` or `oid`.
+
+        Args:
+            expected_branch: or `expected_oid`: what HEAD has to be before; neither: anything.
+
+        Raises:
+            HeadMismatch: and nothing was changed.
+        """
+        request = pb.SetHeadRequest(
+            request_id=codecs.request_uuid(request_id),
+            repository=repository,
+        )
+        if branch is not None:
+            request.branch = codecs.to_bytes(branch)
+        if oid is not None:
+            request.oid = oid
+        if expected_branch is not None:
+            request.expected_branch = codecs.to_bytes(expected_branch)
+        if expected_oid is not None:
+            request.expected_oid = expected_oid
+        answer = self._transport.unary(pb.SetHeadResponse, "RefService/SetHead", request)
         self._session.saw(repository, answer.revision)
         return codecs.revision(answer.revision)
 

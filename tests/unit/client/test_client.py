@@ -30,8 +30,9 @@ def write(client: quorepo.Client, path: str, name: str, content: bytes, **option
 
 
 def test_the_examples_of_the_documentation_run(
-    endpoint: str, api: Api, monkeypatch: pytest.MonkeyPatch
+    endpoint: str, api: Api, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("QUOREPO_ENDPOINT", endpoint)
     monkeypatch.setenv("QUOREPO_TOKEN", TOKEN)
     text = (ROOT / "docs/client.md").read_text(encoding="utf-8")
