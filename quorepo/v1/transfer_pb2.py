@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19quorepo/v1/transfer.proto\x12\nquorepo.v1\"M\n\x0eTransferHeader\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x11\n\tadvertise\x18\x02 \x01(\x08\x12\x14\n\x0cgit_protocol\x18\x03 \x01(\t\"Z\n\x11UploadPackRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.quorepo.v1.TransferHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"#\n\x12UploadPackResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"[\n\x12ReceivePackRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.quorepo.v1.TransferHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"$\n\x13ReceivePackResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x32\xb6\x01\n\x0fTransferService\x12O\n\nUploadPack\x12\x1d.quorepo.v1.UploadPackRequest\x1a\x1e.quorepo.v1.UploadPackResponse(\x01\x30\x01\x12R\n\x0bReceivePack\x12\x1e.quorepo.v1.ReceivePackRequest\x1a\x1f.quorepo.v1.ReceivePackResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19quorepo/v1/transfer.proto\x12\nquorepo.v1\"M\n\x0eTransferHeader\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x11\n\tadvertise\x18\x02 \x01(\x08\x12\x14\n\x0cgit_protocol\x18\x03 \x01(\t\"/\n\x0fTransferTrailer\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x04\"l\n\x11UploadPackRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.quorepo.v1.TransferHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06sha256\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\"]\n\x12UploadPackResponse\x12\x0f\n\x05\x63hunk\x18\x01 \x01(\x0cH\x00\x12.\n\x07trailer\x18\x02 \x01(\x0b\x32\x1b.quorepo.v1.TransferTrailerH\x00\x42\x06\n\x04part\"m\n\x12ReceivePackRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.quorepo.v1.TransferHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06sha256\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\"^\n\x13ReceivePackResponse\x12\x0f\n\x05\x63hunk\x18\x01 \x01(\x0cH\x00\x12.\n\x07trailer\x18\x02 \x01(\x0b\x32\x1b.quorepo.v1.TransferTrailerH\x00\x42\x06\n\x04part2\xb6\x01\n\x0fTransferService\x12O\n\nUploadPack\x12\x1d.quorepo.v1.UploadPackRequest\x1a\x1e.quorepo.v1.UploadPackResponse(\x01\x30\x01\x12R\n\x0bReceivePack\x12\x1e.quorepo.v1.ReceivePackRequest\x1a\x1f.quorepo.v1.ReceivePackResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,14 +33,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TRANSFERHEADER']._serialized_start=41
   _globals['_TRANSFERHEADER']._serialized_end=118
-  _globals['_UPLOADPACKREQUEST']._serialized_start=120
-  _globals['_UPLOADPACKREQUEST']._serialized_end=210
-  _globals['_UPLOADPACKRESPONSE']._serialized_start=212
-  _globals['_UPLOADPACKRESPONSE']._serialized_end=247
-  _globals['_RECEIVEPACKREQUEST']._serialized_start=249
-  _globals['_RECEIVEPACKREQUEST']._serialized_end=340
-  _globals['_RECEIVEPACKRESPONSE']._serialized_start=342
-  _globals['_RECEIVEPACKRESPONSE']._serialized_end=378
-  _globals['_TRANSFERSERVICE']._serialized_start=381
-  _globals['_TRANSFERSERVICE']._serialized_end=563
+  _globals['_TRANSFERTRAILER']._serialized_start=120
+  _globals['_TRANSFERTRAILER']._serialized_end=167
+  _globals['_UPLOADPACKREQUEST']._serialized_start=169
+  _globals['_UPLOADPACKREQUEST']._serialized_end=277
+  _globals['_UPLOADPACKRESPONSE']._serialized_start=279
+  _globals['_UPLOADPACKRESPONSE']._serialized_end=372
+  _globals['_RECEIVEPACKREQUEST']._serialized_start=374
+  _globals['_RECEIVEPACKREQUEST']._serialized_end=483
+  _globals['_RECEIVEPACKRESPONSE']._serialized_start=485
+  _globals['_RECEIVEPACKRESPONSE']._serialized_end=579
+  _globals['_TRANSFERSERVICE']._serialized_start=582
+  _globals['_TRANSFERSERVICE']._serialized_end=764
 # @@protoc_insertion_point(module_scope)

@@ -57,8 +57,8 @@ class TransferServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReceivePack(self, request_iterator, context):
-        """A push: what git-receive-pack --stateless-rpc answers. A refused ref is part of the answer, not
-        an error of the call.
+        """A push: what git-receive-pack --stateless-rpc answers. A ref without a line in the report has
+        an outcome that is not known, as does every ref when the stream breaks off before the report.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -4,9 +4,12 @@ isort:skip_file
 Git's own protocol inside gRPC, for applications that speak it and have no HTTP.
 
 One call is one request of git's stateless protocol, as over smart HTTP: first `header`, then the
-request's bytes in `chunk`s of at most 256 KiB, then the client's half of the stream ends. The
-answer comes in `chunk`s. With `advertise` there are no request bytes and the answer is the
-advertisement of refs or capabilities (without the "# service" line of smart HTTP).
+request's bytes in `chunk`s of at most 256 KiB, then `sha256`. The answer comes in `chunk`s, then
+`trailer`. With `advertise` the header is the whole request, and the answer is the advertisement
+of refs or capabilities (without the "# service" line of smart HTTP).
+
+What git's protocol has words for is part of the answer: a refused ref, a bad pack, a want that
+is not there. Errors of the call are those that git would be told by an HTTP status.
 """
 
 from collections import abc as _abc
@@ -40,8 +43,8 @@ class TransferServiceStub:
     UploadPack: _grpc.StreamStreamMultiCallable[_transfer_pb2.UploadPackRequest, _transfer_pb2.UploadPackResponse]
     """A fetch: what git-upload-pack --stateless-rpc answers."""
     ReceivePack: _grpc.StreamStreamMultiCallable[_transfer_pb2.ReceivePackRequest, _transfer_pb2.ReceivePackResponse]
-    """A push: what git-receive-pack --stateless-rpc answers. A refused ref is part of the answer, not
-    an error of the call.
+    """A push: what git-receive-pack --stateless-rpc answers. A ref without a line in the report has
+    an outcome that is not known, as does every ref when the stream breaks off before the report.
     """
 
 @_typing.type_check_only
@@ -50,8 +53,8 @@ class TransferServiceAsyncStub(TransferServiceStub):
     UploadPack: _aio.StreamStreamMultiCallable[_transfer_pb2.UploadPackRequest, _transfer_pb2.UploadPackResponse]  # type: ignore[assignment]
     """A fetch: what git-upload-pack --stateless-rpc answers."""
     ReceivePack: _aio.StreamStreamMultiCallable[_transfer_pb2.ReceivePackRequest, _transfer_pb2.ReceivePackResponse]  # type: ignore[assignment]
-    """A push: what git-receive-pack --stateless-rpc answers. A refused ref is part of the answer, not
-    an error of the call.
+    """A push: what git-receive-pack --stateless-rpc answers. A ref without a line in the report has
+    an outcome that is not known, as does every ref when the stream breaks off before the report.
     """
 
 class TransferServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -69,8 +72,8 @@ class TransferServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_transfer_pb2.ReceivePackRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_transfer_pb2.ReceivePackResponse], _abc.AsyncIterator[_transfer_pb2.ReceivePackResponse]]:
-        """A push: what git-receive-pack --stateless-rpc answers. A refused ref is part of the answer, not
-        an error of the call.
+        """A push: what git-receive-pack --stateless-rpc answers. A ref without a line in the report has
+        an outcome that is not known, as does every ref when the stream breaks off before the report.
         """
 
 def add_TransferServiceServicer_to_server(servicer: TransferServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

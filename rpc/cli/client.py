@@ -71,6 +71,11 @@ class Client:
         """What an error of a call that was made without `call` (a stream) means."""
         return _failure(error, self.endpoint, request_id)
 
+    @staticmethod
+    def is_told(error: grpc.RpcError) -> bool:
+        """Whether a node said this, and so knows what became of the call."""
+        return _error_info(error) is not None
+
 
 @contextlib.contextmanager
 def connected(settings: Settings) -> Iterator[Client]:

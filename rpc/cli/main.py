@@ -48,6 +48,7 @@ _COMMANDS = {
     "file": ("quorepo.rpc.cli.file", "Read and write single files without a clone."),
     "log": ("quorepo.rpc.cli.log", "The history of a repository without a clone."),
     "diff": ("quorepo.rpc.cli.diff", "What changed between two revisions."),
+    "transfer": ("quorepo.rpc.cli.transfer", "git through the API, as git's core.sshCommand."),
     "cluster": ("quorepo.rpc.cli.cluster", "The cluster as a whole: is it well?"),
     "doctor": ("quorepo.rpc.cli.doctor", "Is this machine fit, and do the nodes hear each other?"),
     "config": ("quorepo.rpc.cli.config", "Show, check and describe a node's configuration."),

@@ -26,6 +26,7 @@ from quorepo.rpc.grpc.interceptor import EdgeInterceptor
 from quorepo.rpc.grpc.operation_service import OperationService
 from quorepo.rpc.grpc.ref_service import RefService
 from quorepo.rpc.grpc.repository_service import RepositoryService
+from quorepo.rpc.grpc.transfer_service import TransferService
 from quorepo.rpc.history import HistoryReads
 from quorepo.storage.errors import ConfigError, QuorepoError
 from quorepo.storage.logs import fields
@@ -46,6 +47,8 @@ from quorepo.v1 import (
     ref_pb2_grpc,
     repository_pb2,
     repository_pb2_grpc,
+    transfer_pb2,
+    transfer_pb2_grpc,
 )
 
 __all__ = ["LIVENESS", "READINESS", "GrpcServer"]
@@ -59,6 +62,8 @@ _UNREADY_POLL_INTERVAL_S = 0.2  # a node that starts, or lost its leader, is see
 _READY_POLL_INTERVAL_S = 0.5
 # Above what the core gives its peers: one that hangs says nothing of this node.
 _STATUS_TIMEOUT_S = 4.0
+# For pushes and fetches to end before the server closes: as long as HTTP's get (http/server.py).
+_TRANSFER_GRACE_S = 10.0
 _BIND_WAIT_S = 5.0
 _BIND_POLL_INTERVAL_S = 0.1
 
@@ -89,6 +94,7 @@ class GrpcServer:
         self._repositories = RepositoryService(edge, history := HistoryReads(edge))
         self._operations = OperationService(edge, history)
         self._events = EventService(edge)
+        self._transfers = TransferService(edge)
         self._watcher: asyncio.Task[None] | None = None
         self._server = grpc.aio.server(
             interceptors=[EdgeInterceptor(edge)],
@@ -112,13 +118,18 @@ class GrpcServer:
         log.info("grpc serving", extra=fields(address=self._address))
 
     async def stop(self, grace_s: float) -> None:
-        """Tells health at once, lets running calls end within `grace_s`, then closes."""
+        """Tells health at once, lets running calls end within `grace_s`, then closes.
+
+        Pushes and fetches get longer, unless `grace_s` is 0.
+        """
         if self._watcher is not None:
             self._watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watcher
         for service in ("", READINESS):
             await self._health.set(service, _NOT_SERVING)
+        if grace_s:
+            await self._transfers.finish(_TRANSFER_GRACE_S)
         await self._server.stop(grace_s)
         await self._cluster.close()
         self._repositories.close()
@@ -180,6 +191,7 @@ class GrpcServer:
         diff_pb2_grpc.add_DiffServiceServicer_to_server(diffs, server)
         operation_pb2_grpc.add_OperationServiceServicer_to_server(self._operations, server)
         event_pb2_grpc.add_EventServiceServicer_to_server(self._events, server)
+        transfer_pb2_grpc.add_TransferServiceServicer_to_server(self._transfers, server)
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server(self._cluster, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = [
@@ -192,6 +204,7 @@ class GrpcServer:
                 (diff_pb2, "DiffService"),
                 (operation_pb2, "OperationService"),
                 (event_pb2, "EventService"),
+                (transfer_pb2, "TransferService"),
                 (cluster_pb2, "ClusterService"),
                 (health_pb2, "Health"),
             )

@@ -14,35 +14,31 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from aiohttp import web
 
+from quorepo.rpc.advertisement import (
+    RECEIVE_PACK,
+    UPLOAD_PACK,
+    advertise_fetches,
+    advertise_pushes,
+    protocol_version,
+)
 from quorepo.rpc.auth import Action, Identity
 from quorepo.rpc.bundles import open_bundle
 from quorepo.rpc.context import EdgeContext
 from quorepo.rpc.fetch import upload_pack
 from quorepo.rpc.push import receive_pack
-from quorepo.rpc.reads import empty_refs_view
 from quorepo.rpc.reply import Bytes
 from quorepo.rpc.uploads import Incoming
 from quorepo.storage.errors import (
     InvalidArgument,
     LimitExceeded,
-    NotFound,
     QuorepoError,
     Unavailable,
 )
-from quorepo.storage.git.advertise import (
-    RefsView,
-    advertise_capabilities_v2,
-    advertise_receive_pack,
-    advertise_upload_pack_v0,
-)
 from quorepo.storage.git.pktline import FLUSH, encode
 from quorepo.storage.names import normalize_path
-from quorepo.storage.objectformat import ObjectFormat
 
 __all__ = ["SmartHttp", "error_response"]
 
-UPLOAD_PACK = "git-upload-pack"
-RECEIVE_PACK = "git-receive-pack"
 _ACTIONS: dict[str, Action] = {UPLOAD_PACK: "read", RECEIVE_PACK: "write"}
 
 # http-backend.c, hdr_nocache().
@@ -102,11 +98,11 @@ class SmartHttp:
         if service not in _ACTIONS:
             return _text(403, f"service {service[:64]!r} is not served")
         path, _identity = self._admit(request, service)
-        self._edge.metrics.advertisements.labels(service).inc()
+        preamble = encode(b"# service=" + service.encode() + b"\n") + FLUSH
         if service == UPLOAD_PACK:
-            body = await self._advertise_upload_pack(path, _version(request))
+            body = await advertise_fetches(self._edge, path, _version(request), preamble)
         else:
-            body = await self._advertise_receive_pack(path)
+            body = await advertise_pushes(self._edge, path, preamble)
         self._edge.metrics.bytes_sent.labels(service).inc(len(body))
         return web.Response(
             body=body, content_type=f"application/x-{service}-advertisement", headers=_NO_CACHE
@@ -215,35 +211,6 @@ class SmartHttp:
         request.writer.output_size = 0
         return None
 
-    async def _advertise_upload_pack(self, path: str, version: int) -> bytes:
-        view = await self._edge.reads.open(path)
-        if version == 2:
-            return advertise_capabilities_v2(
-                view.object_format, bundle_uri=self._edge.config.git.bundle_uri
-            )
-        return await self._edge.reads.in_thread(
-            lambda: view.encoded(
-                f"{UPLOAD_PACK} {version}",
-                lambda refs: _preamble(UPLOAD_PACK) + advertise_upload_pack_v0(refs, version),
-            )
-        )
-
-    async def _advertise_receive_pack(self, path: str) -> bytes:
-        """Always v0 or the like: git has no v2 for pushes. Nothing is created here."""
-
-        def encode_refs(refs: RefsView) -> bytes:
-            return _preamble(RECEIVE_PACK) + advertise_receive_pack(refs)
-
-        view = await self._edge.reads.find(path)
-        if view is not None:
-            return await self._edge.reads.in_thread(lambda: view.encoded(RECEIVE_PACK, encode_refs))
-        if not self._edge.config.push.create_on_push:
-            raise NotFound(
-                f"repository {path!r} does not exist",
-                next_step=f"create it with: quorepo repo create {path}",
-            )
-        return encode_refs(empty_refs_view(ObjectFormat.SHA1))
-
 
 class HttpReply:
     """A `Reply` that is the body of one HTTP answer."""
@@ -293,20 +260,8 @@ def _text(status: int, message: str, headers: dict[str, str] | None = None) -> w
     )
 
 
-def _preamble(service: str) -> bytes:
-    return encode(b"# service=" + service.encode() + b"\n") + FLUSH
-
-
 def _version(request: web.Request) -> int:
-    """The highest protocol version that the client asks for and this server has.
-
-    Source: git's protocol.c, determine_protocol_version_server().
-    """
-    version = 0
-    for item in request.headers.get("Git-Protocol", "")[:1024].split(":"):
-        if item in ("version=1", "version=2"):
-            version = max(version, int(item[-1]))
-    return version
+    return protocol_version(request.headers.get("Git-Protocol", ""))
 
 
 async def _chunks(request: web.Request) -> AsyncIterator[bytes]:

@@ -22,6 +22,7 @@ class FakeCore:
     """Implements `quorepo.rpc.core_client.Core`; every command is applied at once, in order.
 
     `has_leader`: False makes everything but status certainly fail.
+    `draining`: an operator wants no more pushes on this node.
     `answers_lost`: so many of the next transactions are applied, but their outcome is not told.
     `transactions_lost`: so many of the next ones are not applied, and their outcome is not told.
     `results`: given instead of applying the next transactions.
@@ -33,6 +34,7 @@ class FakeCore:
 
     def __init__(self, data_dir: Path) -> None:
         self.has_leader = True
+        self.draining = False
         self.answers_lost = 0
         self.transactions_lost = 0
         self.results: list[log_pb2.Result] = []
@@ -129,7 +131,13 @@ class FakeCore:
     ) -> core_pb2.CoreStatus:
         role = "leader" if self.has_leader else "follower"
         groups = [core_pb2.CoreGroupStatus(group=group, role=role) for group in self._stores]
-        return core_pb2.CoreStatus(node="n1", ready=self.has_leader, phase="serving", groups=groups)
+        return core_pb2.CoreStatus(
+            node="n1",
+            ready=self.has_leader,
+            phase="serving",
+            groups=groups,
+            draining=self.draining,
+        )
 
     async def create_join_token(
         self, node: str, lifetime_s: float, actor: str, timeout_s: float

@@ -23,8 +23,9 @@ from quorepo.rpc.cli.failures import EXIT_CODES, Failure
 from quorepo.rpc.cli.progress import progress
 from quorepo.rpc.cli.reference import reference
 
-# They run a node, or print a script: no results to give a format to.
-WITHOUT_FORMAT = {"demo", "serve", "completion bash", "completion zsh", "completion fish"}
+# They run a node, print a script or speak git: no results to give a format to.
+SHELLS = ("bash", "zsh", "fish")
+WITHOUT_FORMAT = {"demo", "serve", "transfer", *(f"completion {shell}" for shell in SHELLS)}
 
 
 def test_every_command_has_an_example_of_itself_in_its_help(run: Run) -> None:
