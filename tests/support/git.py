@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -47,6 +49,17 @@ def git(
             f"{process.stdout}{process.stderr}"
         )
     return process
+
+
+def through_the_api(endpoint: str, token: str) -> dict[str, str]:
+    """Environment of a git whose ssh is `quorepo transfer`, to the gRPC API of one node."""
+    return {
+        "GIT_SSH_COMMAND": shlex.join(
+            [sys.executable, "-m", "quorepo", "--endpoint", endpoint, "transfer"]
+        ),
+        "QUOREPO_TOKEN": token,
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
 
 
 class WorkTree:

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import subprocess
 import threading
 import time
 from collections.abc import Iterable
 
 from support.demo import Demo
-from support.git import WorkTree
+from support.git import WorkTree, through_the_api
 from support.waiting import eventually
 
 __all__ = ["Failure", "Pusher", "RepeatingPusher", "longest_gap_s"]
 
 
 class Pusher(threading.Thread):
-    """Pushes one new branch after another to the given nodes in turn; remembers each verdict."""
+    """Pushes one new branch after another to the given nodes in turn; remembers each verdict.
 
-    def __init__(self, demo: Demo, work: WorkTree, path: str, nodes: list[str]) -> None:
+    `api`: through the gRPC API instead of HTTP.
+    """
+
+    def __init__(
+        self, demo: Demo, work: WorkTree, path: str, nodes: list[str], *, api: bool = False
+    ) -> None:
         super().__init__(daemon=True)
+        self._api = api
         self._demo, self._work, self._path, self._nodes = demo, work, path, nodes
         self._stop_requested = threading.Event()
         self.acknowledged: dict[str, str] = {}
@@ -34,8 +41,7 @@ class Pusher(threading.Thread):
             node = self._nodes[number % len(self._nodes)]
             oid = self._work.commit(f"change {number}", {f"file{number % 7}": f"{number}\n"})
             ref = f"refs/heads/b{number}"
-            url = self._demo.url(node, self._path)
-            process = self._work.git("push", url, f"{oid}:{ref}", check=False)
+            process = self._push(node, f"{oid}:{ref}")
             if process.returncode == 0:
                 self.acknowledged[ref] = oid
                 self.acknowledged_at.append(time.monotonic())
@@ -43,6 +49,13 @@ class Pusher(threading.Thread):
                 self.refused[ref] = oid
             else:
                 self.unknown[ref] = oid
+
+    def _push(self, node: str, change: str) -> subprocess.CompletedProcess[str]:
+        url, environment = self._demo.url(node, self._path), {}
+        if self._api:
+            url = f"cluster:{self._path}"
+            environment = through_the_api(self._demo.nodes[node].grpc, self._demo.token)
+        return self._work.git("push", url, change, check=False, environment=environment)
 
     def finish(self) -> None:
         self._stop_requested.set()

@@ -46,6 +46,24 @@ def test_acknowledged_pushes_survive_kill_of_a_node(
     clone(demo.url(killed, "chaos/repo"), tmp_path / "again", "--mirror")
 
 
+def test_pushes_through_the_api_survive_kill_of_the_leader(
+    own_cluster: Demo, work: WorkTree
+) -> None:
+    """The leader is among those that are pushed to: a push that breaks off is neither acknowledged
+    nor refused, and git is told so."""
+    demo = own_cluster
+    leader = demo.leader(STORAGE)
+    survivors = [name for name in demo.nodes if name != leader]
+    pusher = Pusher(demo, work, "chaos/api", [leader, *survivors], api=True)
+    pusher.start()
+    pusher.wait_for(3)
+    demo.kill(leader)
+    pusher.wait_for(4)
+    pusher.finish()
+    for name in survivors:
+        pusher.check(refs_of(demo.url(name, "chaos/api")))
+
+
 def test_clones_go_on_while_the_leader_dies(
     own_cluster: Demo, work: WorkTree, tmp_path: Path
 ) -> None:

@@ -4,9 +4,7 @@ makes."""
 from __future__ import annotations
 
 import hashlib
-import shlex
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 import grpc
 import pytest
 from support.edge import TOKEN, EdgeUnderTest
-from support.git import WorkTree, clone, git, refs_of
+from support.git import WorkTree, clone, git, refs_of, through_the_api
 from support.grpc_api import Api, Refused, serving_api
 from support.raw_http import ZERO, blob_entry, blob_id, commands, pack, packets
 from support.waiting import eventually
@@ -55,12 +53,7 @@ class Through:
 
     def __init__(self, api: Api, token: str = TOKEN) -> None:
         endpoint = api.under_test.edge.config.listen.grpc
-        program = shlex.join([sys.executable, "-m", "quorepo", "--endpoint", endpoint, "transfer"])
-        self.environment = {
-            "GIT_SSH_COMMAND": program,
-            "QUOREPO_TOKEN": token,
-            "PYTHONPATH": str(Path(__file__).parents[3]),
-        }
+        self.environment = through_the_api(endpoint, token)
 
     def git(
         self, *arguments: str, cwd: Path | None = None, check: bool = True
