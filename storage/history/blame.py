@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quorepo.storage.history.changes import changed_paths
-from quorepo.storage.history.patches import Hunk, hunks
+from quorepo.storage.history.patches import hunks
 from quorepo.storage.history.renames import RenameOptions, find_source
-from quorepo.storage.history.source import GITLINK_MODE, SYMLINK_MODE, History, is_folder
+from quorepo.storage.history.source import GITLINK_MODE, SYMLINK_MODE, History, Hunk, is_folder
 
 __all__ = ["BlamedLines", "blame", "count_lines"]
+
+_STEPS_OF_ONE = 4  # commits that leave the file as it is cost as much as reading one tree
 
 # (first line in the file that was asked about, first line where it came from, lines), from 0
 _Span = tuple[int, int, int]
@@ -81,17 +83,47 @@ class _Work:
         self._queue: list[tuple[int, int, bytes]] = []
         self._number = 0
         self._sizes: dict[bytes, int] = {}
+        self._unchanged_since: dict[bytes, dict[bytes, bytes]] = {}
 
     def suspect(self, origin: _Origin, spans: list[_Span]) -> None:
         """These lines come from `origin` or from before it."""
         if not spans:
             return
+        origin = self._settled(origin)
         of_commit = self._suspects.setdefault(origin.commit, {})
         if not of_commit:
             self._number += 1
             date = self._history.commit(origin.commit).date
             heapq.heappush(self._queue, (-date, self._number, origin.commit))
         of_commit.setdefault(origin, []).extend(spans)
+
+    def _settled(self, origin: _Origin) -> _Origin:
+        """The commit back to which the file stays as it is, on the way that git takes: to the first
+        parent that has the same. Where lines come from does not depend on the order in which
+        commits are looked at, so this needs no queue.
+        """
+        history = self._history
+        since = self._unchanged_since.setdefault(origin.path, {})
+        top, *below = origin.path.split(b"/")
+        oid = origin.commit
+        commit = history.commit(oid)
+        found = history.tree(commit.tree)[top]
+        passed: list[bytes] = []
+        while oid not in since:
+            passed.append(oid)
+            if len(passed) % _STEPS_OF_ONE == 0:
+                history.spend()
+            for parent in commit.parents:
+                before = history.commit(parent)
+                there = history.tree(before.tree).get(top)
+                if there == found or (there and history.same_at(found, there, below)):
+                    oid, commit, found = parent, before, there
+                    break
+            else:
+                break
+        oid = since.get(oid, oid)
+        since.update(dict.fromkeys(passed, oid))
+        return origin if oid == origin.commit else replace(origin, commit=oid)
 
     def step(self) -> bool:
         """Passes on the lines of one version of the file; False when all are done."""
@@ -119,18 +151,20 @@ class _Work:
                 self.suspect(source, spans)
                 return
         if sources and self._is_small(origin):
-            content = self._history.blob(origin.blob)
             for source in sources:
                 if not spans:
                     break
                 if self._is_small(source):
-                    changed = hunks(self._history.blob(source.blob), content)
+                    changed = self._history.differences(source.blob, origin.blob, self._compared)
                     passed, spans = _divided(spans, changed)
                     self.suspect(source, passed)
         for final, own, count in spans:
             self.found.append(
                 BlamedLines(origin.commit, final + 1, count, own + 1, origin.path, is_boundary)
             )
+
+    def _compared(self, old: bytes, new: bytes) -> list[Hunk]:
+        return hunks(self._history.blob(old), self._history.blob(new))
 
     def _sources(self, origin: _Origin, parents: tuple[bytes, ...]) -> list[_Origin]:
         """What the file was in the parents; one with the same content ends the search."""

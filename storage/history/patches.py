@@ -11,19 +11,15 @@ import pygit2
 from pygit2.enums import DiffOption
 
 from quorepo.storage.history.changes import Change, Side
-from quorepo.storage.history.source import History
+from quorepo.storage.history.source import History, Hunk
 
-__all__ = ["FilePatch", "Hunk", "file_patch", "hunks", "is_binary", "quoted"]
+__all__ = ["FilePatch", "file_patch", "hunks", "is_binary", "quoted"]
 
 _BINARY_LOOKED_AT = 8000  # git's FIRST_FEW_BYTES
 _TRIMMED_BLOCK = 1024
 _BYTES_PER_STEP = 4096  # of a budget: about as much work as reading a small tree
 _FLAGS = DiffOption.INDENT_HEURISTIC  # git's default since 2.14
 _ESCAPES = {7: b"\\a", 8: b"\\b", 9: b"\\t", 10: b"\\n", 11: b"\\v", 12: b"\\f", 13: b"\\r"}
-
-# (first line in the old file, lines of it, first line in the new file, lines of it), from 1; with
-# no lines, the line before.
-Hunk = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ all revisions of one repository; that an object exists is checked where a questi
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from quorepo.storage.errors import InvalidArgument, NotFound
 from quorepo.storage.git.commit_graph import is_at_hand, parse_commit
@@ -20,11 +20,16 @@ __all__ = [
     "SYMLINK_MODE",
     "Caches",
     "History",
+    "Hunk",
     "TooMuchWork",
     "Tree",
     "is_folder",
     "mode_number",
 ]
+
+# (first line in the old file, lines of it, first line in the new file, lines of it), from 1; with
+# no lines, the line before.
+Hunk = tuple[int, int, int, int]
 
 # Entries of one tree by name, in git's order: (mode as it is written, raw id).
 Tree = Mapping[bytes, tuple[bytes, bytes]]
@@ -34,6 +39,7 @@ GITLINK_MODE = b"160000"
 SYMLINK_MODE = b"120000"
 
 _TREE_ENTRIES_CACHED_MAX = 200_000  # about 150 bytes each
+_DIFFERENCES_CACHED_MAX = 5000  # about 1 KiB each
 _EMPTY: Tree = {}
 
 
@@ -48,6 +54,7 @@ class Caches:
         self.commits: CommitCache = {}
         self.trees: dict[bytes, Tree] = {}
         self.tree_entries = 0
+        self.differences: dict[tuple[bytes, bytes], list[Hunk]] = {}
 
 
 class History:
@@ -117,12 +124,45 @@ class History:
             found = self.tree(found[1]).get(component)
         return found
 
+    def same_at(
+        self, one: tuple[bytes, bytes], other: tuple[bytes, bytes], components: list[bytes]
+    ) -> bool:
+        """Whether the same thing lies at a path below two entries, the first of which has it.
+        Reads no further than to the first folder that both share. Raises NotFound.
+        """
+        for component in components:
+            if one[0] not in FOLDER_MODES or other[0] not in FOLDER_MODES:
+                return False
+            mine = self.tree(one[1]).get(component)
+            theirs = self.tree(other[1]).get(component)
+            if mine is None or theirs is None:
+                return False
+            if mine == theirs:
+                return True
+            one, other = mine, theirs
+        return False
+
     def blob(self, oid: bytes) -> bytes:
         """The content of a blob. Raises NotFound, InvalidArgument."""
         kind, content = self.objects.get(oid)
         if kind != BLOB:
             raise self.wrong_kind(oid, kind, BLOB)
         return content
+
+    def differences(
+        self, old: bytes, new: bytes, compare: Callable[[bytes, bytes], list[Hunk]]
+    ) -> list[Hunk]:
+        """What `compare` finds to differ between two blobs; kept, for the next blame of the file is
+        of the same versions and one more.
+        """
+        kept = self._caches.differences
+        found = kept.get((old, new))
+        if found is None:
+            found = compare(old, new)
+            if len(kept) >= _DIFFERENCES_CACHED_MAX:
+                kept.clear()
+            kept[old, new] = found
+        return found
 
     def root_of(self, oid: bytes) -> tuple[bytes | None, bytes]:
         """(commit, its tree) or (None, the tree itself); tags are not followed.
