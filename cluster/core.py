@@ -29,6 +29,7 @@ from quorepo.cluster.formation import Formation, FormationPlan, voter
 from quorepo.cluster.gate import StagedPackGate
 from quorepo.cluster.identity import NodeIdentity
 from quorepo.cluster.intentions import CommittedMembers
+from quorepo.cluster.levels import Levels, refuse_older_program
 from quorepo.cluster.member_calls import MemberCalls
 from quorepo.cluster.membership import Membership
 from quorepo.cluster.metrics import ClusterMetrics
@@ -119,6 +120,7 @@ class _Core:
         self._settings = settings
         self._registry = CollectorRegistry()
         self._metrics = ClusterMetrics(self._registry)
+        self._levels = Levels(settings.formation.level)
         self._clients = PeerClients(settings.credentials)
         self._formation = Formation(
             NodeIdentity.open(settings.data_dir, settings.node),
@@ -168,6 +170,7 @@ class _Core:
         disk = await open_disk(
             settings.data_dir, GROUPS, settings.reserve_bytes, self._metrics, stack
         )
+        refuse_older_program(disk.stores, self._levels.own)
         roster = Roster(self._configurations)
         transport = PeerTransport(
             replica_id=identity.replica_id,
@@ -203,12 +206,11 @@ class _Core:
             on_fatal=_end_process,
             pack_sources=self._pack_sources,
         )
-        gate = StagedPackGate(
-            disk.held, packs, asyncio.get_running_loop(), self._pack_sources, checks
-        )
+        loop, level = asyncio.get_running_loop(), settings.formation.level
+        gate = StagedPackGate(disk.held, packs, loop, self._pack_sources, checks, level)
         host = self._make_host(disk, apply, gate, transport, upkeep)
         gate.packs_arrived = host.packs_arrived
-        driver = ProposalDriver(host, packs, identity.replica_id, self._metrics)
+        driver = ProposalDriver(host, packs, identity.replica_id, self._metrics, self._levels)
 
         self._host, self._upkeep = host, upkeep
         self._members.verify_here = upkeep.verify
@@ -251,6 +253,7 @@ class _Core:
             members=committed,
             driver=driver,
             metrics=self._metrics,
+            levels=self._levels,
         )
         self._members.serve(host, GROUPS)
         self._spawn(self._membership.run(), "membership")
@@ -313,14 +316,7 @@ class _Core:
         """Tells the directory where this node can be reached."""
         settings, identity = self._settings, self._formation.identity
         while not self._registered:
-            command = registration(
-                identity,
-                settings.formation.peer_address,
-                settings.http_url,
-                settings.grpc_address,
-                settings.metrics_url,
-                settings.version,
-            )
+            command = registration(identity, settings.formation.peer_address, settings)
             answer = await driver.propose(GROUP_DIRECTORY, command, _REGISTER_TIMEOUT_S)
             self._registered = answer.outcome is Outcome.APPLIED
         log.info("serving", extra=fields(replica=identity.replica_id))
@@ -399,6 +395,8 @@ class _Core:
             phase=phase,
             draining=self._host is not None and self._is_draining(),
             version=self._settings.version,
+            level=self._levels.own,
+            cluster_level=self._levels.cluster,
         )
 
     def _describe_replica(self, group: core_pb2.CoreGroupStatus) -> None:

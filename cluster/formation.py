@@ -30,6 +30,7 @@ import grpc
 
 from quorepo.cluster.identity import NodeIdentity
 from quorepo.cluster.peer.clients import PeerAddress
+from quorepo.cluster.state.levels import LEVEL
 from quorepo.internal.v1 import log_pb2, peer_pb2
 from quorepo.storage.errors import FatalError
 from quorepo.storage.failpoints import failpoint
@@ -66,6 +67,7 @@ class FormationPlan:
     expect: int = 0  # as many nodes at `contacts` begin one together
     contacts: Sequence[str] = ()  # HOST:PORT of nodes whose names are not known yet
     rejoin_empty: bool = False
+    level: int = LEVEL  # of the commands that this program knows
     # Outside the data directory: holds the id of the cluster that this node belongs to.
     marker: Path | None = None
 
@@ -107,6 +109,7 @@ class Formation:
             cluster_id=self.identity.cluster_id,
             configuration=self.identity.founding,
             peer_address=self._plan.peer_address,
+            level=self._plan.level,
             former_cluster_id="" if formed else self._former,
             founding_digest=b"" if formed else self._plan.digest,
         )
@@ -256,6 +259,7 @@ class Formation:
             node=self.identity.node,
             replica_id=self.identity.replica_id,
             peer_address=self._plan.peer_address,
+            level=self._plan.level,
         )
         failpoint("formation.before_rejoining")
         for peer in await self._members():

@@ -13,9 +13,10 @@ from quorepo.cluster.peer.held import HeldPacks
 from quorepo.cluster.raft.interface import PackNeed
 from quorepo.cluster.replacements import Replacement, ReplacementChecks, replacement_of
 from quorepo.cluster.state.commands import decode_command
+from quorepo.cluster.state.levels import LEVEL, level_of
 from quorepo.cluster.state.pack_table import PackPlace
 from quorepo.internal.v1 import log_pb2, peer_pb2
-from quorepo.storage.errors import QuorepoError, Unavailable
+from quorepo.storage.errors import FatalError, QuorepoError, Unavailable
 from quorepo.storage.logs import fields
 
 __all__ = ["PackFetcher", "StagedPackGate", "pack_header", "pack_needs"]
@@ -85,6 +86,7 @@ class StagedPackGate:
         loop: asyncio.AbstractEventLoop,
         sources: Callable[[int, str], Sequence[PeerAddress]],
         checks: ReplacementChecks | None = None,
+        level: int = LEVEL,
     ) -> None:
         """`sources(group, from_replica)` gives peers to ask, the best one first.
 
@@ -98,11 +100,18 @@ class StagedPackGate:
         self._sources = sources
         self.packs_arrived: Callable[[int], None] = lambda group: None
         self._checks = checks
+        self._level = level
         self._running: dict[bytes, asyncio.Task[None]] = {}
 
     def missing(self, group: int, data: bytes) -> Sequence[PackNeed]:
         # A command without packs is the common case in the directory; parsing costs about 5 us.
         command = decode_command(data)
+        if level_of(command) > self._level:
+            raise FatalError(
+                f"a log entry needs level {level_of(command)}, and this program knows level "
+                f"{self._level}: start a newer quorepo on this node",
+                exit_code=FatalError.EXIT_CONFIG,
+            )
         needs = [n for n in pack_needs(command) if not self._held.has(group, n.digest)]
         replacement = replacement_of(command)
         if needs or replacement is None:

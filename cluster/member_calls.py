@@ -15,6 +15,7 @@ import grpc
 from quorepo.cluster.peer.clients import PeerAddress, PeerClients
 from quorepo.cluster.raft.host import RaftHost
 from quorepo.cluster.raft.interface import GroupStatus
+from quorepo.cluster.state.levels import LEVEL_MIN
 from quorepo.internal.v1 import core_pb2, log_pb2, peer_pb2
 from quorepo.storage.errors import Unavailable
 from quorepo.storage.logs import fields
@@ -99,6 +100,7 @@ class MemberCalls:
             answer.problem = f"node {request.node!r} does not answer at {address}: {details}"
             return answer
         answer.replica_id, answer.cluster_id = found.replica_id, found.cluster_id
+        answer.level = found.level or LEVEL_MIN
         if found.node != request.node:
             answer.problem = f"{address} is node {found.node!r}, not {request.node!r}"
         return answer

@@ -11,17 +11,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import secrets
 import time
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from quorepo.cluster.formation import remove_node
+from quorepo.cluster.levels import Levels
 from quorepo.cluster.membership_steps import Step, is_done, next_step, replica_of
 from quorepo.cluster.metrics import ClusterMetrics
 from quorepo.cluster.proposals import ProposalDriver
 from quorepo.cluster.raft.host import RaftHost
 from quorepo.cluster.raft.interface import Outcome
 from quorepo.cluster.state.commands import COMMAND_VERSION, DIRECTORY_GROUP
+from quorepo.cluster.state.levels import LEVEL_MIN
 from quorepo.cluster.state.members import ChangeRow, Intentions
 from quorepo.internal.v1 import log_pb2, peer_pb2
 from quorepo.storage.errors import Unavailable
@@ -61,6 +64,7 @@ class Membership:
         members: Members,
         driver: ProposalDriver,
         metrics: ClusterMetrics,
+        levels: Levels,
     ) -> None:
         """`members` reads this node's own states: what it gives is committed, and may be old."""
         self._host = host
@@ -70,6 +74,7 @@ class Membership:
         self._committed: Mapping[int, log_pb2.Configuration] = {}
         self._driver = driver
         self._metrics = metrics
+        self._levels = levels
         self._changing = asyncio.Lock()
         self._transferred_at = dict.fromkeys(self._groups, float("-inf"))
         self._waits: dict[int, str] = {}
@@ -98,6 +103,8 @@ class Membership:
                 await self._advance(group)
         if running is not None and self._leads(DIRECTORY_GROUP):
             await self._end(running)
+        async with self._changing:  # nobody is taken in meanwhile
+            await self._raise_level()
 
     async def _read(self) -> None:
         try:
@@ -106,6 +113,35 @@ class Membership:
                 self._committed = await self._members.configurations()
         except Unavailable as error:  # what was read last stands
             log.info("the members could not be read", extra=fields(error=str(error)))
+            return
+        self._see_levels()
+
+    def _see_levels(self) -> None:
+        configurations = [self._host.status(group).configuration for group in self._groups]
+        self._levels.update(self.intentions, configurations)
+        self._metrics.level_known.set(self._levels.own)
+        self._metrics.level_cluster.set(self._levels.cluster)
+
+    async def _raise_level(self) -> None:
+        """The directory's leader records that every member knows more by now."""
+        level = self._levels.may_rise_to()
+        if not level or not self._leads(DIRECTORY_GROUP):
+            return
+        await self._read()
+        if self._levels.may_rise_to() != level:
+            return
+        command = self._command(
+            secrets.token_bytes(16),
+            f"node:{self._own_node()}",
+            raise_level=log_pb2.RaiseLevel(level=level),
+        )
+        failpoint("membership.before_raise")
+        answer = await self._driver.propose(DIRECTORY_GROUP, command, _PROPOSE_TIMEOUT_S)
+        failpoint("membership.after_raise")
+        log.info(
+            "the cluster's level rises",
+            extra=fields(level=level, before=self._levels.cluster, outcome=answer.outcome.value),
+        )
 
     def _own_node(self) -> str:
         return self._replica_id.partition("@")[0]
@@ -210,11 +246,9 @@ class Membership:
         end = log_pb2.MEMBERSHIP_END_CANCELLED if change.cancelling else log_pb2.MEMBERSHIP_END_DONE
         # Two leaders, one after the other, may both come here: it is one request.
         request_id = hashlib.sha256(change.change_id + bytes([end])).digest()[:16]
-        command = log_pb2.Command(
-            version=COMMAND_VERSION,
-            request_id=request_id,
-            first_seen_ms=time.time_ns() // 1_000_000,
-            actor=change.actor,
+        command = self._command(
+            request_id,
+            change.actor,
             end_membership_change=log_pb2.EndMembershipChange(change_id=change.change_id, end=end),
         )
         failpoint("membership.before_end")
@@ -227,6 +261,15 @@ class Membership:
                 end=log_pb2.MembershipEnd.Name(end),
             ),
         )  # fmt: skip
+
+    def _command(self, request_id: bytes, actor: str, **kind: Any) -> log_pb2.Command:
+        return log_pb2.Command(
+            version=COMMAND_VERSION,
+            request_id=request_id,
+            first_seen_ms=time.time_ns() // 1_000_000,
+            actor=actor,
+            **kind,
+        )
 
     # ---- a node that lost its disk, and one that is new
 
@@ -246,6 +289,12 @@ class Membership:
         ]
         if not missing:
             return peer_pb2.RejoinResponse(accepted=True)
+        known, reached = request.level or LEVEL_MIN, self._levels.cluster
+        if known < reached:
+            return peer_pb2.RejoinResponse(
+                reason=f"this cluster is at level {reached}, and the program of node "
+                f"{request.node!r} knows level {known}: install a newer quorepo there"
+            )
         running = self.intentions.running
         if running is not None and running.comes and running.replica_id == request.replica_id:
             return peer_pb2.RejoinResponse(reason="it is being added")

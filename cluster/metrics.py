@@ -170,6 +170,14 @@ class ClusterMetrics:
             "quorepo_membership_change_running", "1 while a change of the members is under way.",
             registry=registry,
         )  # fmt: skip
+        self.level_known = Gauge(
+            "quorepo_level_known", "Level of the log's commands that this node's program knows.",
+            registry=registry,
+        )  # fmt: skip
+        self.level_cluster = Gauge(
+            "quorepo_level_cluster", "Level that every member has, as this node knows it.",
+            registry=registry,
+        )  # fmt: skip
         self.node_draining = Gauge(
             "quorepo_node_draining", "1 while this node is to lead nothing and takes no pushes.",
             registry=registry,

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from quorepo.cluster.apply import result_or_none
 from quorepo.cluster.gate import pack_header, pack_needs
+from quorepo.cluster.levels import Levels
 from quorepo.cluster.peer.clients import PeerAddress
 from quorepo.cluster.raft.host import RaftHost
 from quorepo.cluster.raft.interface import GroupStatus, Outcome, PackNeed
@@ -64,12 +65,19 @@ class ProposalDriver:
     """Drives requests on one node; runs in the core's event loop."""
 
     def __init__(
-        self, host: RaftHost, stager: PackStager, replica_id: str, observer: ProposalObserver
+        self,
+        host: RaftHost,
+        stager: PackStager,
+        replica_id: str,
+        observer: ProposalObserver,
+        levels: Levels | None = None,
     ) -> None:
+        """Without `levels` every command may be proposed at once."""
         self._host = host
         self._stager = stager
         self._replica_id = replica_id
         self._observer = observer
+        self._levels = levels
         self._background: set[asyncio.Task[object]] = set()
 
     async def propose(self, group: int, command: log_pb2.Command, timeout_s: float) -> Answer:
@@ -85,6 +93,12 @@ class ProposalDriver:
         reason = "no leader"
         started = time.monotonic()
         while (left := deadline - time.monotonic()) > 0:
+            if self._levels is not None and (held := self._levels.held_back(command)):
+                reason = held.reason
+                if not held.passes:
+                    break
+                await asyncio.sleep(_RETRY_INTERVAL_S)
+                continue
             attempt = await asyncio.wrap_future(
                 self._host.propose(group, payload, min(left, _ATTEMPT_TIMEOUT_S))
             )

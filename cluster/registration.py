@@ -8,13 +8,30 @@ import asyncio
 import secrets
 import time
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Protocol
 
+from quorepo.cluster.formation import FormationPlan
 from quorepo.cluster.identity import NodeIdentity
 from quorepo.cluster.state.commands import COMMAND_VERSION
+from quorepo.cluster.state.levels import registered_version
 from quorepo.internal.v1 import log_pb2
 
-__all__ = ["form_before", "registration"]
+__all__ = ["Reachable", "form_before", "registration"]
+
+
+class Reachable(Protocol):
+    """Where clients reach a node, and what its program is."""
+
+    @property
+    def http_url(self) -> str: ...
+    @property
+    def grpc_address(self) -> str: ...
+    @property
+    def metrics_url(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def formation(self) -> FormationPlan: ...
 
 
 async def form_before(forming: Coroutine[Any, Any, object], stopping: asyncio.Event) -> bool:
@@ -31,10 +48,7 @@ async def form_before(forming: Coroutine[Any, Any, object], stopping: asyncio.Ev
     return True
 
 
-def registration(
-    identity: NodeIdentity, peer_address: str, http_url: str, grpc_address: str, metrics_url: str,
-    version: str,
-) -> log_pb2.Command:  # fmt: skip
+def registration(identity: NodeIdentity, peer_address: str, reached: Reachable) -> log_pb2.Command:
     """A new request each time: the newest registration stands."""
     return log_pb2.Command(
         version=COMMAND_VERSION,
@@ -45,9 +59,9 @@ def registration(
             name=identity.node,
             replica_id=identity.replica_id,
             peer_address=peer_address,
-            http_url=http_url,
-            grpc_address=grpc_address,
-            metrics_url=metrics_url,
-            version=version,
+            http_url=reached.http_url,
+            grpc_address=reached.grpc_address,
+            metrics_url=reached.metrics_url,
+            version=registered_version(reached.version, reached.formation.level),
         ),
     )

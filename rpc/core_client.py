@@ -362,6 +362,12 @@ def _not_applied(reason: str) -> QuorepoError:
         return LimitExceeded(
             "the request is too large for one log entry", limit="raft.command_bytes_max"
         )
+    if reason.startswith("level: "):
+        return Rejected(
+            f"{reason.removeprefix('level: ')}; nothing was changed",
+            next_step="install the newer quorepo on the nodes that quorepo node list shows with an "
+            "older level",
+        )
     return Unavailable(_REASONS.get(reason, reason or "not applied"), next_step="try again")
 
 

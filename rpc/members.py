@@ -125,6 +125,7 @@ class Members:
             replica_id=found.replica_id,
             peer_address=found.peer_address,
             keep_learner=keep_learner,
+            level=found.level,
         )
         return await self._begin(status, plan, begin, asked)
 
@@ -175,6 +176,7 @@ class Members:
             replica_id=found.replica_id,
             former_replica_id=_replica_id(status, node),
             peer_address=found.peer_address,
+            level=found.level,
         )
         return await self._begin(status, plan, begin, asked)
 
@@ -312,6 +314,11 @@ def _newcomer_problems(
     status: core_pb2.CoreStatus, found: core_pb2.IdentifyNodeResponse
 ) -> Iterable[str]:
     removed = {r for group in status.groups for r in group.removed_replica_ids}
+    if not found.problem and found.level < status.cluster_level:
+        yield (
+            f"node {found.node!r} runs an older quorepo (level {found.level}), and this cluster is "
+            f"at level {status.cluster_level}: install the newer one there first"
+        )
     if found.problem:
         yield f"{found.problem}; start it first: quorepo serve on that machine"
     elif found.replica_id in removed:

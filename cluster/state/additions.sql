@@ -43,6 +43,14 @@ CREATE TABLE IF NOT EXISTS node_marks (
     since_ms      INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
+-- Which commands may be proposed: what every member said that it knows. Never falls.
+CREATE TABLE IF NOT EXISTS cluster_level (
+    singleton     INTEGER PRIMARY KEY CHECK (singleton = 1),
+    level         INTEGER NOT NULL,
+    raised_index  INTEGER NOT NULL,         -- log index
+    raised_ms     INTEGER NOT NULL
+) STRICT;
+
 -- The configurations of this group, as they came.
 CREATE TABLE IF NOT EXISTS configurations (
     log_index      INTEGER PRIMARY KEY,

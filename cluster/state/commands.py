@@ -54,6 +54,7 @@ CommandKind = Literal[
     "begin_membership_change",
     "end_membership_change",
     "set_node_draining",
+    "raise_level",
 ]
 _JOIN_KINDS = ("add_join_token", "use_join_token")
 _MEMBERSHIP_KINDS = ("begin_membership_change", "end_membership_change", "set_node_draining")
@@ -64,6 +65,7 @@ _DIRECTORY_KINDS = (
     "register_node",
     *_JOIN_KINDS,
     *_MEMBERSHIP_KINDS,
+    "raise_level",
 )
 
 

@@ -81,6 +81,7 @@ _QUERIES = (
         "node_marks",
         "SELECT name, draining, keep_learner, actor, since_ms FROM node_marks ORDER BY name",
     ),
+    ("cluster_level", "SELECT level, raised_index, raised_ms FROM cluster_level"),
     (
         "configurations",
         "SELECT log_index, time_ms, configuration FROM configurations ORDER BY log_index",

@@ -37,6 +37,7 @@ from quorepo.cluster.state import (
     machine_copies,
     machine_directory,
     machine_join,
+    machine_level,
     machine_membership,
     machine_packs,
     machine_repositories,
@@ -261,6 +262,8 @@ def _dispatch(context: Context, kind: CommandKind, command: log_pb2.Command) -> 
             return machine_membership.end_change(context, command.end_membership_change)
         case "set_node_draining":
             return machine_membership.set_draining(context, command.set_node_draining)
+        case "raise_level":
+            return machine_level.raise_level(context, command.raise_level)
 
 
 def _outside_window(command: log_pb2.Command, log_time_ms: int) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from quorepo.cluster.state.commands import rejection
 from quorepo.cluster.state.effects import Applied, Context
+from quorepo.cluster.state.machine_level import level_reached
 from quorepo.internal.v1 import log_pb2
 
 __all__ = [
@@ -37,6 +38,15 @@ def begin_change(context: Context, command: log_pb2.BeginMembershipChange) -> Ap
         return _invalid("a change of the members needs a kind, a node and a replica id")
     if command.kind in _COMES and not command.peer_address:
         return _invalid(f"node {command.node!a} needs a peer address")
+    reached = level_reached(context)
+    if command.kind in _COMES and (command.level or 1) < reached:
+        return Applied(
+            rejection(
+                log_pb2.REJECTION_REASON_LEVEL,
+                f"node {command.node!a} knows level {command.level or 1}, and this cluster is at"
+                f" level {reached}",
+            )
+        )
     running = context.connection.execute(
         "SELECT node, change_id FROM membership_changes WHERE state IN (?, ?)",
         (RUNNING, CANCELLING),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 from typing import NamedTuple
 
+from quorepo.cluster.state.levels import LEVEL_MIN, cluster_level
 from quorepo.cluster.state.machine_membership import CANCELLING, RUNNING
 from quorepo.internal.v1 import log_pb2
 
@@ -74,17 +75,23 @@ class Intentions(NamedTuple):
     running: ChangeRow | None
     draining: frozenset[str]  # names of nodes
     kept_learners: frozenset[str]  # replica ids
+    level: int = LEVEL_MIN  # of the cluster
+    registered: tuple[tuple[str, str, str], ...] = ()  # name, replica id, version of every node
 
 
 def intentions(connection: sqlite3.Connection) -> Intentions:
     """The running change and the marks of all nodes."""
+    nodes = connection.execute("SELECT name, replica_id, version FROM nodes").fetchall()
+    registered, level = tuple(nodes), cluster_level(connection)
     if not _known(connection):
-        return Intentions(None, frozenset(), frozenset())
+        return Intentions(None, frozenset(), frozenset(), level, registered)
     marks = connection.execute("SELECT name, draining, keep_learner FROM node_marks").fetchall()
     return Intentions(
         running_change(connection),
         frozenset(name for name, draining, _ in marks if draining),
         frozenset(keep for _, _, keep in marks if keep),
+        level,
+        registered,
     )
 
 

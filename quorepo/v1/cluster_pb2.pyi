@@ -206,9 +206,12 @@ class GetStatusResponse(_message.Message):
     ANSWERED_BY_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
     GROUPS_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.str
     answered_by: _builtins.str
     """name of the node that this is the view of"""
+    level: _builtins.int
+    """the cluster's: what every member knows, see NodeStatus.level"""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeStatus]:
         """in order of their names"""
@@ -224,10 +227,11 @@ class GetStatusResponse(_message.Message):
         answered_by: _builtins.str = ...,
         nodes: _abc.Iterable[Global___NodeStatus] | None = ...,
         groups: _abc.Iterable[Global___GroupStatus] | None = ...,
+        level: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered_by", b"answered_by", "cluster_id", b"cluster_id", "groups", b"groups", "nodes", b"nodes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered_by", b"answered_by", "cluster_id", b"cluster_id", "groups", b"groups", "level", b"level", "nodes", b"nodes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -251,6 +255,7 @@ class NodeStatus(_message.Message):
     MEMBER_FIELD_NUMBER: _builtins.int
     CATCH_UP_FIELD_NUMBER: _builtins.int
     PACKS_MISSING_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     replica_id: _builtins.str
     reachable: _builtins.bool
@@ -270,6 +275,10 @@ class NodeStatus(_message.Message):
     """voter, learner, removed, or empty: no replica of any group"""
     packs_missing: _builtins.int
     """packs that this node should hold and does not"""
+    level: _builtins.int
+    """Which commands of the log its program knows. A release that adds some has a higher level, and
+    they are refused until every member has it.
+    """
     @_builtins.property
     def catch_up(self) -> Global___CatchUp:
         """What a newcomer still lacks; of the group that lacks most."""
@@ -291,10 +300,11 @@ class NodeStatus(_message.Message):
         member: _builtins.str = ...,
         catch_up: Global___CatchUp | None = ...,
         packs_missing: _builtins.int = ...,
+        level: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["catch_up", b"catch_up"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["catch_up", b"catch_up", "draining", b"draining", "grpc_address", b"grpc_address", "http_url", b"http_url", "member", b"member", "metrics_url", b"metrics_url", "name", b"name", "packs_missing", b"packs_missing", "peer_address", b"peer_address", "phase", b"phase", "reachable", b"reachable", "ready", b"ready", "replica_id", b"replica_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["catch_up", b"catch_up", "draining", b"draining", "grpc_address", b"grpc_address", "http_url", b"http_url", "level", b"level", "member", b"member", "metrics_url", b"metrics_url", "name", b"name", "packs_missing", b"packs_missing", "peer_address", b"peer_address", "phase", b"phase", "reachable", b"reachable", "ready", b"ready", "replica_id", b"replica_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -453,6 +463,9 @@ class ListNodesResponse(_message.Message):
 
     NODES_FIELD_NUMBER: _builtins.int
     RUNNING_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    level: _builtins.int
+    """the cluster's"""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeStatus]:
         """in order of their names"""
@@ -466,10 +479,11 @@ class ListNodesResponse(_message.Message):
         *,
         nodes: _abc.Iterable[Global___NodeStatus] | None = ...,
         running: Global___MembershipChange | None = ...,
+        level: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["running", b"running"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes", "running", b"running"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["level", b"level", "nodes", b"nodes", "running", b"running"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

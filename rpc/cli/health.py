@@ -90,6 +90,20 @@ def _of_nodes(status: Mapping[str, Any]) -> Iterator[Problem]:
                 f"is it running? On {name}: systemctl status quorepo, then "
                 f"systemctl start quorepo; its log says why it ended",
             )
+        elif node.get("draining"):
+            yield Problem(
+                INFO,
+                f"{name} is drained: it leads nothing and takes no pushes",
+                f"quorepo node undrain {name}, once its maintenance is over",
+            )
+        elif node.get("member") == "learner":
+            yield Problem(
+                INFO,
+                f"{name} is a learner ({node['catch_up'] or 'waiting'}, "
+                f"{node['catch_up_percent']} %): it does not count for the majority yet",
+                "it votes once it has caught up; one that was kept a learner: quorepo node "
+                f"promote {name}",
+            )
         elif not node["ready"] and status["groups"]:
             yield Problem(
                 WARNING,

@@ -58,6 +58,7 @@ def node_list(settings: Settings) -> None:
             "packs_missing": node.packs_missing,
             "peer": node.peer_address,
             "version": node.version,
+            "level": node.level,
         }
         for node in answer.nodes
     ]
@@ -65,14 +66,23 @@ def node_list(settings: Settings) -> None:
 
     def lines() -> None:
         rows = [
-            (n["name"], _member(n), n["phase"] or "not reachable", n["peer"], n["version"])
+            (n["name"], _member(n), n["phase"] or "not reachable", n["peer"], n["version"],
+             n["level"])
             for n in nodes
-        ]
-        print_table("", ("node", "member", "state", "peer", "version"), rows)
+        ]  # fmt: skip
+        print_table("", ("node", "member", "state", "peer", "version", "level"), rows)
+        older = [n["name"] for n in nodes if n["level"] < max(m["level"] for m in nodes)]
+        if older:
+            click.echo(
+                f"the cluster is at level {answer.level}: {', '.join(older)} run an older quorepo, "
+                "and what they do not know is refused",
+                err=True,
+            )
         if running is not None:
             click.echo(f"under way: {running['kind']} {running['node']}", err=True)
 
-    emit({"nodes": nodes, "running": running}, settings.output, lines)
+    document = {"nodes": nodes, "running": running, "level": answer.level}
+    emit(document, settings.output, lines)
 
 
 def _member(node: dict[str, Any]) -> str:

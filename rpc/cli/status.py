@@ -68,6 +68,7 @@ def status_document(answer: Any) -> dict[str, Any]:
     return {
         "cluster_id": answer.cluster_id or None,
         "answered_by": answer.answered_by,
+        "level": answer.level,
         "nodes": [
             {
                 "name": node.name,
@@ -80,6 +81,12 @@ def status_document(answer: Any) -> dict[str, Any]:
                 "metrics": node.metrics_url,
                 "peer": node.peer_address,
                 "version": node.version,
+                "level": node.level,
+                "member": node.member or None,
+                "draining": node.draining,
+                "catch_up": node.catch_up.doing or None,
+                "catch_up_percent": node.catch_up.percent,
+                "packs_missing": node.packs_missing,
             }
             for node in answer.nodes
         ],
@@ -118,9 +125,16 @@ def _picture(document: dict[str, Any]) -> Any:
     return Group(
         table(
             f"Cluster {cluster}, as {document['answered_by']} sees it",
-            ("node", "state", "http", "grpc", "version"),
+            ("node", "state", "member", "http", "grpc", "version"),
             [
-                (node["name"], _state(node), node["http"], node["grpc"], node["version"])
+                (
+                    node["name"],
+                    _state(node),
+                    _member(node),
+                    node["http"],
+                    node["grpc"],
+                    node["version"],
+                )
                 for node in document["nodes"]
             ],
         ),
@@ -146,7 +160,20 @@ def _picture(document: dict[str, Any]) -> Any:
 def _state(node: dict[str, Any]) -> str:
     if not node["reachable"]:
         return "not reachable"
-    return "ready" if node["ready"] else f"not ready ({node['phase']})"
+    state = "ready" if node["ready"] else f"not ready ({node['phase']})"
+    if node["draining"] and node["phase"] not in ("draining", "drained"):
+        state += ", to be drained"
+    return state
+
+
+def _member(node: dict[str, Any]) -> str:
+    """The part that it has in the cluster; of a newcomer, how far it is."""
+    part = node["member"] or "no member"
+    if node["member"] == "learner":
+        part += f", {node['catch_up'] or 'waiting'} {node['catch_up_percent']} %"
+    if node["packs_missing"]:
+        part += f", {node['packs_missing']} packs missing"
+    return part
 
 
 def _warnings(document: dict[str, Any]) -> list[str]:

@@ -97,6 +97,7 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
             answered_by=own_name,
             nodes=sorted(nodes, key=lambda node: node.name),
             groups=[group_message(group) for group in status.groups],
+            level=status.cluster_level,
         )
 
     async def CreateJoinToken(
@@ -126,7 +127,7 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
     ) -> cluster_pb2.ListNodesResponse:
         self._edge.authenticator.authorize(caller(), "read")
         status = await self._status(context, this_node_only=False)
-        response = cluster_pb2.ListNodesResponse(nodes=status.nodes)
+        response = cluster_pb2.ListNodesResponse(nodes=status.nodes, level=status.level)
         with contextlib.suppress(Unavailable):  # no state yet
             running = (await self._members.intentions()).running
             if running is not None:
@@ -288,6 +289,7 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
             metrics_url=config.advertise.metrics_url,
             peer_address=config.advertise.peer_address,
             version=__version__,
+            level=status.level,
         )
 
     async def _registered(self) -> list[NodeRow]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from quorepo.cluster.state.levels import told
 from quorepo.cluster.state.members import ChangeRow, ConfigurationRow
 from quorepo.cluster.state.rows import NodeRow
 from quorepo.internal.v1 import core_pb2, log_pb2
@@ -35,6 +36,7 @@ _KINDS: dict[int, str] = {
 
 def node_message(row: NodeRow, ready: bool | None) -> cluster_pb2.NodeStatus:
     """Another node as it registered itself; `ready` is None when it does not answer."""
+    version, level = told(row.version)
     phase = "" if ready is None else ("serving" if ready else "not serving")
     return cluster_pb2.NodeStatus(
         name=row.name,
@@ -46,7 +48,8 @@ def node_message(row: NodeRow, ready: bool | None) -> cluster_pb2.NodeStatus:
         grpc_address=row.grpc_address,
         metrics_url=row.metrics_url,
         peer_address=row.peer_address,
-        version=row.version,
+        version=version,
+        level=level,
     )
 
 
@@ -75,6 +78,7 @@ def fill_in(
             node.phase = view.phase
             node.packs_missing = sum(group.packs_missing for group in view.groups)
             node.version = node.version or view.version
+            node.level = node.level or view.level
         behind = [
             catch_up(group, replica)
             for group in status.groups

@@ -81,8 +81,18 @@ def _formation_plan(config: NodeConfig) -> FormationPlan:
         expect=cluster.bootstrap_expect or 0,
         contacts=tuple(cluster.join),
         rejoin_empty=cluster.rejoin_empty,
+        level=_level(),
         marker=None if cluster.peers else cluster.tls.certificate_file.with_suffix(".cluster"),
     )
+
+
+def _level() -> int:
+    """A test may have this node stand for the release before."""
+    import os
+
+    from quorepo.cluster.state.levels import LEVEL
+
+    return min(LEVEL, int(os.environ.get("QUOREPO_TEST_LEVEL") or LEVEL))
 
 
 def main() -> int:

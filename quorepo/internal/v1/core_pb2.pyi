@@ -430,6 +430,8 @@ class CoreStatus(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     VIEWS_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    CLUSTER_LEVEL_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     replica_id: _builtins.str
     cluster_id: _builtins.str
@@ -441,6 +443,10 @@ class CoreStatus(_message.Message):
     draining: _builtins.bool
     """the directory says so: no pushes are taken"""
     version: _builtins.str
+    level: _builtins.int
+    """of the commands that this node's program knows"""
+    cluster_level: _builtins.int
+    """that the cluster has reached, as far as this node knows"""
     @_builtins.property
     def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___CoreGroupStatus]: ...
     @_builtins.property
@@ -460,10 +466,12 @@ class CoreStatus(_message.Message):
         draining: _builtins.bool = ...,
         version: _builtins.str = ...,
         views: _abc.Iterable[Global___CoreNodeView] | None = ...,
+        level: _builtins.int = ...,
+        cluster_level: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "draining", b"draining", "groups", b"groups", "node", b"node", "peer_address", b"peer_address", "phase", b"phase", "ready", b"ready", "replica_id", b"replica_id", "version", b"version", "views", b"views"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "cluster_level", b"cluster_level", "draining", b"draining", "groups", b"groups", "level", b"level", "node", b"node", "peer_address", b"peer_address", "phase", b"phase", "ready", b"ready", "replica_id", b"replica_id", "version", b"version", "views", b"views"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -480,12 +488,14 @@ class CoreNodeView(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     GROUPS_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     replica_id: _builtins.str
     phase: _builtins.str
     ready: _builtins.bool
     draining: _builtins.bool
     version: _builtins.str
+    level: _builtins.int
     @_builtins.property
     def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___CoreGroupStatus]: ...
     def __init__(
@@ -498,10 +508,11 @@ class CoreNodeView(_message.Message):
         draining: _builtins.bool = ...,
         version: _builtins.str = ...,
         groups: _abc.Iterable[Global___CoreGroupStatus] | None = ...,
+        level: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "groups", b"groups", "node", b"node", "phase", b"phase", "ready", b"ready", "replica_id", b"replica_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "groups", b"groups", "level", b"level", "node", b"node", "phase", b"phase", "ready", b"ready", "replica_id", b"replica_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -542,6 +553,7 @@ class IdentifyNodeResponse(_message.Message):
     CLUSTER_ID_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
     PEER_ADDRESS_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     replica_id: _builtins.str
     cluster_id: _builtins.str
@@ -550,6 +562,8 @@ class IdentifyNodeResponse(_message.Message):
     """why it could not be asked; empty: it answered"""
     peer_address: _builtins.str
     """where it was asked"""
+    level: _builtins.int
+    """of the commands that its program knows; 0: the first"""
     def __init__(
         self,
         *,
@@ -558,10 +572,11 @@ class IdentifyNodeResponse(_message.Message):
         cluster_id: _builtins.str = ...,
         problem: _builtins.str = ...,
         peer_address: _builtins.str = ...,
+        level: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "node", b"node", "peer_address", b"peer_address", "problem", b"problem", "replica_id", b"replica_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "level", b"level", "node", b"node", "peer_address", b"peer_address", "problem", b"problem", "replica_id", b"replica_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -141,6 +141,8 @@ class _RejectionReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Rejec
     REJECTION_REASON_MEMBERSHIP_BUSY: _RejectionReason.ValueType  # 30
     """another change of the members is under way"""
     REJECTION_REASON_NODE_NOT_FOUND: _RejectionReason.ValueType  # 31
+    REJECTION_REASON_LEVEL: _RejectionReason.ValueType  # 33
+    """the newcomer does not know what this cluster uses"""
     REJECTION_REASON_CHANGE_NOT_FOUND: _RejectionReason.ValueType  # 32
     """no change of the members with this id, or it has ended"""
 
@@ -180,6 +182,8 @@ REJECTION_REASON_PATH_EXISTS: RejectionReason.ValueType  # 14
 REJECTION_REASON_MEMBERSHIP_BUSY: RejectionReason.ValueType  # 30
 """another change of the members is under way"""
 REJECTION_REASON_NODE_NOT_FOUND: RejectionReason.ValueType  # 31
+REJECTION_REASON_LEVEL: RejectionReason.ValueType  # 33
+"""the newcomer does not know what this cluster uses"""
 REJECTION_REASON_CHANGE_NOT_FOUND: RejectionReason.ValueType  # 32
 """no change of the members with this id, or it has ended"""
 Global___RejectionReason: _TypeAlias = RejectionReason  # noqa: Y015
@@ -241,6 +245,7 @@ class Command(_message.Message):
     BEGIN_MEMBERSHIP_CHANGE_FIELD_NUMBER: _builtins.int
     END_MEMBERSHIP_CHANGE_FIELD_NUMBER: _builtins.int
     SET_NODE_DRAINING_FIELD_NUMBER: _builtins.int
+    RAISE_LEVEL_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """format of this message, now 1"""
     request_id: _builtins.bytes
@@ -293,6 +298,8 @@ class Command(_message.Message):
     def end_membership_change(self) -> Global___EndMembershipChange: ...
     @_builtins.property
     def set_node_draining(self) -> Global___SetNodeDraining: ...
+    @_builtins.property
+    def raise_level(self) -> Global___RaiseLevel: ...
     def __init__(
         self,
         *,
@@ -318,12 +325,13 @@ class Command(_message.Message):
         begin_membership_change: Global___BeginMembershipChange | None = ...,
         end_membership_change: Global___EndMembershipChange | None = ...,
         set_node_draining: Global___SetNodeDraining | None = ...,
+        raise_level: Global___RaiseLevel | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["add_join_token", b"add_join_token", "begin_membership_change", b"begin_membership_change", "create_repository", b"create_repository", "delete_repository", b"delete_repository", "end_membership_change", b"end_membership_change", "fork_repository", b"fork_repository", "kind", b"kind", "prune", b"prune", "register_node", b"register_node", "release_path", b"release_path", "rename_path", b"rename_path", "replace_packs", b"replace_packs", "reserve_path", b"reserve_path", "set_head", b"set_head", "set_node_draining", b"set_node_draining", "transaction", b"transaction", "undelete_repository", b"undelete_repository", "update_repository", b"update_repository", "use_join_token", b"use_join_token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["add_join_token", b"add_join_token", "begin_membership_change", b"begin_membership_change", "create_repository", b"create_repository", "delete_repository", b"delete_repository", "end_membership_change", b"end_membership_change", "fork_repository", b"fork_repository", "kind", b"kind", "prune", b"prune", "raise_level", b"raise_level", "register_node", b"register_node", "release_path", b"release_path", "rename_path", b"rename_path", "replace_packs", b"replace_packs", "reserve_path", b"reserve_path", "set_head", b"set_head", "set_node_draining", b"set_node_draining", "transaction", b"transaction", "undelete_repository", b"undelete_repository", "update_repository", b"update_repository", "use_join_token", b"use_join_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "add_join_token", b"add_join_token", "begin_membership_change", b"begin_membership_change", "create_repository", b"create_repository", "delete_repository", b"delete_repository", "end_membership_change", b"end_membership_change", "first_seen_ms", b"first_seen_ms", "fork_repository", b"fork_repository", "kind", b"kind", "prune", b"prune", "register_node", b"register_node", "release_path", b"release_path", "rename_path", b"rename_path", "replace_packs", b"replace_packs", "request_id", b"request_id", "reserve_path", b"reserve_path", "set_head", b"set_head", "set_node_draining", b"set_node_draining", "transaction", b"transaction", "undelete_repository", b"undelete_repository", "update_repository", b"update_repository", "use_join_token", b"use_join_token", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "add_join_token", b"add_join_token", "begin_membership_change", b"begin_membership_change", "create_repository", b"create_repository", "delete_repository", b"delete_repository", "end_membership_change", b"end_membership_change", "first_seen_ms", b"first_seen_ms", "fork_repository", b"fork_repository", "kind", b"kind", "prune", b"prune", "raise_level", b"raise_level", "register_node", b"register_node", "release_path", b"release_path", "rename_path", b"rename_path", "replace_packs", b"replace_packs", "request_id", b"request_id", "reserve_path", b"reserve_path", "set_head", b"set_head", "set_node_draining", b"set_node_draining", "transaction", b"transaction", "undelete_repository", b"undelete_repository", "update_repository", b"update_repository", "use_join_token", b"use_join_token", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["create_repository", "delete_repository", "transaction", "replace_packs", "prune", "set_head", "update_repository", "undelete_repository", "fork_repository", "reserve_path", "release_path", "register_node", "add_join_token", "use_join_token", "rename_path", "begin_membership_change", "end_membership_change", "set_node_draining"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["create_repository", "delete_repository", "transaction", "replace_packs", "prune", "set_head", "update_repository", "undelete_repository", "fork_repository", "reserve_path", "release_path", "register_node", "add_join_token", "use_join_token", "rename_path", "begin_membership_change", "end_membership_change", "set_node_draining", "raise_level"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -821,6 +829,7 @@ class RegisterNode(_message.Message):
     http_url: _builtins.str
     grpc_address: _builtins.str
     version: _builtins.str
+    """with the level of its program: 0.1.0+level.2"""
     metrics_url: _builtins.str
     def __init__(
         self,
@@ -919,6 +928,7 @@ class BeginMembershipChange(_message.Message):
     KEEP_LEARNER_FIELD_NUMBER: _builtins.int
     FORCED_FIELD_NUMBER: _builtins.int
     FORMER_REPLICA_ID_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
     kind: Global___MembershipKind.ValueType
     node: _builtins.str
     replica_id: _builtins.str
@@ -931,6 +941,8 @@ class BeginMembershipChange(_message.Message):
     """steps are not held back for the quorum"""
     former_replica_id: _builtins.str
     """replace: the one that goes"""
+    level: _builtins.int
+    """of the one that comes, as it told; 0: it told none"""
     def __init__(
         self,
         *,
@@ -941,10 +953,11 @@ class BeginMembershipChange(_message.Message):
         keep_learner: _builtins.bool = ...,
         forced: _builtins.bool = ...,
         former_replica_id: _builtins.str = ...,
+        level: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["forced", b"forced", "former_replica_id", b"former_replica_id", "keep_learner", b"keep_learner", "kind", b"kind", "node", b"node", "peer_address", b"peer_address", "replica_id", b"replica_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forced", b"forced", "former_replica_id", b"former_replica_id", "keep_learner", b"keep_learner", "kind", b"kind", "level", b"level", "node", b"node", "peer_address", b"peer_address", "replica_id", b"replica_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -995,6 +1008,27 @@ class SetNodeDraining(_message.Message):
 Global___SetNodeDraining: _TypeAlias = SetNodeDraining  # noqa: Y015
 
 @_typing.final
+class RaiseLevel(_message.Message):
+    """Every member knows the commands of this level; see cluster/state/levels.py."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEVEL_FIELD_NUMBER: _builtins.int
+    level: _builtins.int
+    def __init__(
+        self,
+        *,
+        level: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["level", b"level"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RaiseLevel: _TypeAlias = RaiseLevel  # noqa: Y015
+
+@_typing.final
 class Result(_message.Message):
     """---- results: what apply says, stored by request id and given to the proposer"""
 
@@ -1006,6 +1040,7 @@ class Result(_message.Message):
     PATH_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
     MEMBERSHIP_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def rejection(self) -> Global___Rejection: ...
     @_builtins.property
@@ -1018,6 +1053,8 @@ class Result(_message.Message):
     def node(self) -> Global___NodeResult: ...
     @_builtins.property
     def membership(self) -> Global___MembershipResult: ...
+    @_builtins.property
+    def level(self) -> Global___LevelResult: ...
     def __init__(
         self,
         *,
@@ -1027,12 +1064,13 @@ class Result(_message.Message):
         path: Global___PathResult | None = ...,
         node: Global___NodeResult | None = ...,
         membership: Global___MembershipResult | None = ...,
+        level: Global___LevelResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "membership", b"membership", "node", b"node", "path", b"path", "rejection", b"rejection", "repository", b"repository", "transaction", b"transaction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "level", b"level", "membership", b"membership", "node", b"node", "path", b"path", "rejection", b"rejection", "repository", b"repository", "transaction", b"transaction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "membership", b"membership", "node", b"node", "path", b"path", "rejection", b"rejection", "repository", b"repository", "transaction", b"transaction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "level", b"level", "membership", b"membership", "node", b"node", "path", b"path", "rejection", b"rejection", "repository", b"repository", "transaction", b"transaction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["rejection", "repository", "transaction", "path", "node", "membership"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["rejection", "repository", "transaction", "path", "node", "membership", "level"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -1230,6 +1268,26 @@ class NodeResult(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NodeResult: _TypeAlias = NodeResult  # noqa: Y015
+
+@_typing.final
+class LevelResult(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEVEL_FIELD_NUMBER: _builtins.int
+    level: _builtins.int
+    """that the cluster has now"""
+    def __init__(
+        self,
+        *,
+        level: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["level", b"level"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LevelResult: _TypeAlias = LevelResult  # noqa: Y015
 
 @_typing.final
 class MembershipResult(_message.Message):

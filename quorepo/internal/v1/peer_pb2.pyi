@@ -845,6 +845,7 @@ class IdentifyResponse(_message.Message):
     FORMER_CLUSTER_ID_FIELD_NUMBER: _builtins.int
     FOUNDING_DIGEST_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     replica_id: _builtins.str
     cluster_id: _builtins.str
@@ -854,6 +855,8 @@ class IdentifyResponse(_message.Message):
     """Not formed, but it was once: its disk was emptied. Nobody begins a cluster anew over that."""
     founding_digest: _builtins.bytes
     """With bootstrap_expect: SHA-256 of who is expected, the same on all who begin a cluster together."""
+    level: _builtins.int
+    """of the commands that its program knows; 0: the first"""
     @_builtins.property
     def configuration(self) -> _log_pb2.Configuration:
         """the founding configuration, when formed"""
@@ -873,10 +876,11 @@ class IdentifyResponse(_message.Message):
         former_cluster_id: _builtins.str = ...,
         founding_digest: _builtins.bytes = ...,
         members: _abc.Iterable[_log_pb2.Replica] | None = ...,
+        level: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["configuration", b"configuration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "configuration", b"configuration", "former_cluster_id", b"former_cluster_id", "founding_digest", b"founding_digest", "members", b"members", "node", b"node", "peer_address", b"peer_address", "replica_id", b"replica_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "configuration", b"configuration", "former_cluster_id", b"former_cluster_id", "founding_digest", b"founding_digest", "level", b"level", "members", b"members", "node", b"node", "peer_address", b"peer_address", "replica_id", b"replica_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -889,20 +893,24 @@ class RejoinRequest(_message.Message):
     NODE_FIELD_NUMBER: _builtins.int
     REPLICA_ID_FIELD_NUMBER: _builtins.int
     PEER_ADDRESS_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     replica_id: _builtins.str
     """the new one"""
     peer_address: _builtins.str
+    level: _builtins.int
+    """of the commands that its program knows; 0: the first"""
     def __init__(
         self,
         *,
         node: _builtins.str = ...,
         replica_id: _builtins.str = ...,
         peer_address: _builtins.str = ...,
+        level: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "peer_address", b"peer_address", "replica_id", b"replica_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["level", b"level", "node", b"node", "peer_address", b"peer_address", "replica_id", b"replica_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,6 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from quorepo.cluster.formation import remove_node, voter
+from quorepo.cluster.levels import Levels
 from quorepo.cluster.membership import Membership
 from quorepo.cluster.metrics import ClusterMetrics
 from quorepo.cluster.peer.roster import Roster, node_of_replica
@@ -68,7 +69,9 @@ def membership(host: LeadingHost) -> Membership:
     any_host: Any = host
     unused: Any = None
     metrics = ClusterMetrics(CollectorRegistry())
-    return Membership(any_host, [1], LEADER, members=unused, driver=unused, metrics=metrics)
+    return Membership(
+        any_host, [1], LEADER, members=unused, driver=unused, metrics=metrics, levels=Levels()
+    )
 
 
 def rejoin_as(replica_id: str) -> peer_pb2.RejoinRequest:

@@ -26,7 +26,7 @@ def test_status_as_json_has_nodes_and_groups_with_leaders_by_name(run: Run) -> N
     result = run("status", "-o", "json")
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
-    assert set(document) == {"cluster_id", "answered_by", "nodes", "groups"}
+    assert set(document) == {"cluster_id", "answered_by", "level", "nodes", "groups"}
     assert (document["cluster_id"], document["answered_by"]) == ("c1", "n1")
     assert [node["name"] for node in document["nodes"]] == ["n1", "n2"]
     assert document["nodes"][0]["ready"]

@@ -56,6 +56,16 @@ def leaderless(status: dict[str, Any]) -> None:
     status["groups"][0]["leader"] = None
 
 
+def drained(status: dict[str, Any]) -> None:
+    status["nodes"][1].update(draining=True, ready=False, phase="drained")
+
+
+def catching_up(status: dict[str, Any]) -> None:
+    status["nodes"][2].update(
+        member="learner", ready=False, phase="catching-up", catch_up="packs", catch_up_percent=40
+    )
+
+
 def cut_off(status: dict[str, Any]) -> None:
     status["groups"][0]["replicas"][2]["connected"] = False
 
@@ -99,6 +109,8 @@ def without_core(status: dict[str, Any]) -> None:
         (cut_off, "degraded", ["n1 has no connection with n3", "certificates"]),
         (behind, "degraded", ["group 1: n3 is 2000 entries behind"]),
         (not_ready, "degraded", ["n2 answers but does not serve (catching-up)"]),
+        (drained, "healthy", ["n2 is drained", "quorepo node undrain n2"]),
+        (catching_up, "healthy", ["n3 is a learner (packs, 40 %)", "quorepo node promote n3"]),
         (two_versions, "degraded", ["different versions (n1, n3: 1.0; n2: 1.1)"]),
         (without_core, "unavailable", ["n1 takes part in no group (core is not running)"]),
     ],

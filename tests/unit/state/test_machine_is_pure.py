@@ -15,6 +15,7 @@ MODULES = [
     FOLDER / "commands.py",
     FOLDER / "effects.py",
     FOLDER / "export.py",
+    FOLDER / "levels.py",
 ]
 IMPORTS = {
     "__future__",
@@ -32,6 +33,7 @@ QUOREPO_IMPORTS = {
     "quorepo.cluster.state",
     "quorepo.cluster.state.commands",
     "quorepo.cluster.state.effects",
+    "quorepo.cluster.state.machine_level",
     "quorepo.cluster.state.machine_packs",
     "quorepo.cluster.state.machine_refs",
     "quorepo.cluster.state.machine_repositories",
