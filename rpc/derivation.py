@@ -38,7 +38,7 @@ class Derivation:
     def __init__(self, edge: EdgeContext) -> None:
         self._edge = edge
         self._loop = asyncio.get_running_loop()
-        self._seen: OrderedDict[bytes, None] = OrderedDict()
+        self._seen: OrderedDict[tuple[str, bytes], None] = OrderedDict()
         self._queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(_QUEUE_MAX)
         edge.reads.on_new_view = self.look
 
@@ -46,7 +46,8 @@ class Derivation:
         """Puts the packs that lack files into the queue. May be called in any thread."""
         wanted = []
         for row in view.pack_rows:
-            if row.object_count < CHANGES_OBJECTS_MIN or row.digest in self._seen:
+            seen = (view.repository_id, row.digest) in self._seen
+            if row.object_count < CHANGES_OBJECTS_MIN or seen:
                 continue
             pack, _ = view.layout.pack_paths(view.repository_id, row.digest)
             if not derived_path(pack, row.digest, CHANGES_KIND).exists():
@@ -79,9 +80,10 @@ class Derivation:
 
     def _put(self, repository: dict[str, Any], digests: list[bytes]) -> None:
         for digest in digests:
-            if digest in self._seen or self._queue.full():
+            key = (repository["repository_id"], digest)
+            if key in self._seen or self._queue.full():
                 continue
-            self._seen[digest] = None
+            self._seen[key] = None
             if len(self._seen) > _SEEN_MAX:
                 self._seen.popitem(last=False)
             self._queue.put_nowait({"repository": repository, "pack": digest.hex()})

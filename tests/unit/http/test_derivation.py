@@ -14,7 +14,7 @@ from quorepo.rpc import derivation
 from quorepo.rpc.derivation import Derivation
 
 
-def test_a_pushed_pack_is_given_its_table_and_a_fetch_hit_is_counted(
+def test_a_pushed_pack_is_given_its_table_in_every_repository_and_a_fetch_hit_is_counted(
     tmp_path: Path, work: WorkTree
 ) -> None:
     data = tmp_path / "node" / "data"
@@ -44,4 +44,10 @@ def test_a_pushed_pack_is_given_its_table_and_a_fetch_hit_is_counted(
         answers = server.edge.metrics.answers
         assert answers.labels("built")._value.get() == 1
         assert answers.labels("hit")._value.get() == 1
+        # The same pack in another repository: every repository has files of its own.
+        work.git("push", "--quiet", server.url("team/fork"), "HEAD:refs/heads/main")
+        eventually(lambda: done._value.get() == 2, what="a table of the fork was made")
+        tables = list(data.glob("groups/1/repositories/*/objects/info/quorepo-*.changes"))
+        assert len(tables) == 2
+        assert tables[0].name == tables[1].name
         server.do(stop())
