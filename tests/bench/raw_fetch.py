@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import http.client
+import io
+import itertools
 import os
 import subprocess
 import threading
@@ -16,6 +18,12 @@ from urllib.parse import unquote, urlsplit
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _READ_BYTES = 1 << 20
+_NO_OBJECTS = b"PACK" + (2).to_bytes(4, "big") + (0).to_bytes(4, "big")
+EMPTY_PACK = _NO_OBJECTS + hashlib.sha1(_NO_OBJECTS, usedforsecurity=False).digest()
+
+
+class WrongAnswer(Exception):
+    """What was measured was not what was asked for."""
 
 
 def packet(line: str) -> bytes:
@@ -55,27 +63,34 @@ class Target:
         connection.request("POST", f"{path}/git-upload-pack", body, headers)
         return _drain(connection, keep)
 
-    def advertisement(self) -> int:
+    def advertisement(self, keep: Path | None = None, service: str = "git-upload-pack") -> int:
         """GET info/refs of protocol v0, all refs in it."""
         connection, path, headers = self._connect()
         del headers["Git-Protocol"]
-        connection.request("GET", f"{path}/info/refs?service=git-upload-pack", headers=headers)
-        return _drain(connection, None)
+        connection.request("GET", f"{path}/info/refs?service={service}", headers=headers)
+        return _drain(connection, keep)
+
+    def push(self, updates: Sequence[tuple[str, str, str]], pack: bytes | Path) -> int:
+        """One push of (old, new, name), and its report looked at; returns the report's bytes."""
+        lines = [" ".join(update) for update in updates]
+        lines[0] += "\0report-status object-format=sha1"
+        head = b"".join(map(packet, lines)) + b"0000"
+        connection, path, headers = self._connect()
+        headers["Content-Type"] = "application/x-git-receive-pack-request"
+        size = pack.stat().st_size if isinstance(pack, Path) else len(pack)
+        headers["Content-Length"] = str(len(head) + size)
+        with pack.open("rb") if isinstance(pack, Path) else io.BytesIO(pack) as file:
+            body = itertools.chain([head], iter(lambda: file.read(_READ_BYTES), b""))
+            connection.request("POST", f"{path}/git-receive-pack", body, headers)
+            report = connection.getresponse().read()
+        connection.close()
+        assert b"unpack ok\n" in report, report[:500]
+        assert report.count(b"ok refs/") == len(updates), report[:500]
+        return len(report)
 
     def create_refs(self, refs: dict[str, str]) -> None:
         """One push of new refs to objects that are there; git's client takes minutes for many."""
-        lines = [f"{'0' * 40} {oid} {name}" for name, oid in refs.items()]
-        lines[0] += "\0report-status object-format=sha1"
-        body = b"PACK" + (2).to_bytes(4, "big") + (0).to_bytes(4, "big")
-        pack = body + hashlib.sha1(body, usedforsecurity=False).digest()
-        connection, path, headers = self._connect()
-        headers["Content-Type"] = "application/x-git-receive-pack-request"
-        request = b"".join(map(packet, lines)) + b"0000" + pack
-        connection.request("POST", f"{path}/git-receive-pack", request, headers)
-        report = connection.getresponse().read()
-        assert b"unpack ok" in report, report[:500]
-        assert b"ng refs/" not in report, report[:500]
-        connection.close()
+        self.push([("0" * 40, oid, name) for name, oid in refs.items()], EMPTY_PACK)
 
     def _connect(self) -> tuple[http.client.HTTPConnection, str, dict[str, str]]:
         parts = urlsplit(self.url)
@@ -84,7 +99,7 @@ class Target:
             token = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
             headers["Authorization"] = "Basic " + base64.b64encode(token.encode()).decode()
         assert parts.hostname
-        return http.client.HTTPConnection(parts.hostname, parts.port, 300), parts.path, headers
+        return http.client.HTTPConnection(parts.hostname, parts.port, 3600), parts.path, headers
 
 
 def _drain(connection: http.client.HTTPConnection, keep: Path | None) -> int:
@@ -118,16 +133,32 @@ def pack_of(answer: Path) -> bytes:
     return bytes(pack)
 
 
-def verify(pack: bytes, folder: Path, had_from: Path, had: str = "", *, strict: bool = True) -> int:
-    """`git index-pack --strict` where `had` is known already; returns the pack's objects."""
-    git = ["git", "-C", str(folder)]
+def objects_sent(pack: bytes, folder: Path, source: Path, *, strict: bool) -> set[str]:
+    """The ids of the pack's own entries, after git has indexed and checked all of them.
+
+    What a thin pack was made against is taken from `source`; whether the client has it is for the
+    caller to say. `strict`: references must lead somewhere too.
+    """
     subprocess.run(["git", "init", "-q", "--bare", str(folder)], check=True)
-    if had:
-        fetch = ["fetch", "-q", str(had_from), f"{had}:refs/heads/had"]
-        subprocess.run([*git, *fetch], check=True)
-    command = [*git, "index-pack", *(["--strict"] if strict else []), "--stdin", "--fix-thin"]
-    subprocess.run(command, input=pack, check=True, capture_output=True)
-    return int.from_bytes(pack[8:12], "big")
+    objects = source / ".git" / "objects" if (source / ".git").exists() else source / "objects"
+    (folder / "objects" / "info" / "alternates").write_text(f"{objects.resolve()}\n")
+    checks = "--strict" if strict else "--fsck-objects"
+    done = subprocess.run(
+        ["git", "-C", str(folder), "index-pack", checks, "--stdin", "--fix-thin"],
+        input=pack, check=False, capture_output=True,
+    )  # fmt: skip
+    if done.returncode:
+        raise WrongAnswer(f"git index-pack {checks}: {done.stderr.decode()[-500:]}")
+    [index] = (folder / "objects" / "pack").glob("*.idx")
+    with index.open("rb") as file:
+        shown = subprocess.run(
+            ["git", "show-index"], stdin=file, check=True, capture_output=True, text=True
+        )
+    entries = (line.split() for line in shown.stdout.splitlines())
+    sent = {entry[1] for entry in entries if int(entry[0]) < len(pack) - 20}
+    if len(sent) != int.from_bytes(pack[8:12], "big"):
+        raise WrongAnswer(f"{len(sent)} different objects in a pack that says otherwise")
+    return sent
 
 
 @dataclass
@@ -149,7 +180,7 @@ def measure(target: Target, work: Callable[[], int]) -> Sample:
 
 
 def at_once(count: int, work: Callable[[], int]) -> int:
-    """`work` in so many threads; the bytes of all."""
+    """`work` in so many threads; the bytes of all. Fails unless all of them come to their end."""
     sizes: list[int] = []
     threads = [threading.Thread(target=lambda: sizes.append(work())) for _ in range(count)]
     for thread in threads:

@@ -1,24 +1,27 @@
-"""Clones and fetches: one quorepo node next to git at its best, over HTTP, in the same run.
+"""Clones, fetches and pushes: quorepo next to git at its best, over HTTP, in the same run.
 
-    PYTHONPATH=tests python -m bench.serving [PATH]   PATH: any repository, not generated ones
-        --sizes 5k,40k[,180k]  --pairs 5  --rows clone,fetch,…  --refs 10000
+    PYTHONPATH=tests python -m bench.serving [PATH]   all rows, half an hour; PATH: any repository
+        --quick           all rows on small repositories, a few minutes
+        --rows clone,…    some of them
+        --cache DIR       keeps the generated repositories for the next run
 
-The peer is `git http-backend` on the same objects, `repack -adb` with bitmaps and a commit-graph;
-`git-plain` is it without either. A raw client sends the same request bytes to both and drains the
-answers, in turns, so that noise hits both; wall is the whole exchange, CPU that of all processes of
-the server, bytes the answer's. Medians; ratios are to `git`. Before a row is measured both answers
-are checked: `git index-pack --strict` takes them, the counts of their objects are printed.
+The peer is `git http-backend` on the same objects, as careful as we are (core.fsync=all,
+receive.fsckObjects, unpackLimit=1), `repack -adb` with bitmaps and a commit-graph; `git-plain` is
+it without either. A raw client sends the same request bytes to both and drains the answers, in
+turns, so that noise hits both; wall is the whole exchange, CPU that of all processes of the server,
+bytes the answer's. Medians (CPU: means); ratios are to `git`.
+
+Every row checks what it measured: git takes the answers (`index-pack --strict`, or --fsck-objects
+where objects are left out on purpose), they hold all that was asked for and nothing else, and ours
+no more objects than git's. If not, the command exits with 1. A missed goal is shown in the table.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import shutil
-import statistics
+import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,258 +30,45 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from support.demo import Demo
 from support.git import git
 
-from bench.generated import COMMITS, generate
-from bench.raw_fetch import (
-    Sample,
-    Target,
-    anonymous_bytes,
-    at_once,
-    cpu_seconds,
-    family,
-    fetch_request,
-    measure,
-    pack_of,
-    packet,
-    peak_memory,
-    v2_request,
-    verify,
-)
+from bench.generated import COMMITS, generated
+from bench.serving_bench import Bench, Results, lines_of
+from bench.serving_reads import crowd, fetches, full_clone, partial, tails
+from bench.serving_refs import many_refs
+from bench.serving_writes import ingests, one_commit_pushes
 from bench.streaming_peer import StreamingPeer
 
-ROWS = ("clone", "crowd", "fetch", "partial", "tails", "refs", "memory")
-Work = Callable[[Target], int]
+_READING = {"clone", "crowd", "fetch", "partial", "tails"}
+ROWS = ("clone", "crowd", "fetch", "partial", "tails", "refs", "push", "ingest")
+# The ingest of larger repositories may take so much longer (the issue's two rows).
+_INGEST_GOALS = {"2MB": 1.5, "20MB": 1.5, "170MB": 2.0}
+_LARGE_PACK_BYTES = 100_000_000
+_CROWD_OBJECTS_MIN = 20_000
 
 
-@dataclass
-class Bench:
-    """The two servers, and where everything lies."""
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured."""
 
-    root: Path
-    demo: Demo
-    peer: StreamingPeer
+    sizes: tuple[str, ...]
+    refs: tuple[int, ...]
+    bulky: tuple[str, ...]
+    push_into: str
     pairs: int
-
-    def targets(self, name: str) -> list[Target]:
-        """A repository on all servers, ours first."""
-        node = next(iter(self.demo.nodes))
-        ours = self.demo.process.pid
-        return [
-            Target(
-                "quorepo",
-                self.demo.url(node, f"bench/{name}"),
-                lambda: cpu_seconds(family(ours)),
-                lambda: anonymous_bytes(family(ours)),
-            ),
-            *(
-                Target(label, self.peer.url(f"{name}{suffix}.git"), self._git_cpu_s)
-                for label, suffix in (("git", ""), ("git-plain", "-plain"))
-            ),
-        ]
-
-    def _git_cpu_s(self) -> float:
-        return cpu_seconds([self.peer.pid], own=False)
-
-    def publish(self, source: Path, name: str) -> None:
-        """The same refs and objects on all servers."""
-        git(
-            "push", "--quiet", self.targets(name)[0].url,
-            "refs/heads/*:refs/heads/*", "refs/tags/*:refs/tags/*", cwd=source, timeout_s=3600,
-        )  # fmt: skip
-        for suffix in ("", "-plain"):
-            copy = self.root / "peer" / f"{name}{suffix}.git"
-            shutil.copytree(source, copy)
-            git("config", "gc.auto", "0", cwd=copy)
-            git("config", "uploadpack.allowFilter", "true", cwd=copy)
-        best = self.root / "peer" / f"{name}.git"
-        git("repack", "-adb", "--quiet", cwd=best, timeout_s=3600)
-        git("commit-graph", "write", "--reachable", cwd=best, timeout_s=3600)
-
-    def row(self, title: str, name: str, works: Iterator[Work], repeats: int = 1) -> None:
-        """Measures one row. `works` gives a new request for every pair."""
-        samples: dict[str, list[Sample]] = {}
-        for _ in range(self.pairs):
-            work = next(works)
-            for target in self.targets(name):
-                for _ in range(repeats):
-                    sample = measure(target, lambda t=target, w=work: w(t))  # type: ignore[misc]
-                    samples.setdefault(target.name, []).append(sample)
-        report(title, samples)
-
-    def check(self, name: str, body: bytes, had: str = "", strict: bool = True) -> None:
-        """Both answers are packs that git takes; prints how many objects they hold."""
-        counts = {}
-        for target in self.targets(name)[:2]:
-            with tempfile.TemporaryDirectory(dir=self.root) as folder:
-                answer = Path(folder) / "answer"
-                target.post(body, answer)
-                source = self.root / "peer" / f"{name}.git"
-                counts[target.name] = verify(
-                    pack_of(answer), Path(folder) / "check.git", source, had, strict=strict
-                )
-        same = "equal" if len(set(counts.values())) == 1 else "DIFFERENT"
-        how = "index-pack --strict" if strict else "index-pack"
-        print(f"    checked with {how}: {counts} objects, {same}")
+    pushes: int
 
 
-def report(title: str, samples: dict[str, list[Sample]]) -> None:
-    """One line per server."""
-    print(f"  {title}")
-    lines = {
-        name: (
-            statistics.median(sample.wall_s for sample in values),
-            statistics.fmean(sample.cpu_s for sample in values),
-            statistics.median(sample.bytes for sample in values),
-        )
-        for name, values in samples.items()
-    }
-    base = lines["git"]
-    for name, (wall, cpu, size) in lines.items():
-        print(
-            f"    {name:9} wall {wall * 1e3:9.1f} ms ({_ratio(wall, base[0])})"
-            f"  cpu {cpu * 1e3:8.1f} ms ({_ratio(cpu, base[1])})"
-            f"  {size:>12,.0f} bytes ({_ratio(size, base[2])})",
-            flush=True,
-        )
+FULL = Plan(("5k", "40k", "180k"), (10_000, 100_000), ("20MB", "170MB"), "180k", 5, 40)
+QUICK = Plan(("5k", "40k"), (10_000,), ("20MB",), "40k", 3, 10)
 
 
-def _ratio(value: float, base: float) -> str:
-    return f"{value / base:5.2f}" if base else "    -"
-
-
-def lines_of(source: Path, *arguments: str) -> list[str]:
-    """The lines of a git command's output."""
-    return git(*arguments, cwd=source, timeout_s=600).stdout.split()
-
-
-def post(body: bytes) -> Work:
-    """The exchange of one request."""
-    return lambda target: target.post(body)
-
-
-def clones(bench: Bench, source: Path, name: str) -> bytes:
-    """The full clone; returns its request."""
-    tips = lines_of(source, "for-each-ref", "--format=%(objectname)", "refs/heads", "refs/tags")
-    body = fetch_request(sorted(set(tips)))
-    bench.check(name, body)
-    return body
-
-
-def fetches(bench: Bench, source: Path, name: str) -> None:
-    """1, 100 and 1000 commits: every pair asks for others, so that ours builds anew."""
-    line = lines_of(source, "rev-list", "--first-parent", "HEAD")
-    for commits in (1, 100, 1000):
-        if len(line) <= commits + bench.pairs + 1:
-            continue
-        pairs = [(line[step], line[_behind(source, line, step, commits)]) for step in
-                 range(bench.pairs + 1)]  # fmt: skip
-        bodies = [fetch_request([want], [have]) for want, have in pairs]
-        bench.check(name, bodies[-1], pairs[-1][1])
-        bench.row(f"fetch of {commits}, first time", name, iter(map(post, bodies[:-1])))
-        bench.row("the same from the cache", name, itertools.repeat(post(bodies[0])))
-
-
-def _behind(source: Path, line: list[str], step: int, commits: int) -> int:
-    """The index of a commit on the first-parent line so many commits (merged ones too) back."""
-    low, high = step + 1, min(len(line) - 1, step + commits)
-    while low < high:
-        middle = (low + high) // 2
-        count = int(lines_of(source, "rev-list", "--count", f"{line[middle]}..{line[step]}")[0])
-        low, high = (low, middle) if count >= commits else (middle + 1, high)
-    return low
-
-
-def partial(bench: Bench, source: Path, name: str) -> None:
-    """blob:none and depth 1."""
-    head = lines_of(source, "rev-parse", "HEAD")[0]
-    for title, option in (("blob:none clone", "filter blob:none"), ("depth=1 clone", "deepen 1")):
-        body = fetch_request([head], (), option)
-        first = measure(bench.targets(name)[0], lambda b=body: bench.targets(name)[0].post(b))  # type: ignore[misc]
-        print(
-            f"  {title}: quorepo's first {first.wall_s * 1e3:.1f} ms, cpu {first.cpu_s * 1e3:.0f}"
-        )
-        bench.row(f"{title} from the cache", name, itertools.repeat(post(body)))
-
-
-def tails(bench: Bench, source: Path, name: str) -> None:
-    """30 pushes of one to five commits after the first one, then clones."""
-    with tempfile.TemporaryDirectory(dir=bench.root) as folder:
-        work = Path(folder) / "work"
-        git("clone", "--quiet", str(source), str(work), timeout_s=600)
-        urls = [bench.targets(name)[0].url]
-        urls += [str(bench.root / "peer" / f"{name}{suffix}.git") for suffix in ("", "-plain")]
-        for path in urls[1:]:
-            git("config", "receive.unpackLimit", "1", cwd=Path(path))
-        for push in range(30):
-            for commit in range(push % 5 + 1):
-                (work / f"tail{commit}.txt").write_text(f"push {push}\n" * 50 + f"{commit}\n")
-                git("add", "-A", cwd=work)
-                git("commit", "--quiet", "-m", f"push {push}.{commit}", cwd=work)
-            for url in urls:
-                git("push", "--quiet", url, "HEAD:refs/heads/main", cwd=work)
-        head = lines_of(work, "rev-parse", "HEAD")[0]
-    tips = lines_of(source, "for-each-ref", "--format=%(objectname)", "refs/heads", "refs/tags")
-    body = fetch_request(sorted({*tips, head}))
-    bench.check(name, body)
-    first = measure(bench.targets(name)[0], lambda: bench.targets(name)[0].post(body))
-    print(f"  clone with 30 tail packs: quorepo's second {first.wall_s * 1e3:.1f} ms")
-    # Other wants every time, so that nothing comes from the cache.
-    bodies = [fetch_request(sorted({*tips[number:], head})) for number in range(bench.pairs)]
-    bench.row("clone with 30 tail packs, not from the cache", name, iter(map(post, bodies)))
-
-
-def many_refs(bench: Bench, source: Path, count: int) -> None:
-    """Advertisement and ls-refs of many refs, first at a revision and repeated."""
-    name = f"refs{count}"
-    copy = bench.root / f"{name}.git"
-    git("init", "--quiet", "--bare", "--initial-branch=main", str(copy))
-    git("fetch", "--quiet", str(source), "HEAD:refs/heads/main", cwd=copy)
-    commits = lines_of(copy, "rev-list", "--max-count=500", "main")
-    refs = [f"refs/heads/team-{n % 50}/work-{n}" for n in range(count)]
-    updates = [f"create {ref} {commits[n % len(commits)]}\n" for n, ref in enumerate(refs)]
-    git("update-ref", "--stdin", cwd=copy, stdin="".join(updates).encode(), timeout_s=600)
-    git("pack-refs", "--all", cwd=copy)
-    url = bench.targets(name)[0].url
-    git("push", "--quiet", url, "main", cwd=copy)
-    ours = bench.targets(name)[0]
-    for start in range(0, count, 5000):
-        numbers = range(start, min(count, start + 5000))
-        ours.create_refs({refs[n]: commits[n % len(commits)] for n in numbers})
-    for suffix in ("", "-plain"):
-        shutil.copytree(copy, bench.root / "peer" / f"{name}{suffix}.git")
-    prefixes = ["ref-prefix HEAD", "ref-prefix refs/heads/", "ref-prefix refs/tags/"]
-    body = v2_request("ls-refs", ["peel", "symrefs", *prefixes])
-    works = {
-        "advertisement (v0)": Target.advertisement,
-        "ls-refs (v2, as git clone asks)": post(body),
-    }
-    names = (f"new-{number}" for number in itertools.count())
-    for title, work in works.items():
-        firsts = []
-        for number in range(bench.pairs):
-            ours.create_refs({f"refs/heads/{next(names)}": commits[number]})
-            firsts.append(measure(ours, lambda o=ours, w=work: w(o)))  # type: ignore[misc]
-        wall = statistics.median(sample.wall_s for sample in firsts)
-        print(f"  {title} of {count} refs: quorepo's first at a revision {wall * 1e3:.1f} ms")
-        bench.row(f"{title} of {count} refs, repeated", name, itertools.repeat(work), 3)
-
-
-def repository(bench: Bench, source: Path, name: str, rows: list[str]) -> None:
-    """All rows on one repository."""
-    objects = lines_of(source, "rev-list", "--objects", "--all", "--count")[0]
+def repository(bench: Bench, source: Path, name: str, rows: set[str]) -> None:
+    """All reading rows on one repository."""
+    objects = int(lines_of(source, "rev-list", "--objects", "--all", "--count")[0])
     print(f"{name}: {objects} objects", flush=True)
     bench.publish(source, name)
-    body = clones(bench, source, name)
-    if "memory" in rows:
-        ours = bench.targets(name)[0]
-        peak = peak_memory(ours, lambda: ours.post(body))
-        print(f"  memory above idle during a clone: {peak / 1e6:.1f} MB")
-    if "clone" in rows:
-        bench.row("full clone", name, itertools.repeat(post(body)))
-    if "crowd" in rows:
-        pairs, bench.pairs = bench.pairs, 1
-        crowd: Work = lambda target: at_once(50, lambda: target.post(body))  # noqa: E731
-        bench.row("50 concurrent clones", name, itertools.repeat(crowd))
-        bench.pairs = pairs
+    body = full_clone(bench, source, name)
+    if "crowd" in rows and objects >= _CROWD_OBJECTS_MIN:
+        crowd(bench, name, body)
     if "fetch" in rows:
         fetches(bench, source, name)
     if "partial" in rows:
@@ -287,38 +77,94 @@ def repository(bench: Bench, source: Path, name: str, rows: list[str]) -> None:
         tails(bench, source, name)
 
 
-def main() -> None:
+def writes(bench: Bench, sources: dict[str, Path], pairs: int) -> None:
+    """Whole repositories pushed into new ones, then cloned."""
+    for kind, source in sources.items():
+        print(f"{source.stem}: pushed whole", flush=True)
+        size = sum(pack.stat().st_size for pack in source.glob("objects/pack/*.pack"))
+        goal = _INGEST_GOALS.get(kind, 2.0 if size > _LARGE_PACK_BYTES else 1.5)
+        ingests(bench, source, goal, pairs)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The repositories that are measured."""
+
+    reads: dict[str, Path]
+    pushed: dict[str, Path]
+    history: Path  # what one-commit pushes go into
+
+    @classmethod
+    def generated(cls, plan: Plan, kinds: str, rows: set[str], cache: Path) -> Sources:
+        """What the plan names, or these kinds instead; only what the rows need."""
+        reads = kinds.split(",") if kinds else plan.sizes
+        pushed = plan.bulky if "ingest" in rows else ()
+        return cls(
+            {f"generated-{kind}": generated(kind, cache) for kind in reads},
+            {kind: generated(kind, cache) for kind in pushed},
+            generated(plan.push_into, cache) if "push" in rows else Path(),
+        )
+
+    @classmethod
+    def given(cls, path: Path, root: Path) -> Sources:
+        """One repository for everything."""
+        copy = root / "given.git"
+        git("clone", "--quiet", "--bare", str(path), str(copy), timeout_s=1800)
+        git("repack", "-adq", cwd=copy, timeout_s=1800)
+        return cls({"given": copy}, {"given": copy}, copy)
+
+
+def run(root: Path, arguments: argparse.Namespace) -> int:
+    """All rows; returns the command's exit code."""
+    plan: Plan = QUICK if arguments.quick else FULL
+    rows = set(arguments.rows.split(","))
+    cache = arguments.cache or root / "generated"
+    cache.mkdir(exist_ok=True)
+    (root / "peer").mkdir()
+    pairs = arguments.pairs or plan.pairs
+    if arguments.path is not None:
+        sources = Sources.given(arguments.path, root)
+    else:
+        sources = Sources.generated(plan, arguments.sizes, rows, cache)
+    results = Results()
+    with StreamingPeer(root / "peer") as peer:
+        with Demo(root / "demo", nodes=1) as demo:
+            bench = Bench(root, demo, peer, pairs, results)
+            if rows & _READING:
+                for name, source in sources.reads.items():
+                    copy = root / f"{name}-source.git"  # the tails are pushed into it too
+                    git("clone", "--quiet", "--mirror", str(source), str(copy), timeout_s=600)
+                    repository(bench, copy, name, rows)
+            for count in plan.refs if "refs" in rows else ():
+                many_refs(bench, next(iter(sources.reads.values())), count)
+        if "ingest" in rows:
+            with Demo(root / "demo-in", nodes=1) as demo:  # of which nothing is warm
+                writes(Bench(root, demo, peer, pairs, results), sources.pushed, min(pairs, 3))
+    if "push" in rows:
+        one_commit_pushes(root, sources.history, plan.pushes, results)
+    results.show()
+    return 1 if results.wrong else 0
+
+
+def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "path", type=Path, nargs="?", help="a repository, instead of generated ones"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sizes", default="5k,40k", help=f"of {', '.join(COMMITS)}")
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--rows", default=",".join(ROWS))
-    parser.add_argument("--refs", default="10000", help="numbers of refs, separated by commas")
+    parser.add_argument("path", type=Path, nargs="?", help="a repository, not generated ones")
+    parser.add_argument("--quick", action="store_true", help="small repositories, few repetitions")
+    parser.add_argument("--sizes", default="", help=f"of {', '.join(COMMITS)}, instead of all")
+    parser.add_argument("--pairs", type=int, default=0, help="repetitions of a row")
+    parser.add_argument("--rows", default=",".join(ROWS), help=f"of {', '.join(ROWS)}")
+    parser.add_argument("--cache", type=Path, help="where generated repositories are kept")
     arguments = parser.parse_args()
-    rows = arguments.rows.split(",")
-    assert packet("x") == b"0006x\n"
+    if unknown := set(arguments.rows.split(",")) - set(ROWS):
+        parser.error(f"unknown rows: {', '.join(sorted(unknown))}")
+    # So that the servers and the folder are gone however this ends.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="quorepo-bench-") as folder:
-        root = Path(folder)
-        (root / "peer").mkdir()
-        sources = {}
-        if arguments.path is not None:
-            sources["given"] = root / "given.git"
-            git("clone", "--quiet", "--bare", str(arguments.path), str(sources["given"]))
-        else:
-            for size in arguments.sizes.split(","):
-                sources[f"generated-{size}"] = root / f"{size}.git"
-                generate(root / f"{size}.git", COMMITS[size], seed=7)
-        with Demo(root / "demo", nodes=1) as demo, StreamingPeer(root / "peer") as peer:
-            bench = Bench(root, demo, peer, arguments.pairs)
-            for name, source in sources.items():
-                repository(bench, source, name, rows)
-            if "refs" in rows:
-                for count in arguments.refs.split(","):
-                    many_refs(bench, next(iter(sources.values())), int(count))
+        return run(Path(folder), arguments)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

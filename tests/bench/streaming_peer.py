@@ -20,13 +20,14 @@ class _Handler(BaseHTTPRequestHandler):
     root = ""
 
     def do_GET(self) -> None:
-        self._run(b"")
+        self._run()
 
     def do_POST(self) -> None:
-        self._run(self.rfile.read(int(self.headers.get("Content-Length", "0"))))
+        self._run()
 
-    def _run(self, body: bytes) -> None:
+    def _run(self) -> None:
         path, _, query = self.path.partition("?")
+        length = int(self.headers.get("Content-Length", "0"))
         environment = {
             "PATH": "/usr/bin:/bin:/usr/local/bin",
             "GIT_PROJECT_ROOT": self.root,
@@ -35,7 +36,7 @@ class _Handler(BaseHTTPRequestHandler):
             "PATH_INFO": path,
             "QUERY_STRING": query,
             "CONTENT_TYPE": self.headers.get("Content-Type", ""),
-            "CONTENT_LENGTH": str(len(body)),
+            "CONTENT_LENGTH": str(length),
             "GIT_PROTOCOL": self.headers.get("Git-Protocol", ""),
         }
         process = subprocess.Popen(
@@ -44,7 +45,9 @@ class _Handler(BaseHTTPRequestHandler):
         )  # fmt: skip
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(body)
+        while length and (piece := self.rfile.read(min(length, 1 << 18))):
+            process.stdin.write(piece)
+            length -= len(piece)
         process.stdin.close()
         self._relay(cast(BinaryIO, process.stdout))
         process.wait()
