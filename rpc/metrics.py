@@ -85,6 +85,7 @@ class EdgeMetrics:
         )
         self._declare_upkeep()
         self._declare_fetches()
+        self._declare_operations()
         self.errors = Counter(
             "quorepo_edge_errors",
             "Errors told to clients, by the reason in the error tree (storage/errors.py).",
@@ -162,6 +163,41 @@ class EdgeMetrics:
             registry=self.registry,
         )
 
+    def _declare_operations(self) -> None:
+        self.operations = Counter(
+            "quorepo_operations",
+            "Calls of OperationService by outcome: ok, up_to_date, conflict, refused, unavailable,"
+            " unknown, cancelled, failed.",
+            ["operation", "outcome"],
+            registry=self.registry,
+        )
+        self.operation_seconds = Histogram(
+            "quorepo_operation_seconds",
+            "Time of one call of OperationService.",
+            ["operation"],
+            buckets=_LATENCY_BUCKETS,
+            registry=self.registry,
+        )
+        self.operation_phase_seconds = Histogram(
+            "quorepo_operation_phase_seconds",
+            "Time of an operation in a phase: receive, look (at the refs), build, replicate,"
+            " commit; once per attempt.",
+            ["phase"],
+            buckets=_LATENCY_BUCKETS,
+            registry=self.registry,
+        )
+        self.watchers = Gauge(
+            "quorepo_watchers", "Calls of Watch being served.", registry=self.registry
+        )
+        self.watch_events = Counter(
+            "quorepo_watch_events", "Events sent to watchers.", registry=self.registry
+        )
+        self.watch_lag_entries = Gauge(
+            "quorepo_watch_lag_entries",
+            "Log entries that this node has applied and the slowest watcher has not been sent.",
+            registry=self.registry,
+        )
+
     def _declare_upkeep(self) -> None:
         self.upkeep_runs = Counter(
             "quorepo_upkeep_runs",
@@ -187,15 +223,23 @@ class EdgeMetrics:
             registry=self.registry,
         )
 
-    @contextlib.contextmanager
-    def phase(self, phase: str) -> Iterator[None]:
+    def phase(self, phase: str) -> contextlib.AbstractContextManager[None]:
         """Times one phase of a push, also when it ends in an error."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.push_phase_seconds.labels(phase).observe(time.perf_counter() - started)
+        return _timing(self.push_phase_seconds, phase)
+
+    def operation_phase(self, phase: str) -> contextlib.AbstractContextManager[None]:
+        """The same of an operation."""
+        return _timing(self.operation_phase_seconds, phase)
 
     def text(self) -> bytes:
         """All of it in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+@contextlib.contextmanager
+def _timing(histogram: Histogram, label: str) -> Iterator[None]:
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        histogram.labels(label).observe(time.perf_counter() - started)

@@ -55,6 +55,30 @@ class Done:
 Build = Callable[[RepositoryView], Awaitable[Built]]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Early:
+    """An attempt made before this node knew that its picture is the newest."""
+
+    view: RepositoryView
+    built: Built | Exception
+    confirmed: asyncio.Task[None]
+
+    def still_holds(self, now: RepositoryView) -> bool:
+        """Does the picture that it was made from show what is there, as is known now?"""
+        before = self.view.row
+        return (before.repository_id, before.incarnation, before.counter) == (
+            now.row.repository_id,
+            now.row.incarnation,
+            now.row.counter,
+        )
+
+    def outcome(self) -> Built:
+        """What `build` gave, or raised."""
+        if isinstance(self.built, Exception):
+            raise self.built
+        return self.built
+
+
 class Operations:
     """Runs operations on one ref each."""
 
@@ -81,25 +105,50 @@ class Operations:
             NotFound: no such repository. Unavailable, OutcomeUnknown. What `build` raises.
         """
         deadline = asyncio.get_running_loop().time() + timeout_s
+
+        def left_s() -> float:
+            return max(0.001, deadline - asyncio.get_running_loop().time())
+
+        early = await self._begin(path, origin, build, left_s())
         for attempt in range(_ATTEMPTS_MAX):
             step = origin if attempt == 0 else origin.step(f"attempt {attempt}")
-            left_s = max(0.001, deadline - asyncio.get_running_loop().time())
-            await self._edge.reads.confirm(left_s)
-            view = await self._edge.reads.open(path, consistency="local")
-            result = await self._kept(step, view)
+            with self._edge.metrics.operation_phase("look"):
+                await (self._edge.reads.confirm(left_s()) if early is None else early.confirmed)
+                view = await self._edge.reads.open(path, consistency="local")
+                result = await self._kept(step, view)
             change = Change(ref, None, None)
             if result is None:
-                built = await build(view)
+                if early is not None and early.still_holds(view):
+                    view, built = early.view, early.outcome()
+                else:
+                    built = await build(view)
                 change = Change(ref, built.new, built.expected)
-                left_s = max(0.001, deadline - asyncio.get_running_loop().time())
-                work = self._commit(view, change, built, step, left_s)
+                work = self._commit(view, change, built, step, left_s())
                 # From here on a client that goes away changes nothing any more.
                 result = await asyncio.shield(self._edge.spawn(work, f"operation {path}"))
+            early = None
             assert result is not None
             stale = result.refs[0].status == log_pb2.REF_STATUS_STALE
             if not (stale and again):
                 return Done(json.loads(result.answer or b"{}"), result, change)
         raise Unavailable("the ref is moved faster than it can be followed", next_step="try again")
+
+    async def _begin(
+        self, path: str, origin: Origin, build: Build, timeout_s: float
+    ) -> _Early | None:
+        """Builds on what this node knows while it asks whether that is all there is."""
+        view = await self._edge.reads.find(path, consistency="local")
+        if view is None or await self._kept(origin, view) is not None:
+            return None
+        confirmed = asyncio.create_task(self._edge.reads.confirm(timeout_s))
+        try:
+            built: Built | Exception = await build(view)
+        except Exception as error:  # it may be of a picture that is too old  # noqa: BLE001
+            built = error
+        except BaseException:
+            confirmed.cancel()
+            raise
+        return _Early(view, built, confirmed)
 
     async def _kept(self, step: Origin, view: RepositoryView) -> log_pb2.TransactionResult | None:
         kept = await self._edge.reads.in_thread(
@@ -112,28 +161,30 @@ class Operations:
     async def _commit(
         self, view: RepositoryView, change: Change, built: Built, step: Origin, timeout_s: float
     ) -> log_pb2.TransactionResult:
-        for pack in built.packs:
-            await self._edge.core.replicate_pack(
-                view.group,
-                view.repository_id,
-                pack,
-                min(timeout_s, _REPLICATE_TIMEOUT_S + pack.pack_bytes / _REPLICATE_BYTES_PER_S),
-            )
+        with self._edge.metrics.operation_phase("replicate"):
+            for pack in built.packs:
+                await self._edge.core.replicate_pack(
+                    view.group,
+                    view.repository_id,
+                    pack,
+                    min(timeout_s, _REPLICATE_TIMEOUT_S + pack.pack_bytes / _REPLICATE_BYTES_PER_S),
+                )
 
         async def verify(_target: Target) -> Verified:
             raise Unavailable(
                 "objects were pruned meanwhile", next_step="repeat it with the same request id"
             )
 
-        return await self._transactions.commit(
-            Verified(Target(view.path, view, view.object_format), built.packs),
-            [change],
-            atomic=True,
-            origin=step,
-            verify=verify,
-            timeout_s=timeout_s,
-            answer=json.dumps(built.answer).encode("ascii"),
-        )
+        with self._edge.metrics.operation_phase("commit"):
+            return await self._transactions.commit(
+                Verified(Target(view.path, view, view.object_format), built.packs),
+                [change],
+                atomic=True,
+                origin=step,
+                verify=verify,
+                timeout_s=timeout_s,
+                answer=json.dumps(built.answer).encode("ascii"),
+            )
 
     async def make(
         self, view: RepositoryView, ref: bytes, kind: str, arguments: dict[str, Any]
@@ -148,7 +199,7 @@ class Operations:
             "arguments": arguments,
             "fsck": dict(self._edge.config.git.fsck_policy(view.path).overrides),
         }
-        with self._edge.push_slots.take():
+        with self._edge.metrics.operation_phase("build"), self._edge.push_slots.take():
             done = await self._edge.workers.run(
                 "operate", job, self._edge.config.limits.worker_timeout_s
             )

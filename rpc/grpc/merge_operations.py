@@ -8,6 +8,7 @@ from quorepo.rpc.grpc.conversions import open_view, revision_message
 from quorepo.rpc.grpc.errors import Context, MergeConflicted
 from quorepo.rpc.grpc.expectations import expected_value
 from quorepo.rpc.grpc.interceptor import caller
+from quorepo.rpc.grpc.operation_record import recorded
 from quorepo.rpc.grpc.ref_writes import revision_of
 from quorepo.rpc.operations import Built, Done
 from quorepo.rpc.reads import RepositoryView
@@ -47,6 +48,7 @@ class MergeOperations:
     _commit: Any
     _change: Any
 
+    @recorded
     async def Merge(self, request: PB.MergeRequest, context: Context) -> PB.MergeResponse:
         """One commit, a moved branch, or nothing to do."""
         branch = self._branch(request.branch)
@@ -81,6 +83,7 @@ class MergeOperations:
             revision=revision_of(done.result.revision),
         )
 
+    @recorded
     async def MergeCheck(
         self, request: PB.MergeCheckRequest, context: Context
     ) -> PB.MergeCheckResponse:
@@ -105,6 +108,7 @@ class MergeOperations:
         response.merge_base_oids.extend(answer["bases"])
         return response
 
+    @recorded
     async def CherryPick(
         self, request: PB.CherryPickRequest, context: Context
     ) -> PB.CherryPickResponse:
@@ -117,6 +121,7 @@ class MergeOperations:
             revision=revision_of(done.result.revision),
         )
 
+    @recorded
     async def Revert(self, request: PB.RevertRequest, context: Context) -> PB.RevertResponse:
         """The opposite of a cherry-pick."""
         author, committer = self._people(request.author, request.committer)
@@ -147,6 +152,7 @@ class MergeOperations:
         done: Done = await self._change(request, branch, build, context, request.expected)
         return done
 
+    @recorded
     async def Rebase(self, request: PB.RebaseRequest, context: Context) -> PB.RebaseResponse:
         """Moves the branch to the replayed commits."""
         branch = self._branch(request.branch)

@@ -19,6 +19,7 @@ from quorepo.rpc.grpc.errors import Context, NameConflict
 from quorepo.rpc.grpc.expectations import expected_value, mismatch
 from quorepo.rpc.grpc.interceptor import caller
 from quorepo.rpc.grpc.merge_operations import MergeOperations
+from quorepo.rpc.grpc.operation_record import recorded
 from quorepo.rpc.grpc.ref_writes import branch_name, ref_name, revision_of
 from quorepo.rpc.history import HistoryReads, resolve
 from quorepo.rpc.operations import Built, Done, Operations
@@ -49,6 +50,7 @@ class OperationService(MergeOperations, operation_pb2_grpc.OperationServiceServi
         """Closes the connections to the state."""
         self._operations.close()
 
+    @recorded
     async def CommitFiles(
         self, requests: AsyncIterator[Any], context: Context
     ) -> PB.CommitFilesResponse:
@@ -60,10 +62,13 @@ class OperationService(MergeOperations, operation_pb2_grpc.OperationServiceServi
             self._authorize(header.repository)
             author, committer = self._people(header.author, header.committer)
             message = _message(header.message)
-            view = await open_view(self._edge, context, header.repository, common_pb2.Consistency())
+            view = await self._edge.reads.find(
+                normalize_path(header.repository), consistency="local"
+            ) or await open_view(self._edge, context, header.repository, common_pb2.Consistency())
             async with Upload(view.layout, self._edge.disk) as spool:
                 incoming = Incoming(stream.content(view.object_format))
-                await spool.receive(incoming, self._edge.config.limits.push_bytes_max)
+                with self._edge.metrics.operation_phase("receive"):
+                    await spool.receive(incoming, self._edge.config.limits.push_bytes_max)
 
                 async def build(view: RepositoryView) -> Built:
                     tip = view.refs.get(branch)
@@ -107,6 +112,7 @@ class OperationService(MergeOperations, operation_pb2_grpc.OperationServiceServi
     async def _commit(self, view: RepositoryView, name: bytes) -> bytes:
         return await self._history.read(view, lambda history: commit_named(history, view, name))
 
+    @recorded
     async def CreateBranch(
         self, request: PB.CreateBranchRequest, context: Context
     ) -> PB.CreateBranchResponse:
@@ -122,6 +128,7 @@ class OperationService(MergeOperations, operation_pb2_grpc.OperationServiceServi
             oid=done.answer["oid"], revision=revision_of(done.result.revision)
         )
 
+    @recorded
     async def DeleteBranch(
         self, request: PB.DeleteBranchRequest, context: Context
     ) -> PB.DeleteBranchResponse:
@@ -141,6 +148,7 @@ class OperationService(MergeOperations, operation_pb2_grpc.OperationServiceServi
             oid=done.answer["oid"], revision=revision_of(done.result.revision)
         )
 
+    @recorded
     async def CreateTag(
         self, request: PB.CreateTagRequest, context: Context
     ) -> PB.CreateTagResponse:
@@ -173,6 +181,7 @@ class OperationService(MergeOperations, operation_pb2_grpc.OperationServiceServi
             revision=revision_of(done.result.revision),
         )
 
+    @recorded
     async def DeleteTag(
         self, request: PB.DeleteTagRequest, context: Context
     ) -> PB.DeleteTagResponse:
