@@ -9,29 +9,33 @@ any node. Owns the cursor's form. The history is never cut today.
 from __future__ import annotations
 
 import asyncio
+import logging
 import struct
 import uuid
 from collections.abc import AsyncIterator
 
 from quorepo.cluster.state.reader import StateReader
 from quorepo.cluster.state.rows import TransactionRow
+from quorepo.rpc.applied_feed import AppliedFeed
 from quorepo.rpc.context import EdgeContext
 from quorepo.rpc.grpc.conversions import timestamp
 from quorepo.rpc.grpc.errors import Context
 from quorepo.rpc.grpc.interceptor import caller
 from quorepo.rpc.reads import GROUP_DIRECTORY, GROUP_STORAGE
 from quorepo.storage.errors import InvalidArgument, LimitExceeded, Rejected, Unavailable
+from quorepo.storage.logs import fields
 from quorepo.storage.names import normalize_path
 from quorepo.v1 import common_pb2, event_pb2, event_pb2_grpc
 
 __all__ = ["CursorOutOfRange", "EventService"]
+
+log = logging.getLogger(__name__)
 
 _CURSOR = struct.Struct(">BIQI")  # version, group, log index, ref changes of it that were handled
 _VERSION = 1
 _WHOLE = 0xFFFF_FFFF  # all of the entry's changes
 _PAGE = 100
 _CHANGES_PER_MESSAGE = 1000
-_POLL_S = 0.2
 _KINDS = {
     "create": event_pb2.Event.KIND_REPOSITORY_CREATED,
     "update": event_pb2.Event.KIND_REFS_CHANGED,
@@ -59,7 +63,11 @@ class EventService(event_pb2_grpc.EventServiceServicer):
         self._edge = edge
         self._storage = StateReader(edge.reads.layout(GROUP_STORAGE))
         self._directory = StateReader(edge.reads.layout(GROUP_DIRECTORY))
-        self._watchers = 0
+        self._feed = AppliedFeed(
+            lambda: edge.reads.in_thread(self._storage.applied_index), lambda: edge.stopping
+        )
+        edge.metrics.watchers.set_function(lambda: self._feed.watchers)
+        edge.metrics.watch_lag_entries.set_function(self._feed.lag_entries)
 
     def close(self) -> None:
         """Closes the connections to the state."""
@@ -72,21 +80,27 @@ class EventService(event_pb2_grpc.EventServiceServicer):
         """Until the client leaves, or the node stops."""
         self._edge.authenticator.authorize(caller(), "read", request.repository)
         at_most = self._edge.config.api.watchers_max
-        if self._watchers >= at_most:
+        if self._feed.watchers >= at_most:
             raise LimitExceeded(
                 f"this node serves {at_most} watchers already (api.watchers_max)",
                 limit="api.watchers_max",
                 next_step="watch on another node",
             )
-        self._watchers += 1
-        try:
-            async for response in self._watch(request):
-                yield response
-        finally:
-            self._watchers -= 1
+        watch = fields(user=caller().user, path=request.repository, resumed=bool(request.cursor))
+        log.info("watch begins", extra=watch)
+        sent = 0
+        with self._feed.watching() as key:
+            try:
+                async for response in self._watch(request, key):
+                    if response.HasField("event"):
+                        self._edge.metrics.watch_events.inc()
+                        sent += 1
+                    yield response
+            finally:
+                log.info("watch ends", extra={"fields": {**watch["fields"], "events": sent}})
 
     async def _watch(
-        self, request: event_pb2.WatchRequest
+        self, request: event_pb2.WatchRequest, key: object
     ) -> AsyncIterator[event_pb2.WatchResponse]:
         await self._edge.reads.confirm()
         only = ""
@@ -94,6 +108,7 @@ class EventService(event_pb2_grpc.EventServiceServicer):
             path = normalize_path(request.repository)
             only = (await self._edge.reads.open(path, consistency="local")).repository_id
         index, position = await self._start(request)
+        self._feed.told(key, index)
         time_ms = await self._edge.reads.in_thread(self._storage.log_time_ms)
         yield _progress(index, position, time_ms)
         loop = asyncio.get_running_loop()
@@ -112,12 +127,13 @@ class EventService(event_pb2_grpc.EventServiceServicer):
                         yield response
                         said = loop.time()
             index, position = max(index, reached), _WHOLE
+            self._feed.told(key, index)
             if len(rows) == _PAGE:
                 continue
             if loop.time() - said >= heartbeat_s:
                 yield _progress(index, position, time_ms)
                 said = loop.time()
-            await asyncio.sleep(_POLL_S)
+            await self._feed.wait(index, max(0.0, said + heartbeat_s - loop.time()))
         raise Unavailable("this node is stopping", next_step="resume on another node")
 
     async def _start(self, request: event_pb2.WatchRequest) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from support.edge import TOKEN
 from support.git import WorkTree
 from support.grpc_api import Api, Refused
+from support.waiting import eventually
 
 from quorepo.v1 import event_pb2, ref_pb2, repository_pb2
 
@@ -116,3 +118,25 @@ def test_watchers_are_limited_and_their_places_come_back(api: Api) -> None:
             next(call)
         assert caught.value.code == "RESOURCE_EXHAUSTED"
         assert caught.value.info.metadata["limit"] == "api.watchers_max"
+
+
+def test_watchers_are_counted_and_logged(
+    api: Api, pushed: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "quorepo.rpc.grpc.event_service")
+    metrics = api.under_test.edge.metrics
+
+    def number(name: str) -> float:
+        found = metrics.registry.get_sample_value(name)
+        assert found is not None
+        return found
+
+    sent = number("quorepo_watch_events_total")
+    with watching(api, repository=pushed, from_beginning=True) as call:
+        next_event(call)
+        assert number("quorepo_watchers") == 1
+    eventually(lambda: number("quorepo_watchers") == 0, what="the watcher is gone")
+    assert number("quorepo_watch_events_total") == sent + 1
+    assert number("quorepo_watch_lag_entries") == 0
+    lines = [(r.message, r.__dict__["fields"]["path"]) for r in caplog.records]
+    assert lines == [("watch begins", pushed), ("watch ends", pushed)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -275,3 +276,30 @@ def test_branches_and_tags_are_made_and_deleted(api: Api, pushed: str, work: Wor
     assert gone.oid == work.head()
     default = PB.DeleteBranchRequest(repository=pushed, branch=b"main")
     assert api.refused(operations.DeleteBranch, default).code == "FAILED_PRECONDITION"
+
+
+def test_each_call_is_counted_by_its_outcome_and_logged(
+    api: Api, pushed: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "quorepo.rpc.grpc.operation_record")
+
+    def count(operation: str, outcome: str) -> float:
+        labels = {"operation": operation, "outcome": outcome}
+        registry = api.under_test.edge.metrics.registry
+        return registry.get_sample_value("quorepo_operations_total", labels) or 0
+
+    before = {kind: count("CommitFiles", kind) for kind in ("ok", "refused", "unknown")}
+    head = header(pushed, request_id=str(uuid.uuid4()))
+    api.under_test.core.answers_lost = 1
+    refused(api, head, action("WRITE", "once", b"1"))
+    commit(api, head, action("WRITE", "once", b"1"))
+    refused(api, header(pushed), action("WRITE", "/absolute", b"x"))
+    assert {kind: count("CommitFiles", kind) for kind in before} == {
+        kind: number + 1 for kind, number in before.items()
+    }
+    shown = [record.__dict__["fields"] for record in caplog.records]
+    assert [line["outcome"] for line in shown] == ["unknown", "ok", "refused"]
+    assert {(line["operation"], line["path"], line["user"]) for line in shown} == {
+        ("CommitFiles", pushed, "admin")
+    }
+    assert shown[0]["request"] == shown[1]["request"] == head.request_id
