@@ -84,6 +84,7 @@ class EdgeMetrics:
             registry=self.registry,
         )
         self._declare_upkeep()
+        self._declare_imports()
         self._declare_fetches()
         self._declare_operations()
         self.errors = Counter(
@@ -195,6 +196,15 @@ class EdgeMetrics:
         self.watch_lag_entries = Gauge(
             "quorepo_watch_lag_entries",
             "Log entries that this node has applied and the slowest watcher has not been sent.",
+            registry=self.registry,
+        )
+
+    def _declare_imports(self) -> None:
+        self.imports = Counter(
+            "quorepo_imports",
+            "Repositories made from a bundle or from another server (url), by result: ok, failed,"
+            " unknown, cancelled.",
+            ["source", "result"],
             registry=self.registry,
         )
 

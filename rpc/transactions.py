@@ -76,6 +76,16 @@ class Transactions:
         self._repositories = repositories
         self._refs_max = limits.refs_per_push_max
 
+    @staticmethod
+    def steps(origin: Origin) -> list[Origin]:
+        """What the verdict on a request may be kept under, the first attempt's first."""
+        return [Transactions.step(origin, deletions) for deletions in range(_ATTEMPTS_MAX)]
+
+    @staticmethod
+    def step(origin: Origin, deletions: int) -> Origin:
+        """The origin of the attempt after so many deletions of what was at the path."""
+        return origin if deletions == 0 else origin.step(f"transaction {deletions}")
+
     async def place(self, target: Target, origin: Origin, attempt: int = 0) -> Reservation:
         """Where a target's objects go; reserves the path of a repository that is not there yet.
 
@@ -98,6 +108,8 @@ class Transactions:
         push_options: Sequence[str] = (),
         timeout_s: float = PROPOSE_TIMEOUT_S,
         answer: bytes = b"",
+        must_create: bool = False,
+        head: bytes = b"",
     ) -> log_pb2.TransactionResult:
         """Proposes one transaction; all attempts at one verification carry one request id.
 
@@ -106,6 +118,8 @@ class Transactions:
             verify: verifies them again, when objects were pruned in between.
             place: what `place` gave for this target and origin, when the caller asked already.
             answer: comes back with the first result, also to a repeated request.
+            must_create: the repository must come into being here, with HEAD at the branch `head`
+                (empty: HEAD follows the branches).
 
         Returns:
             Apply's verdict on every change, in their order.
@@ -113,6 +127,7 @@ class Transactions:
         Raises:
             LimitExceeded: too many changes for one log entry, whoever asks.
             NotFound: the repository was deleted in between.
+            AlreadyExists: `must_create`, and another request has made it.
             Unavailable: certainly not applied.
             OutcomeUnknown: it may be applied, now or later.
         """
@@ -126,9 +141,11 @@ class Transactions:
                 place = await self.place(verified.target, origin, attempt)
             # A verdict is stored under its request id: asking again needs a new one. Only REVERIFY
             # is not, so that a request that was verified again stays one request.
-            step = origin if deletions == 0 else origin.step(f"transaction {deletions}")
+            step = self.step(origin, deletions)
             command = _command(step, place, verified, changes, atomic, push_options)
             command.transaction.answer = answer
+            command.transaction.must_create = must_create
+            command.transaction.head = head
             try:
                 result = check_result(await self._core.propose(place.group, command, timeout_s))
                 return result.transaction

@@ -197,6 +197,21 @@ def read_only(repository_id: str) -> Applied:
     )
 
 
+def exists(repository_id: str) -> Applied:
+    return Applied(
+        rejection(
+            log_pb2.REJECTION_REASON_REPOSITORY_EXISTS, f"repository {repository_id!a} exists"
+        )
+    )
+
+
+def head_problem(branch: bytes) -> str | None:
+    """Why HEAD of a new repository can't point there; empty: it is left open, which is fine."""
+    if branch and (check_ref_name(branch) is not None or not branch.startswith(b"refs/heads/")):
+        return f"default branch {branch!r} is no branch name"
+    return None
+
+
 def create(context: Context, command: log_pb2.CreateRepository) -> Applied:
     """Creates an empty repository at revision (1, 0)."""
     repository_id = command.repository_id
@@ -204,11 +219,7 @@ def create(context: Context, command: log_pb2.CreateRepository) -> Applied:
     if existing is not None and existing.deleted_ms is not None:
         return deleted(repository_id)
     if existing is not None:
-        return Applied(
-            rejection(
-                log_pb2.REJECTION_REASON_REPOSITORY_EXISTS, f"repository {repository_id!a} exists"
-            )
-        )
+        return exists(repository_id)
     if object_format_of(command.object_format) is None:
         return Applied(
             rejection(
@@ -217,12 +228,8 @@ def create(context: Context, command: log_pb2.CreateRepository) -> Applied:
             )
         )
     branch = command.default_branch
-    if branch and (check_ref_name(branch) is not None or not branch.startswith(b"refs/heads/")):
-        return Applied(
-            rejection(
-                log_pb2.REJECTION_REASON_INVALID, f"default branch {branch!r} is no branch name"
-            )
-        )
+    if (problem := head_problem(branch)) is not None:
+        return Applied(rejection(log_pb2.REJECTION_REASON_INVALID, problem))
     repository = new_repository(context, repository_id, command.object_format, branch)
     insert(context.connection, repository)
     record_transaction(context, repository, "create")

@@ -1,10 +1,10 @@
 """The machine's command that a push becomes: refs moved, packs added, one revision further.
 
 Refusals of the whole transaction, in this order: the repository is unknown (and not to be
-created), it is deleted, it is read-only, its objects were verified under another prune epoch, an
-object format does not fit, the command contradicts itself. After that each ref has its own verdict
-(machine_refs.py). When no ref succeeded, nothing happens at all: no pack is added, the revision
-stays, no repository comes into being.
+created), it is deleted, it is there (and must be created), it is read-only, its objects were
+verified under another prune epoch, an object format does not fit, the command contradicts itself.
+After that each ref has its own verdict (machine_refs.py). When no ref succeeded, nothing happens at
+all: no pack is added, the revision stays, no repository comes into being.
 
 Apply never looks into a pack: that the new object ids exist and are connected was verified under
 the prune epoch that the transaction names (architecture, invariant 6).
@@ -44,8 +44,10 @@ def transact(context: Context, command: log_pb2.Transaction) -> Applied:
         return repositories.not_found(repository_id)
     if existing is not None and existing.deleted_ms is not None:
         return repositories.deleted(repository_id)
+    if existing is not None and command.must_create:
+        return repositories.exists(repository_id)
     repository = existing or repositories.new_repository(
-        context, repository_id, command.object_format, b""
+        context, repository_id, command.object_format, command.head
     )
     if repository.read_only:
         return repositories.read_only(repository_id)
@@ -98,6 +100,8 @@ def _refuse(command: log_pb2.Transaction, repository: Repository) -> log_pb2.Res
     if problem := _format_problem(command, repository, object_format):
         return rejection(log_pb2.REJECTION_REASON_OBJECT_FORMAT, problem)
     problem = _ref_problem(command.ref_updates) or pack_problem(command.packs_added)
+    if problem is None:
+        problem = repositories.head_problem(command.head)
     if problem is None and len(command.answer) > _ANSWER_BYTES_MAX:
         problem = f"answer has {len(command.answer)} bytes, over {_ANSWER_BYTES_MAX}"
     if problem is not None:

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from quorepo.v1 import common_pb2 as quorepo_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17quorepo/v1/import.proto\x12\nquorepo.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17quorepo/v1/common.proto\"\xc2\x01\n!CreateRepositoryFromBundleRequest\x12\x46\n\x06header\x18\x01 \x01(\x0b\x32\x34.quorepo.v1.CreateRepositoryFromBundleRequest.HeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06sha256\x18\x03 \x01(\x0cH\x00\x1a*\n\x06Header\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\tB\x06\n\x04part\"Y\n\"CreateRepositoryFromBundleResponse\x12\x33\n\toperation\x18\x01 \x01(\x0b\x32 .quorepo.v1.LongRunningOperation\"_\n\x17ImportRepositoryRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0b\n\x03url\x18\x03 \x01(\t\x12\x15\n\rauthorization\x18\x04 \x01(\t\"O\n\x18ImportRepositoryResponse\x12\x33\n\toperation\x18\x01 \x01(\x0b\x32 .quorepo.v1.LongRunningOperation\"\xa9\x03\n\x14LongRunningOperation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x35\n\x05state\x18\x02 \x01(\x0e\x32&.quorepo.v1.LongRunningOperation.State\x12\r\n\x05phase\x18\x03 \x01(\t\x12\x12\n\nbytes_done\x18\x04 \x01(\x04\x12\x14\n\x0c\x65rror_reason\x18\x05 \x01(\t\x12\x15\n\rerror_message\x18\x06 \x01(\t\x12\x0c\n\x04path\x18\x07 \x01(\t\x12&\n\x08revision\x18\x08 \x01(\x0b\x32\x14.quorepo.v1.Revision\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"h\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_RUNNING\x10\x01\x12\x0e\n\nSTATE_DONE\x10\x02\x12\x10\n\x0cSTATE_FAILED\x10\x03\x12\x13\n\x0fSTATE_CANCELLED\x10\x04\"#\n\x13GetOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"K\n\x14GetOperationResponse\x12\x33\n\toperation\x18\x01 \x01(\x0b\x32 .quorepo.v1.LongRunningOperation\"&\n\x16\x43\x61ncelOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"N\n\x17\x43\x61ncelOperationResponse\x12\x33\n\toperation\x18\x01 \x01(\x0b\x32 .quorepo.v1.LongRunningOperation2\x9c\x03\n\rImportService\x12}\n\x1a\x43reateRepositoryFromBundle\x12-.quorepo.v1.CreateRepositoryFromBundleRequest\x1a..quorepo.v1.CreateRepositoryFromBundleResponse(\x01\x12]\n\x10ImportRepository\x12#.quorepo.v1.ImportRepositoryRequest\x1a$.quorepo.v1.ImportRepositoryResponse\x12Q\n\x0cGetOperation\x12\x1f.quorepo.v1.GetOperationRequest\x1a .quorepo.v1.GetOperationResponse\x12Z\n\x0f\x43\x61ncelOperation\x12\".quorepo.v1.CancelOperationRequest\x1a#.quorepo.v1.CancelOperationResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17quorepo/v1/import.proto\x12\nquorepo.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17quorepo/v1/common.proto\"\xc2\x01\n!CreateRepositoryFromBundleRequest\x12\x46\n\x06header\x18\x01 \x01(\x0b\x32\x34.quorepo.v1.CreateRepositoryFromBundleRequest.HeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06sha256\x18\x03 \x01(\x0cH\x00\x1a*\n\x06Header\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\tB\x06\n\x04part\"Z\n\"CreateRepositoryFromBundleResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12&\n\x08revision\x18\x02 \x01(\x0b\x32\x14.quorepo.v1.Revision\"_\n\x17ImportRepositoryRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0b\n\x03url\x18\x03 \x01(\t\x12\x15\n\rauthorization\x18\x04 \x01(\t\"O\n\x18ImportRepositoryResponse\x12\x33\n\toperation\x18\x01 \x01(\x0b\x32 .quorepo.v1.LongRunningOperation\"\xa9\x03\n\x14LongRunningOperation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x35\n\x05state\x18\x02 \x01(\x0e\x32&.quorepo.v1.LongRunningOperation.State\x12\r\n\x05phase\x18\x03 \x01(\t\x12\x12\n\nbytes_done\x18\x04 \x01(\x04\x12\x14\n\x0c\x65rror_reason\x18\x05 \x01(\t\x12\x15\n\rerror_message\x18\x06 \x01(\t\x12\x0c\n\x04path\x18\x07 \x01(\t\x12&\n\x08revision\x18\x08 \x01(\x0b\x32\x14.quorepo.v1.Revision\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"h\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_RUNNING\x10\x01\x12\x0e\n\nSTATE_DONE\x10\x02\x12\x10\n\x0cSTATE_FAILED\x10\x03\x12\x13\n\x0fSTATE_CANCELLED\x10\x04\"#\n\x13GetOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"K\n\x14GetOperationResponse\x12\x33\n\toperation\x18\x01 \x01(\x0b\x32 .quorepo.v1.LongRunningOperation\"&\n\x16\x43\x61ncelOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"N\n\x17\x43\x61ncelOperationResponse\x12\x33\n\toperation\x18\x01 \x01(\x0b\x32 .quorepo.v1.LongRunningOperation2\x9c\x03\n\rImportService\x12}\n\x1a\x43reateRepositoryFromBundle\x12-.quorepo.v1.CreateRepositoryFromBundleRequest\x1a..quorepo.v1.CreateRepositoryFromBundleResponse(\x01\x12]\n\x10ImportRepository\x12#.quorepo.v1.ImportRepositoryRequest\x1a$.quorepo.v1.ImportRepositoryResponse\x12Q\n\x0cGetOperation\x12\x1f.quorepo.v1.GetOperationRequest\x1a .quorepo.v1.GetOperationResponse\x12Z\n\x0f\x43\x61ncelOperation\x12\".quorepo.v1.CancelOperationRequest\x1a#.quorepo.v1.CancelOperationResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,23 +38,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEREPOSITORYFROMBUNDLEREQUEST_HEADER']._serialized_start=242
   _globals['_CREATEREPOSITORYFROMBUNDLEREQUEST_HEADER']._serialized_end=284
   _globals['_CREATEREPOSITORYFROMBUNDLERESPONSE']._serialized_start=294
-  _globals['_CREATEREPOSITORYFROMBUNDLERESPONSE']._serialized_end=383
-  _globals['_IMPORTREPOSITORYREQUEST']._serialized_start=385
-  _globals['_IMPORTREPOSITORYREQUEST']._serialized_end=480
-  _globals['_IMPORTREPOSITORYRESPONSE']._serialized_start=482
-  _globals['_IMPORTREPOSITORYRESPONSE']._serialized_end=561
-  _globals['_LONGRUNNINGOPERATION']._serialized_start=564
-  _globals['_LONGRUNNINGOPERATION']._serialized_end=989
-  _globals['_LONGRUNNINGOPERATION_STATE']._serialized_start=885
-  _globals['_LONGRUNNINGOPERATION_STATE']._serialized_end=989
-  _globals['_GETOPERATIONREQUEST']._serialized_start=991
-  _globals['_GETOPERATIONREQUEST']._serialized_end=1026
-  _globals['_GETOPERATIONRESPONSE']._serialized_start=1028
-  _globals['_GETOPERATIONRESPONSE']._serialized_end=1103
-  _globals['_CANCELOPERATIONREQUEST']._serialized_start=1105
-  _globals['_CANCELOPERATIONREQUEST']._serialized_end=1143
-  _globals['_CANCELOPERATIONRESPONSE']._serialized_start=1145
-  _globals['_CANCELOPERATIONRESPONSE']._serialized_end=1223
-  _globals['_IMPORTSERVICE']._serialized_start=1226
-  _globals['_IMPORTSERVICE']._serialized_end=1638
+  _globals['_CREATEREPOSITORYFROMBUNDLERESPONSE']._serialized_end=384
+  _globals['_IMPORTREPOSITORYREQUEST']._serialized_start=386
+  _globals['_IMPORTREPOSITORYREQUEST']._serialized_end=481
+  _globals['_IMPORTREPOSITORYRESPONSE']._serialized_start=483
+  _globals['_IMPORTREPOSITORYRESPONSE']._serialized_end=562
+  _globals['_LONGRUNNINGOPERATION']._serialized_start=565
+  _globals['_LONGRUNNINGOPERATION']._serialized_end=990
+  _globals['_LONGRUNNINGOPERATION_STATE']._serialized_start=886
+  _globals['_LONGRUNNINGOPERATION_STATE']._serialized_end=990
+  _globals['_GETOPERATIONREQUEST']._serialized_start=992
+  _globals['_GETOPERATIONREQUEST']._serialized_end=1027
+  _globals['_GETOPERATIONRESPONSE']._serialized_start=1029
+  _globals['_GETOPERATIONRESPONSE']._serialized_end=1104
+  _globals['_CANCELOPERATIONREQUEST']._serialized_start=1106
+  _globals['_CANCELOPERATIONREQUEST']._serialized_end=1144
+  _globals['_CANCELOPERATIONRESPONSE']._serialized_start=1146
+  _globals['_CANCELOPERATIONRESPONSE']._serialized_end=1224
+  _globals['_IMPORTSERVICE']._serialized_start=1227
+  _globals['_IMPORTSERVICE']._serialized_end=1639
 # @@protoc_insertion_point(module_scope)

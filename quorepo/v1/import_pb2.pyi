@@ -77,17 +77,22 @@ Global___CreateRepositoryFromBundleRequest: _TypeAlias = CreateRepositoryFromBun
 class CreateRepositoryFromBundleResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    OPERATION_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
     @_builtins.property
-    def operation(self) -> Global___LongRunningOperation: ...
+    def revision(self) -> _common_pb2.Revision:
+        """the repository's first"""
+
     def __init__(
         self,
         *,
-        operation: Global___LongRunningOperation | None = ...,
+        path: _builtins.str = ...,
+        revision: _common_pb2.Revision | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -61,8 +61,9 @@ class ImportServiceServicer:
 
     def CreateRepositoryFromBundle(self, request_iterator, context):
         """Makes a repository from a git bundle (versions 2 and 3, without prerequisites and filters).
-        First `header`, then `chunk`s of at most 256 KiB, last `sha256`. Answers when all has arrived;
-        then look at the operation.
+        First `header`, then `chunk`s of at most 256 KiB, last `sha256`. Answers when the repository is
+        there with all its refs, in one transaction; on an error nothing was made, unless the reason is
+        OUTCOME_UNKNOWN. ALREADY_EXISTS when the path has one, unless this same request made it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

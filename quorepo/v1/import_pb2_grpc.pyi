@@ -35,8 +35,9 @@ class ImportServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ImportServiceAsyncStub: ...
     CreateRepositoryFromBundle: _grpc.StreamUnaryMultiCallable[_import_pb2.CreateRepositoryFromBundleRequest, _import_pb2.CreateRepositoryFromBundleResponse]
     """Makes a repository from a git bundle (versions 2 and 3, without prerequisites and filters).
-    First `header`, then `chunk`s of at most 256 KiB, last `sha256`. Answers when all has arrived;
-    then look at the operation.
+    First `header`, then `chunk`s of at most 256 KiB, last `sha256`. Answers when the repository is
+    there with all its refs, in one transaction; on an error nothing was made, unless the reason is
+    OUTCOME_UNKNOWN. ALREADY_EXISTS when the path has one, unless this same request made it.
     """
     ImportRepository: _grpc.UnaryUnaryMultiCallable[_import_pb2.ImportRepositoryRequest, _import_pb2.ImportRepositoryResponse]
     """Makes a repository from what another git server serves over HTTP(S), in the background."""
@@ -53,8 +54,9 @@ class ImportServiceAsyncStub(ImportServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateRepositoryFromBundle: _aio.StreamUnaryMultiCallable[_import_pb2.CreateRepositoryFromBundleRequest, _import_pb2.CreateRepositoryFromBundleResponse]  # type: ignore[assignment]
     """Makes a repository from a git bundle (versions 2 and 3, without prerequisites and filters).
-    First `header`, then `chunk`s of at most 256 KiB, last `sha256`. Answers when all has arrived;
-    then look at the operation.
+    First `header`, then `chunk`s of at most 256 KiB, last `sha256`. Answers when the repository is
+    there with all its refs, in one transaction; on an error nothing was made, unless the reason is
+    OUTCOME_UNKNOWN. ALREADY_EXISTS when the path has one, unless this same request made it.
     """
     ImportRepository: _aio.UnaryUnaryMultiCallable[_import_pb2.ImportRepositoryRequest, _import_pb2.ImportRepositoryResponse]  # type: ignore[assignment]
     """Makes a repository from what another git server serves over HTTP(S), in the background."""
@@ -74,8 +76,9 @@ class ImportServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_import_pb2.CreateRepositoryFromBundleResponse, _abc.Awaitable[_import_pb2.CreateRepositoryFromBundleResponse]]:
         """Makes a repository from a git bundle (versions 2 and 3, without prerequisites and filters).
-        First `header`, then `chunk`s of at most 256 KiB, last `sha256`. Answers when all has arrived;
-        then look at the operation.
+        First `header`, then `chunk`s of at most 256 KiB, last `sha256`. Answers when the repository is
+        there with all its refs, in one transaction; on an error nothing was made, unless the reason is
+        OUTCOME_UNKNOWN. ALREADY_EXISTS when the path has one, unless this same request made it.
         """
 
     @_abc_1.abstractmethod

@@ -22,6 +22,7 @@ from quorepo.rpc.grpc.cluster_service import ClusterService
 from quorepo.rpc.grpc.commit_service import CommitService
 from quorepo.rpc.grpc.diff_service import DiffService
 from quorepo.rpc.grpc.event_service import EventService
+from quorepo.rpc.grpc.import_service import ImportService
 from quorepo.rpc.grpc.interceptor import EdgeInterceptor
 from quorepo.rpc.grpc.operation_service import OperationService
 from quorepo.rpc.grpc.ref_service import RefService
@@ -41,6 +42,8 @@ from quorepo.v1 import (
     diff_pb2_grpc,
     event_pb2,
     event_pb2_grpc,
+    import_pb2,
+    import_pb2_grpc,
     operation_pb2,
     operation_pb2_grpc,
     ref_pb2,
@@ -95,6 +98,7 @@ class GrpcServer:
         self._operations = OperationService(edge, history)
         self._events = EventService(edge)
         self._transfers = TransferService(edge)
+        self._imports = ImportService(edge)  # type: ignore[abstract]
         self._watcher: asyncio.Task[None] | None = None
         self._server = grpc.aio.server(
             interceptors=[EdgeInterceptor(edge)],
@@ -135,6 +139,7 @@ class GrpcServer:
         self._repositories.close()
         self._operations.close()
         self._events.close()
+        self._imports.close()
 
     async def _bind(self) -> None:
         """Waits a little for a predecessor whose end the kernel has not completed yet."""
@@ -191,6 +196,7 @@ class GrpcServer:
         diff_pb2_grpc.add_DiffServiceServicer_to_server(diffs, server)
         operation_pb2_grpc.add_OperationServiceServicer_to_server(self._operations, server)
         event_pb2_grpc.add_EventServiceServicer_to_server(self._events, server)
+        import_pb2_grpc.add_ImportServiceServicer_to_server(self._imports, server)
         transfer_pb2_grpc.add_TransferServiceServicer_to_server(self._transfers, server)
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server(self._cluster, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -205,6 +211,7 @@ class GrpcServer:
                 (operation_pb2, "OperationService"),
                 (event_pb2, "EventService"),
                 (transfer_pb2, "TransferService"),
+                (import_pb2, "ImportService"),
                 (cluster_pb2, "ClusterService"),
                 (health_pb2, "Health"),
             )

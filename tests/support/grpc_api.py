@@ -20,6 +20,7 @@ from quorepo.v1 import (
     commit_pb2_grpc,
     diff_pb2_grpc,
     event_pb2_grpc,
+    import_pb2_grpc,
     operation_pb2_grpc,
     ref_pb2_grpc,
     repository_pb2_grpc,
@@ -65,6 +66,7 @@ class Api:
     def __post_init__(self) -> None:
         self.repositories = repository_pb2_grpc.RepositoryServiceStub(self.channel)
         self.refs = ref_pb2_grpc.RefServiceStub(self.channel)
+        self.imports = import_pb2_grpc.ImportServiceStub(self.channel)
         self.events = event_pb2_grpc.EventServiceStub(self.channel)
         self.operations = operation_pb2_grpc.OperationServiceStub(self.channel)
         self.commits = commit_pb2_grpc.CommitServiceStub(self.channel)

@@ -60,6 +60,8 @@ def transaction(
     create: bool = True,
     prune_epoch: int = 0,
     object_format: log_pb2.ObjectFormat.ValueType = log_pb2.OBJECT_FORMAT_SHA1,
+    must_create: bool = False,
+    head: bytes = b"",
 ) -> log_pb2.Transaction:
     return log_pb2.Transaction(
         repository_id=repository_id,
@@ -69,6 +71,8 @@ def transaction(
         ref_updates=updates,
         atomic=atomic,
         packs_added=packs,
+        must_create=must_create,
+        head=head,
     )
 
 

@@ -528,6 +528,8 @@ class Transaction(_message.Message):
     PACKS_ADDED_FIELD_NUMBER: _builtins.int
     PUSH_OPTIONS_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
+    MUST_CREATE_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
     repository_id: _builtins.str
     create_if_missing: _builtins.bool
     """Push-to-create: the repository comes into being when at least one ref is set."""
@@ -543,6 +545,10 @@ class Transaction(_message.Message):
     """What the proposer answers its client once this is applied, given back in the result: so that a
     repeated request gets the first answer on every node. At most 64 KiB; apply does not read it.
     """
+    must_create: _builtins.bool
+    """with create_if_missing: refused when the repository is there already"""
+    head: _builtins.bytes
+    """of the repository that is created here: a branch; empty: follows the branches"""
     @_builtins.property
     def ref_updates(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefUpdate]: ...
     @_builtins.property
@@ -562,10 +568,12 @@ class Transaction(_message.Message):
         packs_added: _abc.Iterable[Global___PackAddition] | None = ...,
         push_options: _abc.Iterable[_builtins.str] | None = ...,
         answer: _builtins.bytes = ...,
+        must_create: _builtins.bool = ...,
+        head: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "atomic", b"atomic", "create_if_missing", b"create_if_missing", "object_format", b"object_format", "packs_added", b"packs_added", "prune_epoch", b"prune_epoch", "push_options", b"push_options", "ref_updates", b"ref_updates", "repository_id", b"repository_id", "verified_revision", b"verified_revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "atomic", b"atomic", "create_if_missing", b"create_if_missing", "head", b"head", "must_create", b"must_create", "object_format", b"object_format", "packs_added", b"packs_added", "prune_epoch", b"prune_epoch", "push_options", b"push_options", "ref_updates", b"ref_updates", "repository_id", b"repository_id", "verified_revision", b"verified_revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -236,6 +236,23 @@ def test_push_creates_the_repository_with_its_packs(machine: Machine) -> None:
     assert not machine.push(update(A, 2, 1)).created
 
 
+def test_a_transaction_that_must_create_does_not_touch_what_is_there(seeded: Machine) -> None:
+    """An import beside a push that made the repository a moment before."""
+    before, refs = seeded.repository(), seeded.refs()
+    refused = seeded.rejection(transaction(update(C, 5), must_create=True))
+    assert refused == log_pb2.REJECTION_REASON_REPOSITORY_EXISTS
+    assert (seeded.repository(), seeded.refs()) == (before, refs)
+    made = seeded.apply(transaction(update(C, 5), repository_id="r9", must_create=True))
+    assert result_of(made).transaction.created
+
+
+def test_a_transaction_that_creates_may_say_where_head_points(machine: Machine) -> None:
+    machine.push(update(A, 1), update(B, 2), head=B.encode())
+    assert machine.repository()["head"] == B.encode()
+    refused = machine.rejection(transaction(update(A, 1), repository_id="r9", head=b"refs/tags/x"))
+    assert refused == log_pb2.REJECTION_REASON_INVALID
+
+
 def test_sha256_repository_takes_long_ids_only(machine: Machine) -> None:
     assert machine.rejection(transaction(update(A, 1), object_format=SHA256))
     created = machine.apply(transaction(LONG, packs=[pack(1)], object_format=SHA256))
