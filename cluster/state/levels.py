@@ -50,6 +50,8 @@ def level_of(command: log_pb2.Command) -> int:
         command.delete_repository.retention_ms or command.delete_repository.path
     ):
         return 2  # fields that a program of level 1 would not read, and so delete at once
+    if kind == "transaction" and (command.transaction.must_create or command.transaction.head):
+        return 2  # likewise: it would write into a repository that is there
     return SINCE[kind]
 
 
