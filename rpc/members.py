@@ -17,10 +17,12 @@ from quorepo.cluster.state.members import (
     ChangeRow,
     ConfigurationRow,
     Intentions,
+    JoinTokenRow,
     change_by_id,
     changes,
     configurations,
     intentions,
+    join_tokens,
 )
 from quorepo.cluster.state.reader import StateReader
 from quorepo.internal.v1 import core_pb2, log_pb2
@@ -48,6 +50,7 @@ _IDENTIFY_TIMEOUT_S = 3.0
 _PROPOSE_TIMEOUT_S = 10.0
 _TRANSFER_TIMEOUT_S = 5.0
 _READ_TIMEOUT_S = 5.0
+_TOKEN_ID_CHARS_MIN = 8
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -104,6 +107,31 @@ class Members:
         rows = await self._read(GROUP_DIRECTORY, lambda c: changes(c, limit))
         found = {g: await self._read(g, lambda c: configurations(c, limit)) for g in GROUPS}
         return rows, found
+
+    # ---- join tokens
+
+    async def join_tokens(self) -> list[JoinTokenRow]:
+        """The tokens that the directory knows, the newest first."""
+        await self._confirm()
+        return await self._read(GROUP_DIRECTORY, join_tokens)
+
+    async def revoke(self, token_id: str, asked: Asked) -> JoinTokenRow:
+        """Makes a token that nobody used worthless. Raises NotFound, Rejected."""
+        found = [r for r in await self.join_tokens() if r.token_digest.hex().startswith(token_id)]
+        if len(found) != 1 or len(token_id) < _TOKEN_ID_CHARS_MIN:
+            raise NotFound(
+                f"{token_id[:80]!r} is not the id of one join token; nothing was changed",
+                next_step="quorepo node token list",
+            )
+        if found[0].used_by:
+            node = found[0].used_by.partition("@")[0]
+            raise Rejected(
+                f"the join token was used by {found[0].used_by!r}; nothing was changed",
+                next_step=f"if that node must not be a member: quorepo node remove {node}",
+            )
+        revoke = log_pb2.RevokeJoinToken(token_digest=found[0].token_digest)
+        await self._propose(asked, revoke_join_token=revoke)
+        return found[0]
 
     # ---- changes
 

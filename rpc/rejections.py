@@ -99,6 +99,7 @@ _REJECTIONS: dict[int, type[QuorepoError]] = {
     log_pb2.REJECTION_REASON_PACKS_CHANGED: PacksChanged,
     log_pb2.REJECTION_REASON_MEMBERSHIP_BUSY: MembershipBusy,
     log_pb2.REJECTION_REASON_NODE_NOT_FOUND: NotFound,
+    log_pb2.REJECTION_REASON_JOIN_TOKEN_UNKNOWN: NotFound,
     log_pb2.REJECTION_REASON_CHANGE_NOT_FOUND: NotFound,
     log_pb2.REJECTION_REASON_HEAD_STALE: HeadStale,
     log_pb2.REJECTION_REASON_READ_ONLY: ReadOnlyRepository,

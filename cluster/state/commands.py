@@ -51,12 +51,13 @@ CommandKind = Literal[
     "register_node",
     "add_join_token",
     "use_join_token",
+    "revoke_join_token",
     "begin_membership_change",
     "end_membership_change",
     "set_node_draining",
     "raise_level",
 ]
-_JOIN_KINDS = ("add_join_token", "use_join_token")
+_JOIN_KINDS = ("add_join_token", "use_join_token", "revoke_join_token")
 _MEMBERSHIP_KINDS = ("begin_membership_change", "end_membership_change", "set_node_draining")
 _DIRECTORY_KINDS = (
     "reserve_path",

@@ -34,6 +34,7 @@ SINCE: Mapping[str, int] = {
     "rename_path": 2,
     "add_join_token": 2,
     "use_join_token": 2,
+    "revoke_join_token": 2,
     "begin_membership_change": 2,
     "end_membership_change": 2,
     "set_node_draining": 2,
@@ -50,6 +51,8 @@ def level_of(command: log_pb2.Command) -> int:
         command.delete_repository.retention_ms or command.delete_repository.path
     ):
         return 2  # fields that a program of level 1 would not read, and so delete at once
+    if kind == "transaction" and (command.transaction.must_create or command.transaction.head):
+        return 2
     if kind == "transaction" and (command.transaction.must_create or command.transaction.head):
         return 2  # likewise: it would write into a repository that is there
     return SINCE[kind]

@@ -256,6 +256,8 @@ def _dispatch(context: Context, kind: CommandKind, command: log_pb2.Command) -> 
             return machine_join.add_join_token(context, command.add_join_token)
         case "use_join_token":
             return machine_join.use_join_token(context, command.use_join_token)
+        case "revoke_join_token":
+            return machine_join.revoke_join_token(context, command.revoke_join_token)
         case "begin_membership_change":
             return machine_membership.begin_change(context, command.begin_membership_change)
         case "end_membership_change":

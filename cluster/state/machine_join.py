@@ -6,7 +6,7 @@ from quorepo.cluster.state.commands import rejection
 from quorepo.cluster.state.effects import Applied, Context
 from quorepo.internal.v1 import log_pb2
 
-__all__ = ["add_join_token", "use_join_token"]
+__all__ = ["add_join_token", "revoke_join_token", "use_join_token"]
 
 _DIGEST_BYTES = 32
 # How long a token that is over is remembered, so that its use is answered with the reason.
@@ -73,6 +73,26 @@ def use_join_token(context: Context, command: log_pb2.UseJoinToken) -> Applied:
         (command.replica_id, command.key_digest, context.time_ms, command.token_digest),
     )
     return Applied(log_pb2.Result(node=log_pb2.NodeResult(name=command.node)))
+
+
+def revoke_join_token(context: Context, command: log_pb2.RevokeJoinToken) -> Applied:
+    """Forgets a token. One that was used stays: it says who came with it."""
+    row = context.connection.execute(
+        "SELECT used_by FROM join_tokens WHERE token_digest = ?", (command.token_digest,)
+    ).fetchone()
+    if row is None:
+        return _refused(
+            log_pb2.REJECTION_REASON_JOIN_TOKEN_UNKNOWN, "the cluster knows no such join token"
+        )
+    if row[0]:
+        return _refused(
+            log_pb2.REJECTION_REASON_JOIN_TOKEN_USED,
+            f"the join token was used already, by replica {row[0]!a}",
+        )
+    context.connection.execute(
+        "DELETE FROM join_tokens WHERE token_digest = ?", (command.token_digest,)
+    )
+    return Applied(log_pb2.Result(node=log_pb2.NodeResult(name="")))
 
 
 def _refused(reason: log_pb2.RejectionReason.ValueType, message: str) -> Applied:

@@ -17,10 +17,12 @@ __all__ = [
     "ChangeRow",
     "ConfigurationRow",
     "Intentions",
+    "JoinTokenRow",
     "change_by_id",
     "changes",
     "configurations",
     "intentions",
+    "join_tokens",
     "running_change",
 ]
 
@@ -67,6 +69,18 @@ class ConfigurationRow(NamedTuple):
     log_index: int
     time_ms: int
     configuration: log_pb2.Configuration
+
+
+class JoinTokenRow(NamedTuple):
+    """A join token as the directory knows it; see additions.sql."""
+
+    token_digest: bytes
+    node: str
+    expires_ms: int
+    actor: str
+    created_ms: int
+    used_by: str
+    used_ms: int
 
 
 class Intentions(NamedTuple):
@@ -142,6 +156,17 @@ def configurations(connection: sqlite3.Connection, limit: int) -> list[Configura
         ConfigurationRow(index, time_ms, log_pb2.Configuration.FromString(data))
         for index, time_ms, data in rows
     ]
+
+
+def join_tokens(connection: sqlite3.Connection) -> list[JoinTokenRow]:
+    """The tokens that are remembered, the newest first."""
+    if not _known(connection):
+        return []
+    rows = connection.execute(
+        "SELECT token_digest, node, expires_ms, actor, created_ms, used_by, used_ms"
+        " FROM join_tokens ORDER BY created_ms DESC, token_digest"
+    ).fetchall()
+    return [JoinTokenRow._make(row) for row in rows]
 
 
 def _known(connection: sqlite3.Connection) -> bool:

@@ -44,6 +44,16 @@ class ClusterServiceStub:
                 request_serializer=quorepo_dot_v1_dot_cluster__pb2.CreateJoinTokenRequest.SerializeToString,
                 response_deserializer=quorepo_dot_v1_dot_cluster__pb2.CreateJoinTokenResponse.FromString,
                 _registered_method=True)
+        self.ListJoinTokens = channel.unary_unary(
+                '/quorepo.v1.ClusterService/ListJoinTokens',
+                request_serializer=quorepo_dot_v1_dot_cluster__pb2.ListJoinTokensRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_cluster__pb2.ListJoinTokensResponse.FromString,
+                _registered_method=True)
+        self.RevokeJoinToken = channel.unary_unary(
+                '/quorepo.v1.ClusterService/RevokeJoinToken',
+                request_serializer=quorepo_dot_v1_dot_cluster__pb2.RevokeJoinTokenRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_cluster__pb2.RevokeJoinTokenResponse.FromString,
+                _registered_method=True)
         self.ListNodes = channel.unary_unary(
                 '/quorepo.v1.ClusterService/ListNodes',
                 request_serializer=quorepo_dot_v1_dot_cluster__pb2.ListNodesRequest.SerializeToString,
@@ -124,6 +134,21 @@ class ClusterServiceServicer:
     def CreateJoinToken(self, request, context):
         """Makes a token with which one new node may join the cluster. Only for admins; the answer is a
         secret.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListJoinTokens(self, request, context):
+        """The tokens that the directory knows, the newest first; the tokens themselves are nowhere.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeJoinToken(self, request, context):
+        """A token that nobody used lets nobody in any more. Refused for one that was used: its node is
+        removed like any other.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -233,6 +258,16 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.CreateJoinToken,
                     request_deserializer=quorepo_dot_v1_dot_cluster__pb2.CreateJoinTokenRequest.FromString,
                     response_serializer=quorepo_dot_v1_dot_cluster__pb2.CreateJoinTokenResponse.SerializeToString,
+            ),
+            'ListJoinTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListJoinTokens,
+                    request_deserializer=quorepo_dot_v1_dot_cluster__pb2.ListJoinTokensRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_cluster__pb2.ListJoinTokensResponse.SerializeToString,
+            ),
+            'RevokeJoinToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeJoinToken,
+                    request_deserializer=quorepo_dot_v1_dot_cluster__pb2.RevokeJoinTokenRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_cluster__pb2.RevokeJoinTokenResponse.SerializeToString,
             ),
             'ListNodes': grpc.unary_unary_rpc_method_handler(
                     servicer.ListNodes,
@@ -354,6 +389,60 @@ class ClusterService:
             '/quorepo.v1.ClusterService/CreateJoinToken',
             quorepo_dot_v1_dot_cluster__pb2.CreateJoinTokenRequest.SerializeToString,
             quorepo_dot_v1_dot_cluster__pb2.CreateJoinTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListJoinTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.ClusterService/ListJoinTokens',
+            quorepo_dot_v1_dot_cluster__pb2.ListJoinTokensRequest.SerializeToString,
+            quorepo_dot_v1_dot_cluster__pb2.ListJoinTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeJoinToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.ClusterService/RevokeJoinToken',
+            quorepo_dot_v1_dot_cluster__pb2.RevokeJoinTokenRequest.SerializeToString,
+            quorepo_dot_v1_dot_cluster__pb2.RevokeJoinTokenResponse.FromString,
             options,
             channel_credentials,
             insecure,

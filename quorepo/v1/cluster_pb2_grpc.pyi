@@ -37,6 +37,12 @@ class ClusterServiceStub:
     """Makes a token with which one new node may join the cluster. Only for admins; the answer is a
     secret.
     """
+    ListJoinTokens: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.ListJoinTokensRequest, _cluster_pb2.ListJoinTokensResponse]
+    """The tokens that the directory knows, the newest first; the tokens themselves are nowhere."""
+    RevokeJoinToken: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.RevokeJoinTokenRequest, _cluster_pb2.RevokeJoinTokenResponse]
+    """A token that nobody used lets nobody in any more. Refused for one that was used: its node is
+    removed like any other.
+    """
     ListNodes: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.ListNodesRequest, _cluster_pb2.ListNodesResponse]
     """The members, newcomers that are not promoted yet, and what is known of them."""
     GetNode: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.GetNodeRequest, _cluster_pb2.GetNodeResponse]
@@ -76,6 +82,12 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     CreateJoinToken: _aio.UnaryUnaryMultiCallable[_cluster_pb2.CreateJoinTokenRequest, _cluster_pb2.CreateJoinTokenResponse]  # type: ignore[assignment]
     """Makes a token with which one new node may join the cluster. Only for admins; the answer is a
     secret.
+    """
+    ListJoinTokens: _aio.UnaryUnaryMultiCallable[_cluster_pb2.ListJoinTokensRequest, _cluster_pb2.ListJoinTokensResponse]  # type: ignore[assignment]
+    """The tokens that the directory knows, the newest first; the tokens themselves are nowhere."""
+    RevokeJoinToken: _aio.UnaryUnaryMultiCallable[_cluster_pb2.RevokeJoinTokenRequest, _cluster_pb2.RevokeJoinTokenResponse]  # type: ignore[assignment]
+    """A token that nobody used lets nobody in any more. Refused for one that was used: its node is
+    removed like any other.
     """
     ListNodes: _aio.UnaryUnaryMultiCallable[_cluster_pb2.ListNodesRequest, _cluster_pb2.ListNodesResponse]  # type: ignore[assignment]
     """The members, newcomers that are not promoted yet, and what is known of them."""
@@ -125,6 +137,24 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_cluster_pb2.CreateJoinTokenResponse, _abc.Awaitable[_cluster_pb2.CreateJoinTokenResponse]]:
         """Makes a token with which one new node may join the cluster. Only for admins; the answer is a
         secret.
+        """
+
+    @_abc_1.abstractmethod
+    def ListJoinTokens(
+        self,
+        request: _cluster_pb2.ListJoinTokensRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.ListJoinTokensResponse, _abc.Awaitable[_cluster_pb2.ListJoinTokensResponse]]:
+        """The tokens that the directory knows, the newest first; the tokens themselves are nowhere."""
+
+    @_abc_1.abstractmethod
+    def RevokeJoinToken(
+        self,
+        request: _cluster_pb2.RevokeJoinTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.RevokeJoinTokenResponse, _abc.Awaitable[_cluster_pb2.RevokeJoinTokenResponse]]:
+        """A token that nobody used lets nobody in any more. Refused for one that was used: its node is
+        removed like any other.
         """
 
     @_abc_1.abstractmethod

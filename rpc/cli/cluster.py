@@ -6,6 +6,7 @@ import click
 
 from quorepo.rpc.cli.cluster_health import health
 from quorepo.rpc.cli.cluster_verify import verify
+from quorepo.rpc.cli.debug_bundle import debug_bundle
 from quorepo.rpc.cli.groups import CommandGroup
 from quorepo.rpc.cli.node_members import CLUSTER_COMMANDS
 
@@ -25,5 +26,6 @@ def command() -> None:
 
 command.add_command(health)
 command.add_command(verify)
+command.add_command(debug_bundle)
 for _command in CLUSTER_COMMANDS:
     command.add_command(_command)

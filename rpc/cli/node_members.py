@@ -1,5 +1,5 @@
-"""`quorepo node list|add|promote|remove|replace|cancel|drain|undrain`, `cluster transfer-leader`,
-`cluster history`.
+"""`quorepo node list|info|add|promote|remove|replace|cancel|drain|undrain`, and of `quorepo
+cluster`: transfer-leader, history.
 """
 
 from __future__ import annotations
@@ -83,6 +83,63 @@ def node_list(settings: Settings) -> None:
 
     document = {"nodes": nodes, "running": running, "level": answer.level}
     emit(document, settings.output, lines)
+
+
+@click.command("info")
+@click.argument("node")
+@common_options
+def info(settings: Settings, node: str) -> None:
+    """All that is known of one node: addresses, version, its part in every group, what it lacks.
+
+    \b
+    Example:
+      quorepo node info n2
+    """
+    from quorepo.rpc.cli.client import connected
+    from quorepo.rpc.cli.output import emit_one
+    from quorepo.v1 import cluster_pb2
+
+    with connected(settings) as client:
+        answer = client.call(client.cluster.GetNode, cluster_pb2.GetNodeRequest(node=node))
+    found = answer.node
+    document: dict[str, Any] = {
+        "name": found.name,
+        "replica_id": found.replica_id,
+        "member": found.member or None,
+        "phase": found.phase or "not reachable",
+        "ready": found.ready,
+        "draining": found.draining,
+        "version": found.version,
+        "level": found.level,
+        "http": found.http_url,
+        "grpc": found.grpc_address,
+        "metrics": found.metrics_url,
+        "peer": found.peer_address,
+        "packs_missing": found.packs_missing,
+        "groups": [
+            {
+                "group": of.group,
+                "role": of.replica.role,
+                "votes": of.replica.votes,
+                "may_lead": of.replica.may_lead,
+                "applied_index": of.replica.applied_index,
+                "entries_behind": of.replica.catch_up.entries_behind,
+                "doing": of.replica.catch_up.doing,
+                "percent": of.replica.catch_up.percent,
+            }
+            for of in answer.replicas
+        ],
+    }
+    if settings.output != "table":
+        emit_one(document, settings.output)
+        return
+    for group in document.pop("groups"):
+        votes = "votes" if group["votes"] else "does not vote"
+        document[f"group {group['group']}"] = (
+            f"{group['role']}, {votes}, {group['doing']} {group['percent']} %, "
+            f"{group['entries_behind']} entries behind"
+        )
+    emit_one(document, settings.output)
 
 
 def _member(node: dict[str, Any]) -> str:
@@ -345,5 +402,5 @@ def _cell(value: Any) -> Any:
     return ", ".join(value) if isinstance(value, list) else value
 
 
-NODE_COMMANDS = (node_list, add, promote, remove, replace, cancel, drain, undrain)
+NODE_COMMANDS = (node_list, info, add, promote, remove, replace, cancel, drain, undrain)
 CLUSTER_COMMANDS = (transfer_leader, history)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 
 import grpc
 import grpc.aio
@@ -30,6 +31,7 @@ from quorepo.rpc.grpc.member_views import (
     configuration_messages,
     fill_in,
     group_message,
+    join_token_message,
     node_message,
     verification_message,
 )
@@ -119,6 +121,24 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
         )
         answer.expire_time.FromMilliseconds(made.expires_ms)
         return answer
+
+    async def ListJoinTokens(
+        self, request: cluster_pb2.ListJoinTokensRequest, context: Context
+    ) -> cluster_pb2.ListJoinTokensResponse:
+        self._edge.authenticator.authorize(caller(), "admin")
+        rows = await self._members.join_tokens()
+        now_ms = time.time_ns() // 1_000_000
+        return cluster_pb2.ListJoinTokensResponse(
+            tokens=[join_token_message(row, now_ms) for row in rows]
+        )
+
+    async def RevokeJoinToken(
+        self, request: cluster_pb2.RevokeJoinTokenRequest, context: Context
+    ) -> cluster_pb2.RevokeJoinTokenResponse:
+        self._edge.authenticator.authorize(caller(), "admin")
+        row = await self._members.revoke(request.id, Asked(caller().user, request.request_id))
+        message = join_token_message(row, time.time_ns() // 1_000_000)
+        return cluster_pb2.RevokeJoinTokenResponse(token=message)
 
     # ---- members
 

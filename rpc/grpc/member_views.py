@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from quorepo.cluster.state.levels import told
-from quorepo.cluster.state.members import ChangeRow, ConfigurationRow
+from quorepo.cluster.state.members import ChangeRow, ConfigurationRow, JoinTokenRow
 from quorepo.cluster.state.rows import NodeRow
 from quorepo.internal.v1 import core_pb2, log_pb2
 from quorepo.v1 import cluster_pb2
@@ -19,6 +19,7 @@ __all__ = [
     "configuration_messages",
     "fill_in",
     "group_message",
+    "join_token_message",
     "node_message",
     "verification_message",
 ]
@@ -246,6 +247,23 @@ def _describe(before: log_pb2.Configuration, now: log_pb2.Configuration) -> str:
         elif replica != was:
             words.append(f"{replica.node} changed")
     return ", ".join(words)
+
+
+def join_token_message(row: JoinTokenRow, now_ms: int) -> cluster_pb2.JoinToken:
+    """A join token as the directory knows it."""
+    state = "used" if row.used_by else "expired" if now_ms >= row.expires_ms else "open"
+    message = cluster_pb2.JoinToken(
+        id=row.token_digest.hex()[:16],
+        node=row.node,
+        actor=row.actor,
+        used_by=row.used_by,
+        state=state,
+    )
+    message.create_time.FromMilliseconds(row.created_ms)
+    message.expire_time.FromMilliseconds(row.expires_ms)
+    if row.used_ms:
+        message.use_time.FromMilliseconds(row.used_ms)
+    return message
 
 
 def verification_message(answer: core_pb2.CoreVerifyResponse) -> cluster_pb2.VerifyResponse:

@@ -127,6 +127,8 @@ Body = (
     | log_pb2.RegisterNode
     | log_pb2.AddJoinToken
     | log_pb2.UseJoinToken
+    | log_pb2.RevokeJoinToken
+    | log_pb2.RaiseLevel
     | log_pb2.SetHead
     | log_pb2.UpdateRepository
     | log_pb2.UndeleteRepository
@@ -163,6 +165,10 @@ def command(body: Body, request: int, *, first_seen_ms: int, version: int = 1) -
             result.add_join_token.CopyFrom(body)
         case log_pb2.UseJoinToken():
             result.use_join_token.CopyFrom(body)
+        case log_pb2.RevokeJoinToken():
+            result.revoke_join_token.CopyFrom(body)
+        case log_pb2.RaiseLevel():
+            result.raise_level.CopyFrom(body)
         case log_pb2.SetHead():
             result.set_head.CopyFrom(body)
         case log_pb2.UpdateRepository():

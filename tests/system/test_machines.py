@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -172,6 +173,18 @@ def test_nodes_join_with_a_token_each(machines: Machines, tmp_path: Path) -> Non
     assert machines.ended("n3") == 78
     assert "expired at" in machines.log("n3")
     copied.unlink()
+    # One that was taken back.
+    give_token(machines, "n3")
+    (opened,) = (t for t in join_tokens(machines) if t["state"] == "open" and t["node"] is None)
+    machines.cli("n1", "node", "token", "revoke", opened["id"])
+    machines.serve("n3")
+    assert machines.ended("n3") == 78
+    assert "the cluster knows no such join token" in machines.log("n3")
+    copied.unlink()
+    (came,) = (t for t in join_tokens(machines) if t["state"] == "used")
+    assert came["used_by"].startswith("n2@")
+    refused = machines.cli("n1", "node", "token", "revoke", came["id"], check=False)
+    assert "quorepo node remove n2" in refused.stderr
     give_token(machines, "n3", "--node", "n3")
     machines.serve("n3")
     machines.wait_ready("n3")
@@ -188,6 +201,14 @@ def test_nodes_join_with_a_token_each(machines: Machines, tmp_path: Path) -> Non
     secret = used.read_text().strip()
     for name in NAMES:
         assert secret not in machines.log(name)
+
+
+def join_tokens(machines: Machines) -> list[dict[str, Any]]:
+    """What the directory knows; of a secret there is nothing in it."""
+    told = machines.cli("n1", "node", "token", "list", "-o", "json").stdout
+    assert "quorepo-join" not in told
+    tokens: list[dict[str, Any]] = json.loads(told)
+    return tokens
 
 
 def test_two_nodes_join_at_once(machines: Machines) -> None:

@@ -131,3 +131,16 @@ def test_a_dead_node_may_go_without_force(own_cluster: Demo) -> None:
     done = demo.cli("node", "remove", "n3", "--yes")
     assert "3 voters, 2 reachable, majority 2; after removal 2 voters, majority 2" in done.stderr
     assert members(demo, "n1") == {"n1": "voter", "n2": "voter"}
+
+
+def test_a_node_tells_all_about_itself(cluster: Demo) -> None:
+    told = json.loads(cluster.cli("node", "info", "n2", "-o", "json", node="n1").stdout)
+    assert (told["name"], told["member"], told["ready"]) == ("n2", "voter", True)
+    assert [(g["group"], g["votes"], g["percent"]) for g in told["groups"]] == [
+        (0, True, 100),
+        (1, True, 100),
+    ]
+    assert "group 1" in cluster.cli("node", "info", "n2").stdout
+    nobody = cluster.cli("node", "info", "n9", check=False)
+    assert nobody.returncode == 1
+    assert "next: quorepo node list" in nobody.stderr

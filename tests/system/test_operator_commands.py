@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,3 +78,22 @@ def test_health_and_doctor_follow_what_happens_to_the_nodes(demo: Demo) -> None:
     demo.restart("n2")
     demo.restart("n3")
     eventually(lambda: health(demo, "n1")[0] == 0, what="healthy again")
+
+
+def test_the_debug_bundle_of_a_running_cluster_has_its_metrics_and_no_secret(
+    cluster: Demo, tmp_path: Path
+) -> None:
+    path = tmp_path / "bundle.tar.gz"
+    log, config = cluster.directory / "logs" / "n1.log", cluster.directory / "config" / "n1.toml"
+    cluster.cli(
+        "cluster", "debug-bundle", "--file", str(path), "--config", str(config), "--log", str(log)
+    )
+    with tarfile.open(path) as archive:
+        files = {m.name: archive.extractfile(m) for m in archive.getmembers()}
+        found = {name: file.read().decode() for name, file in files.items() if file is not None}
+    assert "quorepo_raft_role" in found["quorepo-debug/metrics/n3.txt"]
+    assert "msg=serving" in found["quorepo-debug/logs/1-n1.log"]
+    assert json.loads(found["quorepo-debug/manifest.json"])["missing"] == {}
+    everything = "\n".join(found.values())
+    assert cluster.token not in everything
+    assert "PRIVATE KEY" not in everything

@@ -241,6 +241,7 @@ class Command(_message.Message):
     REGISTER_NODE_FIELD_NUMBER: _builtins.int
     ADD_JOIN_TOKEN_FIELD_NUMBER: _builtins.int
     USE_JOIN_TOKEN_FIELD_NUMBER: _builtins.int
+    REVOKE_JOIN_TOKEN_FIELD_NUMBER: _builtins.int
     RENAME_PATH_FIELD_NUMBER: _builtins.int
     BEGIN_MEMBERSHIP_CHANGE_FIELD_NUMBER: _builtins.int
     END_MEMBERSHIP_CHANGE_FIELD_NUMBER: _builtins.int
@@ -289,6 +290,8 @@ class Command(_message.Message):
     @_builtins.property
     def use_join_token(self) -> Global___UseJoinToken: ...
     @_builtins.property
+    def revoke_join_token(self) -> Global___RevokeJoinToken: ...
+    @_builtins.property
     def rename_path(self) -> Global___RenamePath: ...
     @_builtins.property
     def begin_membership_change(self) -> Global___BeginMembershipChange:
@@ -321,17 +324,18 @@ class Command(_message.Message):
         register_node: Global___RegisterNode | None = ...,
         add_join_token: Global___AddJoinToken | None = ...,
         use_join_token: Global___UseJoinToken | None = ...,
+        revoke_join_token: Global___RevokeJoinToken | None = ...,
         rename_path: Global___RenamePath | None = ...,
         begin_membership_change: Global___BeginMembershipChange | None = ...,
         end_membership_change: Global___EndMembershipChange | None = ...,
         set_node_draining: Global___SetNodeDraining | None = ...,
         raise_level: Global___RaiseLevel | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["add_join_token", b"add_join_token", "begin_membership_change", b"begin_membership_change", "create_repository", b"create_repository", "delete_repository", b"delete_repository", "end_membership_change", b"end_membership_change", "fork_repository", b"fork_repository", "kind", b"kind", "prune", b"prune", "raise_level", b"raise_level", "register_node", b"register_node", "release_path", b"release_path", "rename_path", b"rename_path", "replace_packs", b"replace_packs", "reserve_path", b"reserve_path", "set_head", b"set_head", "set_node_draining", b"set_node_draining", "transaction", b"transaction", "undelete_repository", b"undelete_repository", "update_repository", b"update_repository", "use_join_token", b"use_join_token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["add_join_token", b"add_join_token", "begin_membership_change", b"begin_membership_change", "create_repository", b"create_repository", "delete_repository", b"delete_repository", "end_membership_change", b"end_membership_change", "fork_repository", b"fork_repository", "kind", b"kind", "prune", b"prune", "raise_level", b"raise_level", "register_node", b"register_node", "release_path", b"release_path", "rename_path", b"rename_path", "replace_packs", b"replace_packs", "reserve_path", b"reserve_path", "revoke_join_token", b"revoke_join_token", "set_head", b"set_head", "set_node_draining", b"set_node_draining", "transaction", b"transaction", "undelete_repository", b"undelete_repository", "update_repository", b"update_repository", "use_join_token", b"use_join_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "add_join_token", b"add_join_token", "begin_membership_change", b"begin_membership_change", "create_repository", b"create_repository", "delete_repository", b"delete_repository", "end_membership_change", b"end_membership_change", "first_seen_ms", b"first_seen_ms", "fork_repository", b"fork_repository", "kind", b"kind", "prune", b"prune", "raise_level", b"raise_level", "register_node", b"register_node", "release_path", b"release_path", "rename_path", b"rename_path", "replace_packs", b"replace_packs", "request_id", b"request_id", "reserve_path", b"reserve_path", "set_head", b"set_head", "set_node_draining", b"set_node_draining", "transaction", b"transaction", "undelete_repository", b"undelete_repository", "update_repository", b"update_repository", "use_join_token", b"use_join_token", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "add_join_token", b"add_join_token", "begin_membership_change", b"begin_membership_change", "create_repository", b"create_repository", "delete_repository", b"delete_repository", "end_membership_change", b"end_membership_change", "first_seen_ms", b"first_seen_ms", "fork_repository", b"fork_repository", "kind", b"kind", "prune", b"prune", "raise_level", b"raise_level", "register_node", b"register_node", "release_path", b"release_path", "rename_path", b"rename_path", "replace_packs", b"replace_packs", "request_id", b"request_id", "reserve_path", b"reserve_path", "revoke_join_token", b"revoke_join_token", "set_head", b"set_head", "set_node_draining", b"set_node_draining", "transaction", b"transaction", "undelete_repository", b"undelete_repository", "update_repository", b"update_repository", "use_join_token", b"use_join_token", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["create_repository", "delete_repository", "transaction", "replace_packs", "prune", "set_head", "update_repository", "undelete_repository", "fork_repository", "reserve_path", "release_path", "register_node", "add_join_token", "use_join_token", "rename_path", "begin_membership_change", "end_membership_change", "set_node_draining", "raise_level"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["create_repository", "delete_repository", "transaction", "replace_packs", "prune", "set_head", "update_repository", "undelete_repository", "fork_repository", "reserve_path", "release_path", "register_node", "add_join_token", "use_join_token", "revoke_join_token", "rename_path", "begin_membership_change", "end_membership_change", "set_node_draining", "raise_level"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -920,6 +924,27 @@ class UseJoinToken(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UseJoinToken: _TypeAlias = UseJoinToken  # noqa: Y015
+
+@_typing.final
+class RevokeJoinToken(_message.Message):
+    """A token that nobody used lets nobody in any more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_DIGEST_FIELD_NUMBER: _builtins.int
+    token_digest: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        token_digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token_digest", b"token_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeJoinToken: _TypeAlias = RevokeJoinToken  # noqa: Y015
 
 @_typing.final
 class BeginMembershipChange(_message.Message):

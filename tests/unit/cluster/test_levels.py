@@ -40,6 +40,8 @@ def test_a_field_that_an_older_program_does_not_read_needs_a_level_too() -> None
     at_once = log_pb2.Command(delete_repository=log_pb2.DeleteRepository(repository_id="a"))
     later = log_pb2.Command(delete_repository=log_pb2.DeleteRepository(retention_ms=1))
     assert (level_of(at_once), level_of(later)) == (1, 2)
+    imported = log_pb2.Command(transaction=log_pb2.Transaction(must_create=True))
+    assert (level_of(OLD), level_of(imported)) == (1, 2)
     push = log_pb2.Command(transaction=log_pb2.Transaction(create_if_missing=True))
     assert level_of(push) == 1
     for creation in (log_pb2.Transaction(must_create=True), log_pb2.Transaction(head=b"x")):

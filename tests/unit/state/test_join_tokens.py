@@ -70,3 +70,16 @@ def test_a_taken_name_needs_a_token_for_that_name(directory: Machine) -> None:
     directory.apply(added())
     assert directory.rejection(use(taken=True)) == TAKEN
     assert result_of(directory.apply(use("n5@d1"))).node.name == "n5"
+
+
+def test_a_token_that_nobody_used_can_be_revoked(directory: Machine) -> None:
+    revoke = log_pb2.RevokeJoinToken(token_digest=TOKEN)
+    assert directory.rejection(revoke) == UNKNOWN
+    directory.apply(added())
+    assert not result_of(directory.apply(revoke)).HasField("rejection")
+    assert directory.rejection(use()) == UNKNOWN
+    directory.apply(added())
+    assert result_of(directory.apply(use())).node.name == "n4"
+    # Who came with it stays on record.
+    assert directory.rejection(revoke) == USED
+    assert result_of(directory.apply(use())).node.name == "n4"
