@@ -36,6 +36,7 @@ from quorepo.storage.packfile import BLOB, COMMIT, TAG, TREE, TYPE_NAMES
 from quorepo.storage.packindex import write_index
 from quorepo.storage.packs import PackSet
 from quorepo.storage.resolve import PACK_HEADER_BYTES, PackResolver
+from quorepo.storage.syncing import fsync_together
 
 __all__ = ["FsckPolicy", "IngestResult", "Tip", "check_tips", "index_in_progress", "ingest_pack"]
 
@@ -178,10 +179,9 @@ class _Ingest:
             )
             index_file.flush()
             failpoint("ingest.index.before_fsync")
-            os.fsync(index_file.fileno())
-        file.flush()
-        failpoint("ingest.pack.before_fsync")
-        os.fsync(file.fileno())
+            file.flush()
+            failpoint("ingest.pack.before_fsync")
+            fsync_together([file.fileno(), index_file.fileno()])
         final_pack, final_index = layout.quarantine_paths(digest)
         failpoint("ingest.before_rename")
         upload.rename(final_pack)

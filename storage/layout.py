@@ -23,6 +23,7 @@ from pathlib import Path
 
 from quorepo.storage.failpoints import failpoint
 from quorepo.storage.objectformat import ObjectFormat
+from quorepo.storage.syncing import fsync_dirs
 
 __all__ = [
     "GroupLayout",
@@ -203,8 +204,7 @@ def promote_pack(layout: GroupLayout, repository_id: str, digest: bytes) -> None
             _link_from_elsewhere(layout, target)
     failpoint("layout.promote.before_dir_fsync")
     # Also when nothing moved: an earlier attempt may have died before its fsync.
-    fsync_dir(targets[0].parent)
-    fsync_dir(layout.quarantine)
+    fsync_dirs(targets[0].parent, layout.quarantine)
 
 
 def retire_repository(layout: GroupLayout, repository_id: str) -> None:

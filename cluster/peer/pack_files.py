@@ -18,6 +18,7 @@ from quorepo.internal.v1 import peer_pb2
 from quorepo.storage.errors import CorruptPack, InvalidArgument, NotFound
 from quorepo.storage.failpoints import failpoint
 from quorepo.storage.layout import GroupLayout, fsync_dir
+from quorepo.storage.syncing import fsync_together
 
 __all__ = ["PackReader", "PackWriter", "check_header", "sweep_temporary"]
 
@@ -64,8 +65,7 @@ class PackWriter:
             for file in self._files:
                 file.check(self._header.digest)
             failpoint("peer.stage.before_fsync")
-            for file in self._files:
-                os.fsync(file.descriptor)
+            fsync_together([file.descriptor for file in self._files])
             failpoint("peer.stage.before_rename")
             # The pack first: an index without its pack is never seen.
             targets = self._layout.quarantine_paths(self._header.digest)
