@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import io
 import threading
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -30,7 +29,7 @@ from quorepo.storage.history.streams import (
     PART_HEADER,
     STREAMS,
     STREAMS_FOR_WORKERS,
-    PartWriter,
+    PartList,
     parts_of,
 )
 
@@ -136,29 +135,28 @@ class HistoryReads:
         return result
 
     async def stream(
-        self, view: RepositoryView, question: str, arguments: Mapping[str, Any], timeout_s: float
+        self, view: RepositoryView, question: str, prepare: Prepare, timeout_s: float
     ) -> AsyncGenerator[dict[str, Any] | bytes, None]:
         """The parts of an answer of `storage/history/streams.py`; raises what `ask` raises. Close
-        it: that ends the work.
+        it: that ends the work. `prepare` has run when the first part comes.
         """
 
-        def quickly() -> bytes | None:
+        def quickly() -> tuple[Mapping[str, Any], list[dict[str, Any] | bytes] | None]:
+            arguments = prepare(self.history(view))
             if question in STREAMS_FOR_WORKERS:
-                return None
-            out = io.BytesIO()
-            writer = PartWriter(out, _STREAMED_HERE_BYTES_MAX)
+                return arguments, None
+            out = PartList(_STREAMED_HERE_BYTES_MAX)
             try:
-                STREAMS[question](self.history(view, _BUDGET), arguments, writer)
-                writer.finish()
+                STREAMS[question](self.history(view, _BUDGET), arguments, out)
             except TooMuchWork:
-                return None
-            return out.getvalue()
+                return arguments, None
+            return arguments, out.parts
 
-        content = await self._edge.reads.in_thread(quickly)
-        where = "worker" if content is None else "edge"
+        arguments, found = await self._edge.reads.in_thread(quickly)
+        where = "worker" if found is None else "edge"
         self._edge.metrics.questions.labels(question, where).inc()
-        if content is not None:
-            for part in parts_of(content):
+        if found is not None:
+            for part in found:
                 yield part
             return
         async with contextlib.aclosing(

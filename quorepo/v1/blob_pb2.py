@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from quorepo.v1 import common_pb2 as quorepo_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15quorepo/v1/blob.proto\x12\nquorepo.v1\x1a\x17quorepo/v1/common.proto\"_\n\x0eGetBlobRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x0b\n\x03oid\x18\x02 \x01(\t\x12,\n\x0b\x63onsistency\x18\x03 \x01(\x0b\x32\x17.quorepo.v1.Consistency\"b\n\x0fGetBlobResponse\x12\x0b\n\x03oid\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12&\n\x08revision\x18\x04 \x01(\x0b\x32\x14.quorepo.v1.Revision\"`\n\x0fReadBlobRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x0b\n\x03oid\x18\x02 \x01(\t\x12,\n\x0b\x63onsistency\x18\x03 \x01(\x0b\x32\x17.quorepo.v1.Consistency\"\x83\x02\n\x10ReadBlobResponse\x12\x35\n\x06header\x18\x01 \x01(\x0b\x32#.quorepo.v1.ReadBlobResponse.HeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\x37\n\x07trailer\x18\x03 \x01(\x0b\x32$.quorepo.v1.ReadBlobResponse.TrailerH\x00\x1aK\n\x06Header\x12\x0b\n\x03oid\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12&\n\x08revision\x18\x03 \x01(\x0b\x32\x14.quorepo.v1.Revision\x1a\x19\n\x07Trailer\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x42\x06\n\x04part\"\xf1\x01\n\x14\x42\x61tchGetBlobsRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x34\n\x05items\x18\x02 \x03(\x0b\x32%.quorepo.v1.BatchGetBlobsRequest.Item\x12\x0e\n\x06\x63ommit\x18\x03 \x01(\x0c\x12\x1b\n\x0e\x62lob_bytes_max\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12,\n\x0b\x63onsistency\x18\x05 \x01(\x0b\x32\x17.quorepo.v1.Consistency\x1a!\n\x04Item\x12\x0b\n\x03oid\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x42\x11\n\x0f_blob_bytes_max\"\xb7\x03\n\x15\x42\x61tchGetBlobsResponse\x12:\n\x06header\x18\x01 \x01(\x0b\x32(.quorepo.v1.BatchGetBlobsResponse.HeaderH\x00\x12\x36\n\x04\x62lob\x18\x02 \x01(\x0b\x32&.quorepo.v1.BatchGetBlobsResponse.BlobH\x00\x12\x0f\n\x05\x63hunk\x18\x03 \x01(\x0cH\x00\x12<\n\x07trailer\x18\x04 \x01(\x0b\x32).quorepo.v1.BatchGetBlobsResponse.TrailerH\x00\x1a?\n\x06Header\x12\r\n\x05items\x18\x01 \x01(\r\x12&\n\x08revision\x18\x02 \x01(\x0b\x32\x14.quorepo.v1.Revision\x1aw\n\x04\x42lob\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0b\n\x03oid\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x0c\n\x04path\x18\x04 \x01(\x0c\x12\x0f\n\x07missing\x18\x05 \x01(\x08\x12\x18\n\x10\x63ontent_left_out\x18\x06 \x01(\x08\x12\x0c\n\x04\x64\x61ta\x18\x07 \x01(\x0c\x1a\x19\n\x07Trailer\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x42\x06\n\x04part\"\xb4\x01\n\x10ListBlobsRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x02 \x01(\x0c\x12\x0c\n\x04path\x18\x03 \x01(\x0c\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12\x19\n\x11lfs_pointers_only\x18\x06 \x01(\x08\x12,\n\x0b\x63onsistency\x18\x07 \x01(\x0b\x32\x17.quorepo.v1.Consistency\".\n\nLfsPointer\x12\x12\n\noid_sha256\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\"n\n\x08\x42lobInfo\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x0b\n\x03oid\x18\x02 \x01(\t\x12\x0c\n\x04mode\x18\x03 \x01(\r\x12\x0c\n\x04size\x18\x04 \x01(\x04\x12+\n\x0blfs_pointer\x18\x05 \x01(\x0b\x32\x16.quorepo.v1.LfsPointer\"\x8b\x01\n\x11ListBlobsResponse\x12#\n\x05\x62lobs\x18\x01 \x03(\x0b\x32\x14.quorepo.v1.BlobInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08tree_oid\x18\x03 \x01(\t\x12&\n\x08revision\x18\x04 \x01(\x0b\x32\x14.quorepo.v1.Revision2\xbc\x02\n\x0b\x42lobService\x12\x42\n\x07GetBlob\x12\x1a.quorepo.v1.GetBlobRequest\x1a\x1b.quorepo.v1.GetBlobResponse\x12G\n\x08ReadBlob\x12\x1b.quorepo.v1.ReadBlobRequest\x1a\x1c.quorepo.v1.ReadBlobResponse0\x01\x12V\n\rBatchGetBlobs\x12 .quorepo.v1.BatchGetBlobsRequest\x1a!.quorepo.v1.BatchGetBlobsResponse0\x01\x12H\n\tListBlobs\x12\x1c.quorepo.v1.ListBlobsRequest\x1a\x1d.quorepo.v1.ListBlobsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15quorepo/v1/blob.proto\x12\nquorepo.v1\x1a\x17quorepo/v1/common.proto\"_\n\x0eGetBlobRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x0b\n\x03oid\x18\x02 \x01(\t\x12,\n\x0b\x63onsistency\x18\x03 \x01(\x0b\x32\x17.quorepo.v1.Consistency\"b\n\x0fGetBlobResponse\x12\x0b\n\x03oid\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12&\n\x08revision\x18\x04 \x01(\x0b\x32\x14.quorepo.v1.Revision\"`\n\x0fReadBlobRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x0b\n\x03oid\x18\x02 \x01(\t\x12,\n\x0b\x63onsistency\x18\x03 \x01(\x0b\x32\x17.quorepo.v1.Consistency\"\x83\x02\n\x10ReadBlobResponse\x12\x35\n\x06header\x18\x01 \x01(\x0b\x32#.quorepo.v1.ReadBlobResponse.HeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\x37\n\x07trailer\x18\x03 \x01(\x0b\x32$.quorepo.v1.ReadBlobResponse.TrailerH\x00\x1aK\n\x06Header\x12\x0b\n\x03oid\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12&\n\x08revision\x18\x03 \x01(\x0b\x32\x14.quorepo.v1.Revision\x1a\x19\n\x07Trailer\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x42\x06\n\x04part\"\x82\x02\n\x14\x42\x61tchGetBlobsRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x34\n\x05items\x18\x02 \x03(\x0b\x32%.quorepo.v1.BatchGetBlobsRequest.Item\x12\x0e\n\x06\x63ommit\x18\x03 \x01(\x0c\x12\x1b\n\x0e\x62lob_bytes_max\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12,\n\x0b\x63onsistency\x18\x05 \x01(\x0b\x32\x17.quorepo.v1.Consistency\x12\x0f\n\x07grouped\x18\x06 \x01(\x08\x1a!\n\x04Item\x12\x0b\n\x03oid\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x42\x11\n\x0f_blob_bytes_max\"\xb9\x04\n\x15\x42\x61tchGetBlobsResponse\x12:\n\x06header\x18\x01 \x01(\x0b\x32(.quorepo.v1.BatchGetBlobsResponse.HeaderH\x00\x12\x36\n\x04\x62lob\x18\x02 \x01(\x0b\x32&.quorepo.v1.BatchGetBlobsResponse.BlobH\x00\x12\x0f\n\x05\x63hunk\x18\x03 \x01(\x0cH\x00\x12<\n\x07trailer\x18\x04 \x01(\x0b\x32).quorepo.v1.BatchGetBlobsResponse.TrailerH\x00\x12<\n\x05group\x18\x05 \x01(\x0b\x32+.quorepo.v1.BatchGetBlobsResponse.BlobGroupH\x00\x1a?\n\x06Header\x12\r\n\x05items\x18\x01 \x01(\r\x12&\n\x08revision\x18\x02 \x01(\x0b\x32\x14.quorepo.v1.Revision\x1aw\n\x04\x42lob\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0b\n\x03oid\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x0c\n\x04path\x18\x04 \x01(\x0c\x12\x0f\n\x07missing\x18\x05 \x01(\x08\x12\x18\n\x10\x63ontent_left_out\x18\x06 \x01(\x08\x12\x0c\n\x04\x64\x61ta\x18\x07 \x01(\x0c\x1a\x42\n\tBlobGroup\x12\x35\n\x05\x62lobs\x18\x01 \x03(\x0b\x32&.quorepo.v1.BatchGetBlobsResponse.Blob\x1a\x19\n\x07Trailer\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x42\x06\n\x04part\"\xb4\x01\n\x10ListBlobsRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x02 \x01(\x0c\x12\x0c\n\x04path\x18\x03 \x01(\x0c\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12\x19\n\x11lfs_pointers_only\x18\x06 \x01(\x08\x12,\n\x0b\x63onsistency\x18\x07 \x01(\x0b\x32\x17.quorepo.v1.Consistency\".\n\nLfsPointer\x12\x12\n\noid_sha256\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\"n\n\x08\x42lobInfo\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x0b\n\x03oid\x18\x02 \x01(\t\x12\x0c\n\x04mode\x18\x03 \x01(\r\x12\x0c\n\x04size\x18\x04 \x01(\x04\x12+\n\x0blfs_pointer\x18\x05 \x01(\x0b\x32\x16.quorepo.v1.LfsPointer\"\x8b\x01\n\x11ListBlobsResponse\x12#\n\x05\x62lobs\x18\x01 \x03(\x0b\x32\x14.quorepo.v1.BlobInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08tree_oid\x18\x03 \x01(\t\x12&\n\x08revision\x18\x04 \x01(\x0b\x32\x14.quorepo.v1.Revision2\xbc\x02\n\x0b\x42lobService\x12\x42\n\x07GetBlob\x12\x1a.quorepo.v1.GetBlobRequest\x1a\x1b.quorepo.v1.GetBlobResponse\x12G\n\x08ReadBlob\x12\x1b.quorepo.v1.ReadBlobRequest\x1a\x1c.quorepo.v1.ReadBlobResponse0\x01\x12V\n\rBatchGetBlobs\x12 .quorepo.v1.BatchGetBlobsRequest\x1a!.quorepo.v1.BatchGetBlobsResponse0\x01\x12H\n\tListBlobs\x12\x1c.quorepo.v1.ListBlobsRequest\x1a\x1d.quorepo.v1.ListBlobsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,25 +45,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_READBLOBRESPONSE_TRAILER']._serialized_start=584
   _globals['_READBLOBRESPONSE_TRAILER']._serialized_end=609
   _globals['_BATCHGETBLOBSREQUEST']._serialized_start=620
-  _globals['_BATCHGETBLOBSREQUEST']._serialized_end=861
-  _globals['_BATCHGETBLOBSREQUEST_ITEM']._serialized_start=809
-  _globals['_BATCHGETBLOBSREQUEST_ITEM']._serialized_end=842
-  _globals['_BATCHGETBLOBSRESPONSE']._serialized_start=864
-  _globals['_BATCHGETBLOBSRESPONSE']._serialized_end=1303
-  _globals['_BATCHGETBLOBSRESPONSE_HEADER']._serialized_start=1084
-  _globals['_BATCHGETBLOBSRESPONSE_HEADER']._serialized_end=1147
-  _globals['_BATCHGETBLOBSRESPONSE_BLOB']._serialized_start=1149
-  _globals['_BATCHGETBLOBSRESPONSE_BLOB']._serialized_end=1268
+  _globals['_BATCHGETBLOBSREQUEST']._serialized_end=878
+  _globals['_BATCHGETBLOBSREQUEST_ITEM']._serialized_start=826
+  _globals['_BATCHGETBLOBSREQUEST_ITEM']._serialized_end=859
+  _globals['_BATCHGETBLOBSRESPONSE']._serialized_start=881
+  _globals['_BATCHGETBLOBSRESPONSE']._serialized_end=1450
+  _globals['_BATCHGETBLOBSRESPONSE_HEADER']._serialized_start=1163
+  _globals['_BATCHGETBLOBSRESPONSE_HEADER']._serialized_end=1226
+  _globals['_BATCHGETBLOBSRESPONSE_BLOB']._serialized_start=1228
+  _globals['_BATCHGETBLOBSRESPONSE_BLOB']._serialized_end=1347
+  _globals['_BATCHGETBLOBSRESPONSE_BLOBGROUP']._serialized_start=1349
+  _globals['_BATCHGETBLOBSRESPONSE_BLOBGROUP']._serialized_end=1415
   _globals['_BATCHGETBLOBSRESPONSE_TRAILER']._serialized_start=584
   _globals['_BATCHGETBLOBSRESPONSE_TRAILER']._serialized_end=609
-  _globals['_LISTBLOBSREQUEST']._serialized_start=1306
-  _globals['_LISTBLOBSREQUEST']._serialized_end=1486
-  _globals['_LFSPOINTER']._serialized_start=1488
-  _globals['_LFSPOINTER']._serialized_end=1534
-  _globals['_BLOBINFO']._serialized_start=1536
-  _globals['_BLOBINFO']._serialized_end=1646
-  _globals['_LISTBLOBSRESPONSE']._serialized_start=1649
-  _globals['_LISTBLOBSRESPONSE']._serialized_end=1788
-  _globals['_BLOBSERVICE']._serialized_start=1791
-  _globals['_BLOBSERVICE']._serialized_end=2107
+  _globals['_LISTBLOBSREQUEST']._serialized_start=1453
+  _globals['_LISTBLOBSREQUEST']._serialized_end=1633
+  _globals['_LFSPOINTER']._serialized_start=1635
+  _globals['_LFSPOINTER']._serialized_end=1681
+  _globals['_BLOBINFO']._serialized_start=1683
+  _globals['_BLOBINFO']._serialized_end=1793
+  _globals['_LISTBLOBSRESPONSE']._serialized_start=1796
+  _globals['_LISTBLOBSRESPONSE']._serialized_end=1935
+  _globals['_BLOBSERVICE']._serialized_start=1938
+  _globals['_BLOBSERVICE']._serialized_end=2254
 # @@protoc_insertion_point(module_scope)

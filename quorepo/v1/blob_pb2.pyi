@@ -207,6 +207,7 @@ class BatchGetBlobsRequest(_message.Message):
     COMMIT_FIELD_NUMBER: _builtins.int
     BLOB_BYTES_MAX_FIELD_NUMBER: _builtins.int
     CONSISTENCY_FIELD_NUMBER: _builtins.int
+    GROUPED_FIELD_NUMBER: _builtins.int
     repository: _builtins.str
     commit: _builtins.bytes
     """a revision; needed when an item has a path"""
@@ -214,6 +215,8 @@ class BatchGetBlobsRequest(_message.Message):
     """A blob larger than this comes as its header alone. Not set: no bound but api.batch_bytes_max,
     above which the call ends with RESOURCE_EXHAUSTED.
     """
+    grouped: _builtins.bool
+    """many small blobs in one message, which is several times as fast"""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchGetBlobsRequest.Item]:
         """at most api.batch_objects_max"""
@@ -228,10 +231,11 @@ class BatchGetBlobsRequest(_message.Message):
         commit: _builtins.bytes = ...,
         blob_bytes_max: _builtins.int | None = ...,
         consistency: _common_pb2.Consistency | None = ...,
+        grouped: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_blob_bytes_max", b"_blob_bytes_max", "blob_bytes_max", b"blob_bytes_max", "consistency", b"consistency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_blob_bytes_max", b"_blob_bytes_max", "blob_bytes_max", b"blob_bytes_max", "commit", b"commit", "consistency", b"consistency", "items", b"items", "repository", b"repository"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_blob_bytes_max", b"_blob_bytes_max", "blob_bytes_max", b"blob_bytes_max", "commit", b"commit", "consistency", b"consistency", "grouped", b"grouped", "items", b"items", "repository", b"repository"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__blob_bytes_max: _TypeAlias = _typing.Literal["blob_bytes_max"]  # noqa: Y015
     _WhichOneofArgType__blob_bytes_max: _TypeAlias = _typing.Literal["_blob_bytes_max", b"_blob_bytes_max"]  # noqa: Y015
@@ -305,6 +309,26 @@ class BatchGetBlobsResponse(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
+    class BlobGroup(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        BLOBS_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def blobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchGetBlobsResponse.Blob]:
+            """each complete: without chunks"""
+
+        def __init__(
+            self,
+            *,
+            blobs: _abc.Iterable[Global___BatchGetBlobsResponse.Blob] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs", b"blobs"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
     class Trailer(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -326,6 +350,7 @@ class BatchGetBlobsResponse(_message.Message):
     BLOB_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     TRAILER_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
     """of the blob before it"""
     @_builtins.property
@@ -334,6 +359,10 @@ class BatchGetBlobsResponse(_message.Message):
     def blob(self) -> Global___BatchGetBlobsResponse.Blob: ...
     @_builtins.property
     def trailer(self) -> Global___BatchGetBlobsResponse.Trailer: ...
+    @_builtins.property
+    def group(self) -> Global___BatchGetBlobsResponse.BlobGroup:
+        """with grouped, in place of blobs that need no chunks"""
+
     def __init__(
         self,
         *,
@@ -341,12 +370,13 @@ class BatchGetBlobsResponse(_message.Message):
         blob: Global___BatchGetBlobsResponse.Blob | None = ...,
         chunk: _builtins.bytes = ...,
         trailer: Global___BatchGetBlobsResponse.Trailer | None = ...,
+        group: Global___BatchGetBlobsResponse.BlobGroup | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "chunk", b"chunk", "header", b"header", "part", b"part", "trailer", b"trailer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "chunk", b"chunk", "group", b"group", "header", b"header", "part", b"part", "trailer", b"trailer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "chunk", b"chunk", "header", b"header", "part", b"part", "trailer", b"trailer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "chunk", b"chunk", "group", b"group", "header", b"header", "part", b"part", "trailer", b"trailer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "blob", "chunk", "trailer"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "blob", "chunk", "trailer", "group"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 

@@ -727,6 +727,7 @@ class BlameRequest(_message.Message):
     FIRST_LINE_FIELD_NUMBER: _builtins.int
     LAST_LINE_FIELD_NUMBER: _builtins.int
     CONSISTENCY_FIELD_NUMBER: _builtins.int
+    GROUPED_FIELD_NUMBER: _builtins.int
     repository: _builtins.str
     commit: _builtins.bytes
     """a revision"""
@@ -736,6 +737,8 @@ class BlameRequest(_message.Message):
     """0 or 1: from the first"""
     last_line: _builtins.int
     """0: to the last"""
+    grouped: _builtins.bool
+    """many hunks in one message, which is several times as fast"""
     @_builtins.property
     def consistency(self) -> _common_pb2.Consistency: ...
     def __init__(
@@ -747,10 +750,11 @@ class BlameRequest(_message.Message):
         first_line: _builtins.int = ...,
         last_line: _builtins.int = ...,
         consistency: _common_pb2.Consistency | None = ...,
+        grouped: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "consistency", b"consistency", "first_line", b"first_line", "last_line", b"last_line", "path", b"path", "repository", b"repository"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "consistency", b"consistency", "first_line", b"first_line", "grouped", b"grouped", "last_line", b"last_line", "path", b"path", "repository", b"repository"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -833,6 +837,24 @@ class BlameResponse(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
+    class HunkGroup(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        HUNKS_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def hunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlameResponse.Hunk]: ...
+        def __init__(
+            self,
+            *,
+            hunks: _abc.Iterable[Global___BlameResponse.Hunk] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["hunks", b"hunks"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
     class Trailer(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -853,6 +875,7 @@ class BlameResponse(_message.Message):
     HEADER_FIELD_NUMBER: _builtins.int
     HUNK_FIELD_NUMBER: _builtins.int
     TRAILER_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def header(self) -> Global___BlameResponse.Header: ...
     @_builtins.property
@@ -861,18 +884,23 @@ class BlameResponse(_message.Message):
     def trailer(self) -> Global___BlameResponse.Trailer:
         """a stream without a trailer was cut"""
 
+    @_builtins.property
+    def group(self) -> Global___BlameResponse.HunkGroup:
+        """with grouped, in place of hunk"""
+
     def __init__(
         self,
         *,
         header: Global___BlameResponse.Header | None = ...,
         hunk: Global___BlameResponse.Hunk | None = ...,
         trailer: Global___BlameResponse.Trailer | None = ...,
+        group: Global___BlameResponse.HunkGroup | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "hunk", b"hunk", "part", b"part", "trailer", b"trailer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "header", b"header", "hunk", b"hunk", "part", b"part", "trailer", b"trailer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "hunk", b"hunk", "part", b"part", "trailer", b"trailer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "header", b"header", "hunk", b"hunk", "part", b"part", "trailer", b"trailer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "hunk", "trailer"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "hunk", "trailer", "group"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 

@@ -25,39 +25,41 @@ _sym_db = _symbol_database.Default()
 from quorepo.v1 import common_pb2 as quorepo_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15quorepo/v1/diff.proto\x12\nquorepo.v1\x1a\x17quorepo/v1/common.proto\"@\n\tDiffRange\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\x0c\x12\x0c\n\x04head\x18\x02 \x01(\x0c\x12\x17\n\x0f\x66rom_merge_base\x18\x03 \x01(\x08\"\x8e\x01\n\x0b\x44iffOptions\x12\r\n\x05paths\x18\x01 \x03(\x0c\x12\x12\n\nno_renames\x18\x02 \x01(\x08\x12\x19\n\x11rename_similarity\x18\x03 \x01(\r\x12\x1a\n\rcontext_lines\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x13\n\x0b\x66ind_copies\x18\x05 \x01(\x08\x42\x10\n\x0e_context_lines\"\x82\x02\n\nFileChange\x12(\n\x06status\x18\x01 \x01(\x0e\x32\x18.quorepo.v1.ChangeStatus\x12\x10\n\x08old_path\x18\x02 \x01(\x0c\x12\x10\n\x08new_path\x18\x03 \x01(\x0c\x12\x10\n\x08old_mode\x18\x04 \x01(\r\x12\x10\n\x08new_mode\x18\x05 \x01(\r\x12\x0f\n\x07old_oid\x18\x06 \x01(\t\x12\x0f\n\x07new_oid\x18\x07 \x01(\t\x12\x12\n\nsimilarity\x18\x08 \x01(\r\x12\x11\n\tadditions\x18\t \x01(\x04\x12\x11\n\tdeletions\x18\n \x01(\x04\x12\x0e\n\x06\x62inary\x18\x0b \x01(\x08\x12\x16\n\x0epatch_left_out\x18\x0c \x01(\x08\"\xc7\x01\n\x0b\x44iffRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12$\n\x05range\x18\x02 \x01(\x0b\x32\x15.quorepo.v1.DiffRange\x12(\n\x07options\x18\x03 \x01(\x0b\x32\x17.quorepo.v1.DiffOptions\x12&\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x16.quorepo.v1.DiffFormat\x12,\n\x0b\x63onsistency\x18\x05 \x01(\x0b\x32\x17.quorepo.v1.Consistency\"\xa4\x03\n\x0c\x44iffResponse\x12\x31\n\x06header\x18\x01 \x01(\x0b\x32\x1f.quorepo.v1.DiffResponse.HeaderH\x00\x12(\n\x06\x63hange\x18\x02 \x01(\x0b\x32\x16.quorepo.v1.FileChangeH\x00\x12\x0f\n\x05\x63hunk\x18\x03 \x01(\x0cH\x00\x12\x33\n\x07trailer\x18\x04 \x01(\x0b\x32 .quorepo.v1.DiffResponse.TrailerH\x00\x1a\x82\x01\n\x06Header\x12\x10\n\x08\x62\x61se_oid\x18\x01 \x01(\t\x12\x10\n\x08head_oid\x18\x02 \x01(\t\x12\x15\n\rbase_tree_oid\x18\x03 \x01(\t\x12\x15\n\rhead_tree_oid\x18\x04 \x01(\t\x12&\n\x08revision\x18\x05 \x01(\x0b\x32\x14.quorepo.v1.Revision\x1a\x64\n\x07Trailer\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\r\n\x05\x66iles\x18\x02 \x01(\r\x12\x11\n\tadditions\x18\x03 \x01(\x04\x12\x11\n\tdeletions\x18\x04 \x01(\x04\x12\x14\n\x0ctruncated_by\x18\x05 \x01(\tB\x06\n\x04part\"\xd2\x01\n\x17ListChangedPathsRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12$\n\x05range\x18\x02 \x01(\x0b\x32\x15.quorepo.v1.DiffRange\x12(\n\x07options\x18\x03 \x01(\x0b\x32\x17.quorepo.v1.DiffOptions\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12,\n\x0b\x63onsistency\x18\x06 \x01(\x0b\x32\x17.quorepo.v1.Consistency\"\x9a\x01\n\x18ListChangedPathsResponse\x12\'\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x16.quorepo.v1.FileChange\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x14\n\x0ctruncated_by\x18\x03 \x01(\t\x12&\n\x08revision\x18\x04 \x01(\x0b\x32\x14.quorepo.v1.Revision\"\xa7\x01\n\x13GetDiffStatsRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12$\n\x05range\x18\x02 \x01(\x0b\x32\x15.quorepo.v1.DiffRange\x12(\n\x07options\x18\x03 \x01(\x0b\x32\x17.quorepo.v1.DiffOptions\x12,\n\x0b\x63onsistency\x18\x04 \x01(\x0b\x32\x17.quorepo.v1.Consistency\"\xad\x01\n\x14GetDiffStatsResponse\x12\x10\n\x08\x62\x61se_oid\x18\x01 \x01(\t\x12\x10\n\x08head_oid\x18\x02 \x01(\t\x12\r\n\x05\x66iles\x18\x03 \x01(\r\x12\x11\n\tadditions\x18\x04 \x01(\x04\x12\x11\n\tdeletions\x18\x05 \x01(\x04\x12\x14\n\x0ctruncated_by\x18\x06 \x01(\t\x12&\n\x08revision\x18\x07 \x01(\x0b\x32\x14.quorepo.v1.Revision*\x8b\x01\n\nDiffFormat\x12\x1b\n\x17\x44IFF_FORMAT_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44IFF_FORMAT_RAW\x10\x01\x12\x1b\n\x17\x44IFF_FORMAT_NAME_STATUS\x10\x02\x12\x17\n\x13\x44IFF_FORMAT_NUMSTAT\x10\x03\x12\x15\n\x11\x44IFF_FORMAT_PATCH\x10\x04*\xd2\x01\n\x0c\x43hangeStatus\x12\x1d\n\x19\x43HANGE_STATUS_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43HANGE_STATUS_ADDED\x10\x01\x12\x1a\n\x16\x43HANGE_STATUS_MODIFIED\x10\x02\x12\x19\n\x15\x43HANGE_STATUS_DELETED\x10\x03\x12\x19\n\x15\x43HANGE_STATUS_RENAMED\x10\x04\x12\x18\n\x14\x43HANGE_STATUS_COPIED\x10\x05\x12\x1e\n\x1a\x43HANGE_STATUS_TYPE_CHANGED\x10\x06\x32\xfc\x01\n\x0b\x44iffService\x12;\n\x04\x44iff\x12\x17.quorepo.v1.DiffRequest\x1a\x18.quorepo.v1.DiffResponse0\x01\x12]\n\x10ListChangedPaths\x12#.quorepo.v1.ListChangedPathsRequest\x1a$.quorepo.v1.ListChangedPathsResponse\x12Q\n\x0cGetDiffStats\x12\x1f.quorepo.v1.GetDiffStatsRequest\x1a .quorepo.v1.GetDiffStatsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15quorepo/v1/diff.proto\x12\nquorepo.v1\x1a\x17quorepo/v1/common.proto\"@\n\tDiffRange\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\x0c\x12\x0c\n\x04head\x18\x02 \x01(\x0c\x12\x17\n\x0f\x66rom_merge_base\x18\x03 \x01(\x08\"\x8e\x01\n\x0b\x44iffOptions\x12\r\n\x05paths\x18\x01 \x03(\x0c\x12\x12\n\nno_renames\x18\x02 \x01(\x08\x12\x19\n\x11rename_similarity\x18\x03 \x01(\r\x12\x1a\n\rcontext_lines\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x13\n\x0b\x66ind_copies\x18\x05 \x01(\x08\x42\x10\n\x0e_context_lines\"\x91\x02\n\nFileChange\x12(\n\x06status\x18\x01 \x01(\x0e\x32\x18.quorepo.v1.ChangeStatus\x12\x10\n\x08old_path\x18\x02 \x01(\x0c\x12\x10\n\x08new_path\x18\x03 \x01(\x0c\x12\x10\n\x08old_mode\x18\x04 \x01(\r\x12\x10\n\x08new_mode\x18\x05 \x01(\r\x12\x0f\n\x07old_oid\x18\x06 \x01(\t\x12\x0f\n\x07new_oid\x18\x07 \x01(\t\x12\x12\n\nsimilarity\x18\x08 \x01(\r\x12\x11\n\tadditions\x18\t \x01(\x04\x12\x11\n\tdeletions\x18\n \x01(\x04\x12\x0e\n\x06\x62inary\x18\x0b \x01(\x08\x12\x16\n\x0epatch_left_out\x18\x0c \x01(\x08\x12\r\n\x05patch\x18\r \x01(\x0c\"\xd8\x01\n\x0b\x44iffRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12$\n\x05range\x18\x02 \x01(\x0b\x32\x15.quorepo.v1.DiffRange\x12(\n\x07options\x18\x03 \x01(\x0b\x32\x17.quorepo.v1.DiffOptions\x12&\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x16.quorepo.v1.DiffFormat\x12,\n\x0b\x63onsistency\x18\x05 \x01(\x0b\x32\x17.quorepo.v1.Consistency\x12\x0f\n\x07grouped\x18\x06 \x01(\x08\"\x93\x04\n\x0c\x44iffResponse\x12\x31\n\x06header\x18\x01 \x01(\x0b\x32\x1f.quorepo.v1.DiffResponse.HeaderH\x00\x12(\n\x06\x63hange\x18\x02 \x01(\x0b\x32\x16.quorepo.v1.FileChangeH\x00\x12\x0f\n\x05\x63hunk\x18\x03 \x01(\x0cH\x00\x12\x33\n\x07trailer\x18\x04 \x01(\x0b\x32 .quorepo.v1.DiffResponse.TrailerH\x00\x12\x35\n\x05group\x18\x05 \x01(\x0b\x32$.quorepo.v1.DiffResponse.ChangeGroupH\x00\x1a\x82\x01\n\x06Header\x12\x10\n\x08\x62\x61se_oid\x18\x01 \x01(\t\x12\x10\n\x08head_oid\x18\x02 \x01(\t\x12\x15\n\rbase_tree_oid\x18\x03 \x01(\t\x12\x15\n\rhead_tree_oid\x18\x04 \x01(\t\x12&\n\x08revision\x18\x05 \x01(\x0b\x32\x14.quorepo.v1.Revision\x1a\x64\n\x07Trailer\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\r\n\x05\x66iles\x18\x02 \x01(\r\x12\x11\n\tadditions\x18\x03 \x01(\x04\x12\x11\n\tdeletions\x18\x04 \x01(\x04\x12\x14\n\x0ctruncated_by\x18\x05 \x01(\t\x1a\x36\n\x0b\x43hangeGroup\x12\'\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x16.quorepo.v1.FileChangeB\x06\n\x04part\"\xd2\x01\n\x17ListChangedPathsRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12$\n\x05range\x18\x02 \x01(\x0b\x32\x15.quorepo.v1.DiffRange\x12(\n\x07options\x18\x03 \x01(\x0b\x32\x17.quorepo.v1.DiffOptions\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12,\n\x0b\x63onsistency\x18\x06 \x01(\x0b\x32\x17.quorepo.v1.Consistency\"\x9a\x01\n\x18ListChangedPathsResponse\x12\'\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x16.quorepo.v1.FileChange\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x14\n\x0ctruncated_by\x18\x03 \x01(\t\x12&\n\x08revision\x18\x04 \x01(\x0b\x32\x14.quorepo.v1.Revision\"\xa7\x01\n\x13GetDiffStatsRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12$\n\x05range\x18\x02 \x01(\x0b\x32\x15.quorepo.v1.DiffRange\x12(\n\x07options\x18\x03 \x01(\x0b\x32\x17.quorepo.v1.DiffOptions\x12,\n\x0b\x63onsistency\x18\x04 \x01(\x0b\x32\x17.quorepo.v1.Consistency\"\xad\x01\n\x14GetDiffStatsResponse\x12\x10\n\x08\x62\x61se_oid\x18\x01 \x01(\t\x12\x10\n\x08head_oid\x18\x02 \x01(\t\x12\r\n\x05\x66iles\x18\x03 \x01(\r\x12\x11\n\tadditions\x18\x04 \x01(\x04\x12\x11\n\tdeletions\x18\x05 \x01(\x04\x12\x14\n\x0ctruncated_by\x18\x06 \x01(\t\x12&\n\x08revision\x18\x07 \x01(\x0b\x32\x14.quorepo.v1.Revision*\x8b\x01\n\nDiffFormat\x12\x1b\n\x17\x44IFF_FORMAT_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44IFF_FORMAT_RAW\x10\x01\x12\x1b\n\x17\x44IFF_FORMAT_NAME_STATUS\x10\x02\x12\x17\n\x13\x44IFF_FORMAT_NUMSTAT\x10\x03\x12\x15\n\x11\x44IFF_FORMAT_PATCH\x10\x04*\xd2\x01\n\x0c\x43hangeStatus\x12\x1d\n\x19\x43HANGE_STATUS_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43HANGE_STATUS_ADDED\x10\x01\x12\x1a\n\x16\x43HANGE_STATUS_MODIFIED\x10\x02\x12\x19\n\x15\x43HANGE_STATUS_DELETED\x10\x03\x12\x19\n\x15\x43HANGE_STATUS_RENAMED\x10\x04\x12\x18\n\x14\x43HANGE_STATUS_COPIED\x10\x05\x12\x1e\n\x1a\x43HANGE_STATUS_TYPE_CHANGED\x10\x06\x32\xfc\x01\n\x0b\x44iffService\x12;\n\x04\x44iff\x12\x17.quorepo.v1.DiffRequest\x1a\x18.quorepo.v1.DiffResponse0\x01\x12]\n\x10ListChangedPaths\x12#.quorepo.v1.ListChangedPathsRequest\x1a$.quorepo.v1.ListChangedPathsResponse\x12Q\n\x0cGetDiffStats\x12\x1f.quorepo.v1.GetDiffStatsRequest\x1a .quorepo.v1.GetDiffStatsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'quorepo.v1.diff_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DIFFFORMAT']._serialized_start=1876
-  _globals['_DIFFFORMAT']._serialized_end=2015
-  _globals['_CHANGESTATUS']._serialized_start=2018
-  _globals['_CHANGESTATUS']._serialized_end=2228
+  _globals['_DIFFFORMAT']._serialized_start=2019
+  _globals['_DIFFFORMAT']._serialized_end=2158
+  _globals['_CHANGESTATUS']._serialized_start=2161
+  _globals['_CHANGESTATUS']._serialized_end=2371
   _globals['_DIFFRANGE']._serialized_start=62
   _globals['_DIFFRANGE']._serialized_end=126
   _globals['_DIFFOPTIONS']._serialized_start=129
   _globals['_DIFFOPTIONS']._serialized_end=271
   _globals['_FILECHANGE']._serialized_start=274
-  _globals['_FILECHANGE']._serialized_end=532
-  _globals['_DIFFREQUEST']._serialized_start=535
-  _globals['_DIFFREQUEST']._serialized_end=734
-  _globals['_DIFFRESPONSE']._serialized_start=737
-  _globals['_DIFFRESPONSE']._serialized_end=1157
-  _globals['_DIFFRESPONSE_HEADER']._serialized_start=917
-  _globals['_DIFFRESPONSE_HEADER']._serialized_end=1047
-  _globals['_DIFFRESPONSE_TRAILER']._serialized_start=1049
-  _globals['_DIFFRESPONSE_TRAILER']._serialized_end=1149
-  _globals['_LISTCHANGEDPATHSREQUEST']._serialized_start=1160
-  _globals['_LISTCHANGEDPATHSREQUEST']._serialized_end=1370
-  _globals['_LISTCHANGEDPATHSRESPONSE']._serialized_start=1373
-  _globals['_LISTCHANGEDPATHSRESPONSE']._serialized_end=1527
-  _globals['_GETDIFFSTATSREQUEST']._serialized_start=1530
-  _globals['_GETDIFFSTATSREQUEST']._serialized_end=1697
-  _globals['_GETDIFFSTATSRESPONSE']._serialized_start=1700
-  _globals['_GETDIFFSTATSRESPONSE']._serialized_end=1873
-  _globals['_DIFFSERVICE']._serialized_start=2231
-  _globals['_DIFFSERVICE']._serialized_end=2483
+  _globals['_FILECHANGE']._serialized_end=547
+  _globals['_DIFFREQUEST']._serialized_start=550
+  _globals['_DIFFREQUEST']._serialized_end=766
+  _globals['_DIFFRESPONSE']._serialized_start=769
+  _globals['_DIFFRESPONSE']._serialized_end=1300
+  _globals['_DIFFRESPONSE_HEADER']._serialized_start=1004
+  _globals['_DIFFRESPONSE_HEADER']._serialized_end=1134
+  _globals['_DIFFRESPONSE_TRAILER']._serialized_start=1136
+  _globals['_DIFFRESPONSE_TRAILER']._serialized_end=1236
+  _globals['_DIFFRESPONSE_CHANGEGROUP']._serialized_start=1238
+  _globals['_DIFFRESPONSE_CHANGEGROUP']._serialized_end=1292
+  _globals['_LISTCHANGEDPATHSREQUEST']._serialized_start=1303
+  _globals['_LISTCHANGEDPATHSREQUEST']._serialized_end=1513
+  _globals['_LISTCHANGEDPATHSRESPONSE']._serialized_start=1516
+  _globals['_LISTCHANGEDPATHSRESPONSE']._serialized_end=1670
+  _globals['_GETDIFFSTATSREQUEST']._serialized_start=1673
+  _globals['_GETDIFFSTATSREQUEST']._serialized_end=1840
+  _globals['_GETDIFFSTATSRESPONSE']._serialized_start=1843
+  _globals['_GETDIFFSTATSRESPONSE']._serialized_end=2016
+  _globals['_DIFFSERVICE']._serialized_start=2374
+  _globals['_DIFFSERVICE']._serialized_end=2626
 # @@protoc_insertion_point(module_scope)

@@ -165,6 +165,7 @@ class FileChange(_message.Message):
     DELETIONS_FIELD_NUMBER: _builtins.int
     BINARY_FIELD_NUMBER: _builtins.int
     PATCH_LEFT_OUT_FIELD_NUMBER: _builtins.int
+    PATCH_FIELD_NUMBER: _builtins.int
     status: Global___ChangeStatus.ValueType
     old_path: _builtins.bytes
     """empty when added"""
@@ -184,7 +185,9 @@ class FileChange(_message.Message):
     binary: _builtins.bool
     """with NUMSTAT and PATCH: no lines are counted"""
     patch_left_out: _builtins.bool
-    """with PATCH: larger than api.diff_file_bytes_max"""
+    """with NUMSTAT and PATCH: larger than api.diff_file_bytes_max"""
+    patch: _builtins.bytes
+    """of Diff with grouped: the whole patch, when no chunks follow"""
     def __init__(
         self,
         *,
@@ -200,10 +203,11 @@ class FileChange(_message.Message):
         deletions: _builtins.int = ...,
         binary: _builtins.bool = ...,
         patch_left_out: _builtins.bool = ...,
+        patch: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["additions", b"additions", "binary", b"binary", "deletions", b"deletions", "new_mode", b"new_mode", "new_oid", b"new_oid", "new_path", b"new_path", "old_mode", b"old_mode", "old_oid", b"old_oid", "old_path", b"old_path", "patch_left_out", b"patch_left_out", "similarity", b"similarity", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["additions", b"additions", "binary", b"binary", "deletions", b"deletions", "new_mode", b"new_mode", "new_oid", b"new_oid", "new_path", b"new_path", "old_mode", b"old_mode", "old_oid", b"old_oid", "old_path", b"old_path", "patch", b"patch", "patch_left_out", b"patch_left_out", "similarity", b"similarity", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -218,8 +222,11 @@ class DiffRequest(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
     CONSISTENCY_FIELD_NUMBER: _builtins.int
+    GROUPED_FIELD_NUMBER: _builtins.int
     repository: _builtins.str
     format: Global___DiffFormat.ValueType
+    grouped: _builtins.bool
+    """many changes with their patches in one message, which is faster"""
     @_builtins.property
     def range(self) -> Global___DiffRange: ...
     @_builtins.property
@@ -234,10 +241,11 @@ class DiffRequest(_message.Message):
         options: Global___DiffOptions | None = ...,
         format: Global___DiffFormat.ValueType = ...,
         consistency: _common_pb2.Consistency | None = ...,
+        grouped: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "options", b"options", "range", b"range"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "format", b"format", "options", b"options", "range", b"range", "repository", b"repository"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "format", b"format", "grouped", b"grouped", "options", b"options", "range", b"range", "repository", b"repository"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -288,7 +296,7 @@ class DiffResponse(_message.Message):
         DELETIONS_FIELD_NUMBER: _builtins.int
         TRUNCATED_BY_FIELD_NUMBER: _builtins.int
         sha256: _builtins.bytes
-        """of all chunks; a stream without a trailer was cut"""
+        """of all patches; a stream without a trailer was cut"""
         files: _builtins.int
         """that were sent"""
         additions: _builtins.int
@@ -310,10 +318,29 @@ class DiffResponse(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class ChangeGroup(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        CHANGES_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileChange]: ...
+        def __init__(
+            self,
+            *,
+            changes: _abc.Iterable[Global___FileChange] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     HEADER_FIELD_NUMBER: _builtins.int
     CHANGE_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     TRAILER_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
     """of the patch of the change before it, at most 256 KiB"""
     @_builtins.property
@@ -322,6 +349,10 @@ class DiffResponse(_message.Message):
     def change(self) -> Global___FileChange: ...
     @_builtins.property
     def trailer(self) -> Global___DiffResponse.Trailer: ...
+    @_builtins.property
+    def group(self) -> Global___DiffResponse.ChangeGroup:
+        """with grouped, in place of changes whose patch has at most 64 KiB"""
+
     def __init__(
         self,
         *,
@@ -329,12 +360,13 @@ class DiffResponse(_message.Message):
         change: Global___FileChange | None = ...,
         chunk: _builtins.bytes = ...,
         trailer: Global___DiffResponse.Trailer | None = ...,
+        group: Global___DiffResponse.ChangeGroup | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "chunk", b"chunk", "header", b"header", "part", b"part", "trailer", b"trailer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "chunk", b"chunk", "group", b"group", "header", b"header", "part", b"part", "trailer", b"trailer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "chunk", b"chunk", "header", b"header", "part", b"part", "trailer", b"trailer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "chunk", b"chunk", "group", b"group", "header", b"header", "part", b"part", "trailer", b"trailer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "change", "chunk", "trailer"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "change", "chunk", "trailer", "group"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 

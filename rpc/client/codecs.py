@@ -25,6 +25,8 @@ from quorepo.v1 import (
 )
 
 __all__ = [
+    "batch_blob",
+    "batch_item",
     "blame_hunk",
     "blob_info",
     "blob_oid",
@@ -37,6 +39,7 @@ __all__ = [
     "event",
     "expectation",
     "file_change",
+    "file_patch",
     "found_object",
     "fsck_report",
     "limit_met",
@@ -255,6 +258,21 @@ def blob_info(message: blob_pb2.BlobInfo) -> types.BlobInfo:
     return types.BlobInfo(message.path, message.oid, message.mode, message.size, pointer)
 
 
+def batch_item(wanted: str | bytes) -> blob_pb2.BatchGetBlobsRequest.Item:
+    """An object id is text, a path bytes."""
+    if isinstance(wanted, str):
+        return blob_pb2.BatchGetBlobsRequest.Item(oid=wanted)
+    return blob_pb2.BatchGetBlobsRequest.Item(path=wanted)
+
+
+def batch_blob(
+    wanted: Sequence[str | bytes],
+    message: blob_pb2.BatchGetBlobsResponse.Blob,
+    data: bytes | None,
+) -> types.BatchBlob:
+    return types.BatchBlob(wanted[message.index], message.oid, message.size, data)
+
+
 def tree_entry(message: commit_pb2.TreeEntry) -> types.TreeEntry:
     return types.TreeEntry(
         name=message.name,
@@ -310,6 +328,10 @@ def file_change(message: diff_pb2.FileChange) -> types.FileChange:
         binary=message.binary,
         left_out=message.patch_left_out,
     )
+
+
+def file_patch(message: diff_pb2.FileChange, patch: bytes) -> types.FilePatch:
+    return types.FilePatch(file_change(message), patch, message.patch_left_out)
 
 
 def expectation(oid: str | None) -> operation_pb2.BranchExpectation | None:

@@ -12,6 +12,7 @@ from quorepo.rpc.context import EdgeContext
 from quorepo.rpc.grpc.commit_trees import tree_of, tree_start
 from quorepo.rpc.grpc.conversions import PageKey, open_view, page_size, revision_message
 from quorepo.rpc.grpc.errors import Context
+from quorepo.rpc.grpc.groups import INLINE_BYTES_MAX, Group
 from quorepo.rpc.grpc.interceptor import caller
 from quorepo.rpc.grpc.read_messages import (
     ANSWER_BYTES_MAX,
@@ -32,7 +33,6 @@ __all__ = ["BlobService"]
 _CHUNK_BYTES = 256 * 1024  # processes.md: larger chunks delay every other call
 _LARGE_STREAMS_MAX = 4  # a blob is inflated as a whole: this many at once may be above 4 MiB
 _LARGE_BYTES = 4 * 1024 * 1024
-_INLINE_BYTES_MAX = 64 * 1024
 _BATCH_BYTES = 512 * 1024  # content read at a time, a larger blob alone
 _BATCH_ITEMS = 64
 _PAGE_SIZE = 100
@@ -120,6 +120,7 @@ class BlobService(blob_pb2_grpc.BlobServiceServicer):
         )
         digest = hashlib.sha256()
         left = api.batch_bytes_max
+        group: Group[_Response.Blob] = Group()
         while batch.position < len(request.items):
             for blob in await self._edge.reads.in_thread(batch.next_blobs):
                 sent = not (blob.missing or blob.content_left_out)
@@ -130,12 +131,21 @@ class BlobService(blob_pb2_grpc.BlobServiceServicer):
                         limit="api.batch_bytes_max",
                         next_step="ask in several requests, or set blob_bytes_max",
                     )
-                yield _Response(blob=blob)
                 digest.update(blob.data)
-                if sent and not blob.data:
+                has_chunks = sent and len(blob.data) < blob.size
+                if request.grouped and not has_chunks:
+                    if group.add(blob):
+                        yield _group(group)
+                    continue
+                if group:
+                    yield _group(group)
+                yield _Response(blob=blob)
+                if has_chunks:
                     async for chunk in self._chunks(view, bytes.fromhex(blob.oid), blob.size):
                         digest.update(chunk)
                         yield _Response(chunk=chunk)
+        if group:
+            yield _group(group)
         yield _Response(trailer=_Response.Trailer(sha256=digest.digest()))
 
     async def ListBlobs(
@@ -228,9 +238,13 @@ class _Batch:
         blob.size = packs.object_size(oid)
         if self._bytes_max is not None and blob.size > self._bytes_max:
             blob.content_left_out = True
-        elif blob.size <= _INLINE_BYTES_MAX:
+        elif blob.size <= INLINE_BYTES_MAX:
             blob.data = packs.get_at(*located)[1]
         return blob
+
+
+def _group(group: Group[_Response.Blob]) -> _Response:
+    return _Response(group=_Response.BlobGroup(blobs=group.take()))
 
 
 def _blob_info(entry: list[Any]) -> blob_pb2.BlobInfo:

@@ -12,6 +12,7 @@ from quorepo.rpc.context import EdgeContext
 from quorepo.rpc.grpc.conversions import PageKey, open_view, page_size, revision_message
 from quorepo.rpc.grpc.diff_service import diff_arguments
 from quorepo.rpc.grpc.errors import Context
+from quorepo.rpc.grpc.groups import Group
 from quorepo.rpc.grpc.interceptor import caller
 from quorepo.rpc.grpc.read_messages import (
     check_count,
@@ -267,43 +268,47 @@ class WalkMethods:
                 "blame_file_bytes_max": api.blame_file_bytes_max,
             }
 
-        arguments = await self._history.read(view, prepare)
         timeout_s = read_timeout_s(self._edge, context)
         digest = hashlib.sha256()
         known: set[str] = set()
         async with contextlib.aclosing(
-            self._history.stream(view, "blame", arguments, timeout_s)
+            self._history.stream(view, "blame", prepare, timeout_s)
         ) as parts:
-            header: Any = await anext(parts)
-            yield commit_pb2.BlameResponse(
-                header=commit_pb2.BlameResponse.Header(
-                    commit_oid=arguments["commit"],
-                    blob_oid=arguments["blob"],
-                    line_count=header["line_count"],
-                    revision=revision_message(view),
-                )
+            told: Any = await anext(parts)
+            header = commit_pb2.BlameResponse.Header(
+                commit_oid=told["commit"],
+                blob_oid=told["blob"],
+                line_count=told["line_count"],
+                revision=revision_message(view),
             )
+            yield commit_pb2.BlameResponse(header=header)
             batch: list[dict[str, Any]] = []
             async for part in parts:
                 assert isinstance(part, dict)
                 batch.append(part)
                 if len(batch) == _COMMITS_PER_LOOK:
-                    for message in await self._hunks(view, batch, known, digest):
+                    for message in await self._hunks(view, batch, known, digest, request.grouped):
                         yield message
                     batch = []
-            for message in await self._hunks(view, batch, known, digest):
+            for message in await self._hunks(view, batch, known, digest, request.grouped):
                 yield message
         yield commit_pb2.BlameResponse(
             trailer=commit_pb2.BlameResponse.Trailer(sha256=digest.digest())
         )
 
     async def _hunks(
-        self, view: RepositoryView, batch: Sequence[dict[str, Any]], known: set[str], digest: Any
+        self,
+        view: RepositoryView,
+        batch: Sequence[dict[str, Any]],
+        known: set[str],
+        digest: Any,
+        grouped: bool,
     ) -> list[commit_pb2.BlameResponse]:
         new = [oid for oid in dict.fromkeys(p["commit"] for p in batch) if oid not in known]
         commits = await self._edge.reads.in_thread(lambda: commit_messages(view, new))
         by_oid = dict(zip(new, commits, strict=True))
-        messages = []
+        messages: list[commit_pb2.BlameResponse] = []
+        group: Group[commit_pb2.BlameResponse.Hunk] = Group()
         for part in batch:
             line = (
                 f"{part['commit']} {part['first_line']} {part['line_count']} "
@@ -320,7 +325,12 @@ class WalkMethods:
                 boundary=part["boundary"],
             )
             known.add(part["commit"])
-            messages.append(commit_pb2.BlameResponse(hunk=hunk))
+            if not grouped:
+                messages.append(commit_pb2.BlameResponse(hunk=hunk))
+            elif group.add(hunk):
+                messages.append(_group(group))
+        if group:
+            messages.append(_group(group))
         return messages
 
     def _checked(
@@ -331,6 +341,10 @@ class WalkMethods:
         check_count(api, len(request.revisions), "revisions")
         check_count(api, len(request.exclusions), "exclusions")
         return normal_paths(api, request.paths)
+
+
+def _group(group: Group[commit_pb2.BlameResponse.Hunk]) -> commit_pb2.BlameResponse:
+    return commit_pb2.BlameResponse(group=commit_pb2.BlameResponse.HunkGroup(hunks=group.take()))
 
 
 def _ends(

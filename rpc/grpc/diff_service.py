@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 from collections.abc import AsyncIterator
 from typing import Any
 
 from quorepo.rpc.api_config import ApiSection
 from quorepo.rpc.context import EdgeContext
 from quorepo.rpc.grpc.conversions import PageKey, open_view, page_size, revision_message
+from quorepo.rpc.grpc.diff_stream import diff_messages
 from quorepo.rpc.grpc.errors import Context
 from quorepo.rpc.grpc.interceptor import caller
 from quorepo.rpc.grpc.read_messages import (
@@ -89,38 +89,28 @@ class DiffService(diff_pb2_grpc.DiffServiceServicer):
         kind = _FORMATS.get(request.format)
         if kind is None:
             raise InvalidArgument(f"format {request.format} is unknown")
-        view, ends, arguments = await self._start(context, request, request.range, request.options)
-        arguments |= {
-            "format": kind,
-            "context_lines": _context_lines(request.options),
-            "diff_bytes_max": self._edge.config.api.diff_bytes_max,
-        }
-        yield diff_pb2.DiffResponse(
-            header=diff_pb2.DiffResponse.Header(
-                base_oid=ends.base.hex(),
-                head_oid=ends.head.hex(),
-                base_tree_oid=ends.base_tree.hex(),
-                head_tree_oid=ends.head_tree.hex(),
-                revision=revision_message(view),
-            )
-        )
-        digest = hashlib.sha256()
+        api = self._edge.config.api
+        view = await open_view(self._edge, context, request.repository, request.consistency)
+        diff_range = await self._plain(context, view, request.range)
+        header = diff_pb2.DiffResponse.Header(revision=revision_message(view))
+
+        def prepare(history: History) -> dict[str, Any]:
+            ends, arguments = diff_arguments(history, view, api, diff_range, request.options)
+            header.base_oid, header.head_oid = ends.base.hex(), ends.head.hex()
+            header.base_tree_oid, header.head_tree_oid = ends.base_tree.hex(), ends.head_tree.hex()
+            return {
+                **arguments,
+                "format": kind,
+                "context_lines": _context_lines(request.options),
+                "diff_bytes_max": api.diff_bytes_max,
+            }
+
         timeout_s = read_timeout_s(self._edge, context)
-        trailer = None
         async with contextlib.aclosing(
-            self._history.stream(view, "diff", arguments, timeout_s)
+            self._history.stream(view, "diff", prepare, timeout_s)
         ) as parts:
-            async for part in parts:
-                if isinstance(part, bytes):
-                    digest.update(part)
-                    yield diff_pb2.DiffResponse(chunk=part)
-                elif "status" in part:
-                    yield diff_pb2.DiffResponse(change=change_message(part))
-                else:
-                    trailer = diff_pb2.DiffResponse.Trailer(**part)
-        assert trailer is not None
-        trailer.sha256 = digest.digest()
-        yield diff_pb2.DiffResponse(trailer=trailer)
+            async for message in diff_messages(parts, header, request.grouped):
+                yield message
 
     async def ListChangedPaths(
         self, request: diff_pb2.ListChangedPathsRequest, context: Context
@@ -189,7 +179,7 @@ class DiffService(diff_pb2_grpc.DiffServiceServicer):
     async def _start(
         self,
         context: Context,
-        request: diff_pb2.DiffRequest | diff_pb2.GetDiffStatsRequest,
+        request: diff_pb2.GetDiffStatsRequest,
         diff_range: diff_pb2.DiffRange,
         options: diff_pb2.DiffOptions,
     ) -> tuple[RepositoryView, Ends, dict[str, Any]]:

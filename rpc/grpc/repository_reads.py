@@ -156,7 +156,7 @@ class RepositoryReadMethods:
         )
         digest, size = hashlib.sha256(), 0
         parts = self._history.stream(
-            view, "archive", arguments, read_timeout_s(self._edge, context)
+            view, "archive", lambda _: arguments, read_timeout_s(self._edge, context)
         )
         async with contextlib.aclosing(parts):
             async for part in parts:
@@ -200,7 +200,9 @@ class RepositoryReadMethods:
             )
         )
         digest, size = hashlib.sha256(), 0
-        parts = self._history.stream(view, "bundle", arguments, read_timeout_s(self._edge, context))
+        parts = self._history.stream(
+            view, "bundle", lambda _: arguments, read_timeout_s(self._edge, context)
+        )
         async with contextlib.aclosing(parts):
             async for part in parts:
                 assert isinstance(part, bytes)

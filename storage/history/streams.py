@@ -22,10 +22,19 @@ from quorepo.storage.history.patches import file_patch
 from quorepo.storage.history.questions import change_to_json, diff_changes, raw
 from quorepo.storage.history.source import History, TooMuchWork
 
-__all__ = ["CHUNK_BYTES", "PART_HEADER", "STREAMS", "STREAMS_FOR_WORKERS", "PartWriter", "parts_of"]
+__all__ = [
+    "CHUNK_BYTES",
+    "PART_HEADER",
+    "STREAMS",
+    "STREAMS_FOR_WORKERS",
+    "PartList",
+    "PartWriter",
+    "parts_of",
+]
 
 CHUNK_BYTES = 256 * 1024
 PART_HEADER = struct.Struct(">cL")
+_JSON_BYTES = 300  # about as many as a change or a hunk takes
 
 Arguments = Mapping[str, Any]
 
@@ -88,6 +97,34 @@ class PartWriter:
         self._flushed(self._written)
 
 
+class PartList:
+    """Keeps parts as they are, for who needs them in this process. More than `bytes_max` bytes is
+    TooMuchWork for it.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self.parts: list[dict[str, Any] | bytes] = []
+        self._left = bytes_max
+
+    def json(self, value: Mapping[str, Any]) -> None:
+        """What would be one JSON part."""
+        self._take(_JSON_BYTES)
+        self.parts.append(dict(value))
+
+    def write(self, data: Any) -> int:
+        """Bytes of a content."""
+        content = bytes(data)
+        self._take(len(content))
+        starts = range(0, len(content), CHUNK_BYTES)
+        self.parts += [content[start : start + CHUNK_BYTES] for start in starts]
+        return len(content)
+
+    def _take(self, size: int) -> None:
+        self._left -= size
+        if self._left < 0:
+            raise TooMuchWork
+
+
 def parts_of(content: bytes) -> Iterator[dict[str, Any] | bytes]:
     """The parts of a whole answer: a dict for JSON, bytes for a content."""
     position = 0
@@ -99,7 +136,10 @@ def parts_of(content: bytes) -> Iterator[dict[str, Any] | bytes]:
         yield json.loads(body) if kind == b"J" else body
 
 
-def _diff(history: History, arguments: Arguments, out: PartWriter) -> None:
+Parts = PartWriter | PartList
+
+
+def _diff(history: History, arguments: Arguments, out: Parts) -> None:
     """Changes, each with its patch if `format` is patch, then {files, additions, …}."""
     changes, truncated_by = diff_changes(history, arguments)
     lines, with_text = arguments["format"] in ("numstat", "patch"), arguments["format"] == "patch"
@@ -142,8 +182,8 @@ def _diff(history: History, arguments: Arguments, out: PartWriter) -> None:
     )
 
 
-def _blame(history: History, arguments: Arguments, out: PartWriter) -> None:
-    """{line_count}, then hunks."""
+def _blame(history: History, arguments: Arguments, out: Parts) -> None:
+    """{commit, blob, line_count}, then hunks."""
     bytes_max, lines_max = arguments["blame_file_bytes_max"], arguments["blame_lines_max"]
     blob = bytes.fromhex(arguments["blob"])
     size = history.objects.object_size(blob)
@@ -165,7 +205,7 @@ def _blame(history: History, arguments: Arguments, out: PartWriter) -> None:
         )
     commit, path = bytes.fromhex(arguments["commit"]), bytes.fromhex(arguments["path"])
     hunks = blame(history, commit, path, first, last, bytes_max, lambda: history.spend(5))
-    out.json({"line_count": count})
+    out.json({"commit": commit.hex(), "blob": blob.hex(), "line_count": count})
     for hunk in hunks:
         out.json(
             {
@@ -179,7 +219,7 @@ def _blame(history: History, arguments: Arguments, out: PartWriter) -> None:
         )
 
 
-def _archive(history: History, arguments: Arguments, out: PartWriter) -> None:
+def _archive(history: History, arguments: Arguments, out: Parts) -> None:
     """The bytes of an archive."""
     write_archive(
         history,
@@ -193,7 +233,7 @@ def _archive(history: History, arguments: Arguments, out: PartWriter) -> None:
     )
 
 
-def _bundle(history: History, arguments: Arguments, out: PartWriter) -> None:
+def _bundle(history: History, arguments: Arguments, out: Parts) -> None:
     """The bytes of a bundle."""
     write_bundle(
         history,
@@ -205,7 +245,7 @@ def _bundle(history: History, arguments: Arguments, out: PartWriter) -> None:
     )
 
 
-STREAMS: dict[str, Callable[[History, Arguments, PartWriter], None]] = {
+STREAMS: dict[str, Callable[[History, Arguments, Parts], None]] = {
     "diff": _diff,
     "blame": _blame,
     "archive": _archive,

@@ -96,20 +96,15 @@ class Blobs:
         """
         request = pb.BatchGetBlobsRequest(
             repository=repository,
-            items=[
-                pb.BatchGetBlobsRequest.Item(oid=one)
-                if isinstance(one, str)
-                else pb.BatchGetBlobsRequest.Item(path=one)
-                for one in wanted
-            ],
+            items=[codecs.batch_item(one) for one in wanted],
             commit=codecs.to_bytes(commit),
             blob_bytes_max=blob_bytes_max,
+            grouped=True,
             consistency=self._session.wanted(repository, consistency),
         )
         digest = hashlib.sha256()
         told: bytes | None = None
-        # A blob is given out once all its content is there: its own, or in chunks after it.
-        blob: pb.BatchGetBlobsResponse.Blob | None = None
+        blob: pb.BatchGetBlobsResponse.Blob | None = None  # whose chunks are on the way
         data = bytearray()
         async for message in self._transport.stream(
             pb.BatchGetBlobsResponse, "BlobService/BatchGetBlobs", request
@@ -117,21 +112,21 @@ class Blobs:
             part = message.WhichOneof("part")
             if part == "header":
                 self._session.saw(repository, message.header.revision)
-            elif part == "chunk":
+            elif part == "trailer":
+                told = message.trailer.sha256
+            elif part == "chunk" and blob is not None:
                 data += message.chunk
                 digest.update(message.chunk)
-            elif part == "blob":
-                blob = message.blob
-                data = bytearray(blob.data)
-                digest.update(blob.data)
-            else:
-                told = message.trailer.sha256
-            if blob is not None:
-                left_out = blob.missing or blob.content_left_out
-                if left_out or len(data) == blob.size:
-                    content = None if left_out else bytes(data)
-                    yield BatchBlob(wanted[blob.index], blob.oid, blob.size, content)
-                    blob = None
+                if len(data) == blob.size:
+                    yield codecs.batch_blob(wanted, blob, bytes(data))
+            for one in [message.blob] if part == "blob" else message.group.blobs:
+                digest.update(one.data)
+                if one.missing or one.content_left_out:
+                    yield codecs.batch_blob(wanted, one, None)
+                elif len(one.data) == one.size:
+                    yield codecs.batch_blob(wanted, one, one.data)
+                else:
+                    blob, data = one, bytearray()
         if told != digest.digest():
             raise CutStream("the blobs came damaged or in part", reason="CUT_STREAM")
 

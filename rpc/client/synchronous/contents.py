@@ -108,6 +108,7 @@ class Contents:
             path=codecs.to_bytes(path),
             first_line=first_line,
             last_line=last_line,
+            grouped=True,
             consistency=self._session.wanted(repository, consistency),
         )
         digest = hashlib.sha256()
@@ -117,8 +118,7 @@ class Contents:
             part = message.WhichOneof("part")
             if part == "header":
                 self._session.saw(repository, message.header.revision)
-            elif part == "hunk":
-                hunk = message.hunk
+            for hunk in [message.hunk] if part == "hunk" else message.group.hunks:
                 digest.update(
                     f"{hunk.commit_oid} {hunk.first_line} {hunk.line_count} "
                     f"{hunk.original_first_line}\n".encode()
@@ -126,7 +126,7 @@ class Contents:
                 if hunk.HasField("commit"):
                     commits[hunk.commit_oid] = codecs.commit(hunk.commit)
                 yield codecs.blame_hunk(hunk, commits[hunk.commit_oid])
-            else:
+            if part == "trailer":
                 told = message.trailer.sha256
         if told != digest.digest():
             raise CutStream("the blame came damaged or in part", reason="CUT_STREAM")

@@ -49,10 +49,11 @@ class Diffs:
             range=codecs.diff_range(base, head, from_merge_base),
             options=codecs.diff_options(options, paths),
             format=pb.DIFF_FORMAT_PATCH,
+            grouped=True,
             consistency=self._session.wanted(repository, consistency),
         )
         digest = hashlib.sha256()
-        change: pb.FileChange | None = None
+        change: pb.FileChange | None = None  # whose chunks are on the way
         chunks: list[bytes] = []
         trailer: pb.DiffResponse.Trailer | None = None
         for message in self._transport.stream(pb.DiffResponse, "DiffService/Diff", request):
@@ -66,9 +67,11 @@ class Diffs:
             elif part == "trailer":
                 trailer = message.trailer
             if change is not None:
-                yield _patch(change, chunks)
-            change = message.change if part == "change" else None
-            chunks = []
+                yield codecs.file_patch(change, b"".join(chunks))
+            change, chunks = message.change if part == "change" else None, []
+            for whole in message.group.changes:
+                digest.update(whole.patch)
+                yield codecs.file_patch(whole, whole.patch)
         if trailer is None or trailer.sha256 != digest.digest():
             raise CutStream("the diff came damaged or in part", reason="CUT_STREAM")
         if trailer.truncated_by:
@@ -96,6 +99,7 @@ class Diffs:
             range=codecs.diff_range(base, head, from_merge_base),
             options=codecs.diff_options(options, paths),
             format=pb.DIFF_FORMAT_NUMSTAT,
+            grouped=True,
             consistency=self._session.wanted(repository, consistency),
         )
         trailer: pb.DiffResponse.Trailer | None = None
@@ -103,10 +107,10 @@ class Diffs:
             part = message.WhichOneof("part")
             if part == "header":
                 self._session.saw(repository, message.header.revision)
-            elif part == "change":
-                yield codecs.file_change(message.change)
             elif part == "trailer":
                 trailer = message.trailer
+            for change in [message.change] if part == "change" else message.group.changes:
+                yield codecs.file_change(change)
         if trailer is None:
             raise CutStream("the diff came in part", reason="CUT_STREAM")
         if trailer.truncated_by:
@@ -173,7 +177,3 @@ class Diffs:
             deletions=answer.deletions,
             truncated_by=answer.truncated_by,
         )
-
-
-def _patch(change: pb.FileChange, chunks: list[bytes]) -> FilePatch:
-    return FilePatch(codecs.file_change(change), b"".join(chunks), change.patch_left_out)
