@@ -23,6 +23,7 @@ __all__ = [
     "Entry",
     "MalformedObject",
     "blob_size",
+    "commit_content",
     "commit_of",
     "entry_at",
     "normal_path",
@@ -140,6 +141,22 @@ def blob_size(view: RepositoryView, oid: bytes) -> int:
     if kind != BLOB:
         raise InvalidArgument(f"object {oid.hex()} is a {_type_name(kind)}, not a blob")
     return view.packs.object_size(oid)
+
+
+def commit_content(view: RepositoryView, oid: bytes) -> bytes:
+    """A commit as it is stored.
+
+    Raises:
+        NotFound: no such object.
+        InvalidArgument: another kind of object.
+    """
+    located = view.packs.locate(oid)
+    if located is None:
+        raise NotFound(f"object {oid.hex()} is not in {view.path!r}")
+    kind, content = view.packs.get_at(*located)
+    if kind != COMMIT:
+        raise InvalidArgument(f"object {oid.hex()} is a {_type_name(kind)}, not a commit")
+    return content
 
 
 def read_blob(view: RepositoryView, oid: bytes) -> bytes:

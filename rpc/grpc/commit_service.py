@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from quorepo.rpc import objects
 from quorepo.rpc.context import EdgeContext
 from quorepo.rpc.grpc.commit_trees import TreeMethods
 from quorepo.rpc.grpc.commit_walks import WalkMethods, commit_named
@@ -33,7 +32,7 @@ class CommitService(TreeMethods, WalkMethods, commit_pb2_grpc.CommitServiceServi
 
         def read(history: History) -> commit_pb2.GetCommitResponse:
             oid = commit_named(history, view, request.commit)
-            commit = commit_message(oid, objects.commit_of(view, oid))
+            commit = commit_message(view, oid)
             return commit_pb2.GetCommitResponse(commit=commit, revision=revision_message(view))
 
         return await self._history.read(view, read)

@@ -18,6 +18,7 @@ from quorepo.storage.history.source import GITLINK_MODE, SYMLINK_MODE, History, 
 
 __all__ = ["BlamedLines", "blame", "count_lines"]
 
+_REMEMBERED_OF = 16  # the first and every 16th commit that leaves a file as it is
 _STEPS_OF_ONE = 4  # commits that leave the file as it is cost as much as reading one tree
 
 # (first line in the file that was asked about, first line where it came from, lines), from 0
@@ -83,7 +84,6 @@ class _Work:
         self._queue: list[tuple[int, int, bytes]] = []
         self._number = 0
         self._sizes: dict[bytes, int] = {}
-        self._unchanged_since: dict[bytes, dict[bytes, bytes]] = {}
 
     def suspect(self, origin: _Origin, spans: list[_Span]) -> None:
         """These lines come from `origin` or from before it."""
@@ -103,7 +103,7 @@ class _Work:
         commits are looked at, so this needs no queue.
         """
         history = self._history
-        since = self._unchanged_since.setdefault(origin.path, {})
+        since = history.unchanged_since(origin.path)
         top, *below = origin.path.split(b"/")
         oid = origin.commit
         commit = history.commit(oid)
@@ -122,7 +122,7 @@ class _Work:
             else:
                 break
         oid = since.get(oid, oid)
-        since.update(dict.fromkeys(passed, oid))
+        history.remember(origin.path, passed[::_REMEMBERED_OF], oid)
         return origin if oid == origin.commit else replace(origin, commit=oid)
 
     def step(self) -> bool:

@@ -40,6 +40,7 @@ SYMLINK_MODE = b"120000"
 
 _TREE_ENTRIES_CACHED_MAX = 200_000  # about 150 bytes each
 _DIFFERENCES_CACHED_MAX = 5000  # about 1 KiB each
+_UNCHANGED_COMMITS_CACHED_MAX = 50_000  # of all paths together; about 100 bytes each
 _EMPTY: Tree = {}
 
 
@@ -55,6 +56,8 @@ class Caches:
         self.trees: dict[bytes, Tree] = {}
         self.tree_entries = 0
         self.differences: dict[tuple[bytes, bytes], list[Hunk]] = {}
+        self.unchanged_since: dict[bytes, dict[bytes, bytes]] = {}
+        self.unchanged_commits = 0
 
 
 class History:
@@ -163,6 +166,20 @@ class History:
                 kept.clear()
             kept[old, new] = found
         return found
+
+    def unchanged_since(self, path: bytes) -> dict[bytes, bytes]:
+        """By commit the one since which what lies at `path` is the same, as far as `remember` was
+        told."""
+        return self._caches.unchanged_since.setdefault(path, {})
+
+    def remember(self, path: bytes, commits: list[bytes], since: bytes) -> None:
+        """What lies at `path` in all these commits is there since the commit `since`."""
+        caches = self._caches
+        if caches.unchanged_commits > _UNCHANGED_COMMITS_CACHED_MAX:
+            caches.unchanged_since = {}
+            caches.unchanged_commits = 0
+        caches.unchanged_since.setdefault(path, {}).update(dict.fromkeys(commits, since))
+        caches.unchanged_commits += len(commits)
 
     def root_of(self, oid: bytes) -> tuple[bytes | None, bytes]:
         """(commit, its tree) or (None, the tree itself); tags are not followed.

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 
 import pytest
+from dulwich.objects import Commit
 from support.git import WorkTree
 from support.grpc_api import Api, Refused, push_history
 
+from quorepo.rpc.grpc.read_messages import _parsed_message, _plain_message
 from quorepo.v1 import blob_pb2, commit_pb2, common_pb2
 
 
@@ -42,6 +44,35 @@ def test_a_commit_is_found_under_every_name(
     assert commit.committer.name == b"C O Mitter"
     stamp = work.git("log", "-1", "--format=%ct").stdout.strip()
     assert commit.committer.time.seconds == int(stamp)
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_plain"),
+    [
+        (b"author A <a@b> 1 +0130\ncommitter B <> 2 -0245\n", True),
+        (b"author A <a> <b> 1 +0000\ncommitter <x@y> 123456789012 -0000\n", True),
+        (b"author A<a@b> 1 -0030\ncommitter \xff <c> 0 +9999\n", True),
+        (b"author A <a@b> 1 +0000\ncommitter B <c> 2 +0000\nencoding latin-1\n", False),
+        (b"author A <a@b> 1 +0000\ncommitter B <c> 2 +0000\ngpgsig one\n two\n", False),
+        (b"author A <a@b> -1 +0000\ncommitter B <c> 2 +0000\n", False),
+        (b"parent x\nauthor A <a@b> 1 +0000\ncommitter B <c> 2 +0000\n", False),
+    ],
+)
+@pytest.mark.parametrize("parents", [0, 1, 3])
+def test_a_plain_commit_is_read_as_the_parser_reads_it(
+    headers: bytes, is_plain: bool, parents: int
+) -> None:
+    raw = b"tree %s\n%s%s\nmessage\n\nlast" % (
+        b"2" * 40,
+        (b"parent %s\n" % (b"1" * 40)) * parents,
+        headers,
+    )
+    quick = _plain_message(b"\1" * 20, raw)
+    assert (quick is not None) == is_plain
+    if is_plain:
+        parsed = Commit.from_raw_string(1, raw)
+        assert isinstance(parsed, Commit)
+        assert quick == _parsed_message(b"\1" * 20, parsed)
 
 
 def test_a_tag_leads_to_its_commit(api: Api, pushed: str, work: WorkTree) -> None:
