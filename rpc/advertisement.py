@@ -6,8 +6,10 @@ or gRPC: a protocol's own preamble is given.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from quorepo.rpc.context import EdgeContext
-from quorepo.rpc.reads import empty_refs_view
+from quorepo.rpc.reads import RepositoryView, empty_refs_view
 from quorepo.storage.errors import NotFound
 from quorepo.storage.git.advertise import (
     RefsView,
@@ -42,11 +44,11 @@ async def advertise_fetches(
     view = await edge.reads.open(path)
     if version == 2:
         return advertise_capabilities_v2(view.object_format, bundle_uri=edge.config.git.bundle_uri)
-    return await edge.reads.in_thread(
-        lambda: view.encoded(
-            f"{UPLOAD_PACK} {version} {len(preamble)}",
-            lambda refs: preamble + advertise_upload_pack_v0(refs, version),
-        )
+    return await _encoded(
+        edge,
+        view,
+        f"{UPLOAD_PACK} {version} {len(preamble)}",
+        lambda refs: preamble + advertise_upload_pack_v0(refs, version),
     )
 
 
@@ -65,15 +67,22 @@ async def advertise_pushes(edge: EdgeContext, path: str, preamble: bytes = b"") 
 
     view = await edge.reads.find(path)
     if view is not None:
-        return await edge.reads.in_thread(
-            lambda: view.encoded(f"{RECEIVE_PACK} {len(preamble)}", encode_refs)
-        )
+        return await _encoded(edge, view, f"{RECEIVE_PACK} {len(preamble)}", encode_refs)
     if not edge.config.push.create_on_push:
         raise NotFound(
             f"repository {path!r} does not exist",
             next_step=f"create it with: quorepo repo create {path}",
         )
     return encode_refs(empty_refs_view(ObjectFormat.SHA1))
+
+
+async def _encoded(
+    edge: EdgeContext, view: RepositoryView, key: str, encode: Callable[[RefsView], bytes]
+) -> bytes:
+    """In a thread the first time; what is remembered is at hand."""
+    if view.has_encoded(key):
+        return view.encoded(key, encode)
+    return await edge.reads.in_thread(lambda: view.encoded(key, encode))
 
 
 def protocol_version(git_protocol: str) -> int:

@@ -17,14 +17,14 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from quorepo.rpc.bundles import bundle_uri
 from quorepo.rpc.context import EdgeContext
 from quorepo.rpc.fetch_cache import Answer
-from quorepo.rpc.fetch_keys import answer_key, negotiation_key, view_digest
+from quorepo.rpc.fetch_keys import answer_key, is_at_hand, negotiation_key, view_digest
 from quorepo.rpc.pack_stream import send_pack
 from quorepo.rpc.reads import RepositoryView
 from quorepo.rpc.reply import Liveness, Reply
@@ -66,6 +66,10 @@ from quorepo.storage.logs import fields
 __all__ = ["upload_pack"]
 
 log = logging.getLogger(__name__)
+
+# A request of that size is parsed in less time than a thread takes to begin.
+_PARSED_AT_ONCE_BYTES = 8 * 1024
+_T = TypeVar("_T")
 
 
 async def upload_pack(
@@ -127,6 +131,8 @@ async def _parse(
             return parse_v2_request(body, view.object_format, **bounds)
         return parse_v0_request(body, view.object_format, version=version, **bounds)
 
+    if len(body) <= _PARSED_AT_ONCE_BYTES:
+        return parse()
     return await edge.reads.in_thread(parse)
 
 
@@ -273,18 +279,24 @@ class _Fetch:
             return seen, negotiation_key(seen, request)
 
         async def ask() -> Negotiation:
-            arguments = await self._edge.reads.in_thread(lambda: _arguments(request, view))
+            arguments = await self._off_loop(lambda: _arguments(request, view))
             return Negotiation.from_json(await self._run("negotiate", arguments, _silence))
 
-        seen, key = await self._edge.reads.in_thread(keys)
+        seen, key = await self._off_loop(keys)
         return seen, await self._edge.fetch_cache.negotiation(key, ask)
+
+    async def _off_loop(self, function: Callable[[], _T]) -> _T:
+        """The result of work on the view and the request; in a thread unless it is quick."""
+        if is_at_hand(self._view, self._request):
+            return function()
+        return await self._edge.reads.in_thread(function)
 
     async def _build(self, key: bytes, negotiation: Negotiation) -> Answer:
         """The finished answer, while the client is told of the work on it."""
         request, view = self._request, self._view
 
         async def build(out: Path, tell: Tell) -> Mapping[str, Any]:
-            arguments = await self._edge.reads.in_thread(lambda: _arguments(request, view))
+            arguments = await self._off_loop(lambda: _arguments(request, view))
             arguments |= {
                 "negotiation": negotiation.to_json(),
                 "out": str(out),

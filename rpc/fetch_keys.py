@@ -13,7 +13,12 @@ from collections.abc import Iterable
 from quorepo.rpc.reads import RepositoryView
 from quorepo.storage.git.fetch_request import FetchRequest, Negotiation
 
-__all__ = ["answer_key", "negotiation_key", "view_digest"]
+__all__ = ["answer_key", "is_at_hand", "negotiation_key", "view_digest"]
+
+# Above that, what concerns every ref or line of a request takes long enough for a thread.
+_REFS_AT_HAND_MAX = 1000
+_LINES_AT_HAND_MAX = 1000
+_DIGEST = "digest"
 
 # What changes only how an answer is framed or spoken of.
 _FORM = ("agent", "no_progress", "side_band", "thin_pack", "ofs_delta", "include_tag")
@@ -30,7 +35,19 @@ def view_digest(view: RepositoryView) -> bytes:
         packs = view.pack_digests
         return _digest([view.repository_id.encode(), *packs, b"refs", *head, refs.table.digest])
 
-    return view.encoded("digest", lambda _refs: digest())
+    return view.encoded(_DIGEST, lambda _refs: digest())
+
+
+def is_at_hand(view: RepositoryView, request: FetchRequest) -> bool:
+    """Whether keys and job arguments of this request are a matter of microseconds, so that a thread
+    would cost more than it saves.
+    """
+    lines = len(request.wants) + len(request.haves) + len(request.client_shallow)
+    return (
+        view.has_encoded(_DIGEST)
+        and len(view.refs) <= _REFS_AT_HAND_MAX
+        and lines <= _LINES_AT_HAND_MAX
+    )
 
 
 def negotiation_key(view: bytes, request: FetchRequest) -> bytes:

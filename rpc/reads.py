@@ -169,6 +169,10 @@ class RepositoryView:
             self._encoded[key] = encode(self.git_view())
         return self._encoded[key]
 
+    def has_encoded(self, key: str) -> bool:
+        """Whether `encoded` of this key is remembered: then nothing of this picture is slow."""
+        return key in self._encoded
+
     def resolve(self, name: bytes) -> bytes | None:
         """The object id of a ref by its full name, or of HEAD; None where a git client sees
         none.
