@@ -41,6 +41,7 @@ class Derivation:
         self._seen: OrderedDict[tuple[str, bytes], None] = OrderedDict()
         self._queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(_QUEUE_MAX)
         edge.reads.on_new_view = self.look
+        edge.packs_to_derive = 0
 
     def look(self, view: RepositoryView) -> None:
         """Puts the packs that lack files into the queue. May be called in any thread."""
@@ -75,6 +76,7 @@ class Derivation:
                 # The pack may be gone by now. If it is not, the next start tries again.
                 log.warning("derived files not made", extra=fields(error=str(error)))
             finally:
+                self._edge.packs_to_derive -= 1
                 self._edge.metrics.derivations.labels(result).inc()
                 self._edge.metrics.derivation_seconds.inc(time.monotonic() - started)
 
@@ -86,4 +88,5 @@ class Derivation:
             self._seen[key] = None
             if len(self._seen) > _SEEN_MAX:
                 self._seen.popitem(last=False)
+            self._edge.packs_to_derive += 1
             self._queue.put_nowait({"repository": repository, "pack": digest.hex()})

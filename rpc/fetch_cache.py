@@ -107,6 +107,11 @@ class FetchCache:
         self._negotiating: SharedCalls[Negotiation] = SharedCalls()
 
     @property
+    def answers_held(self) -> int:
+        """How many answers are kept."""
+        return len(self._answers)
+
+    @property
     def bytes_held(self) -> int:
         """Of the files of all kept answers."""
         return self._bytes

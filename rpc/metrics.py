@@ -141,6 +141,11 @@ class EdgeMetrics:
             buckets=_LATENCY_BUCKETS,
             registry=self.registry,
         )
+        self.cache_answers = Gauge(
+            "quorepo_fetch_cache_answers",
+            "Finished answers that are kept; those that are stored packs cost no bytes.",
+            registry=self.registry,
+        )
         self.cache_bytes = Gauge(
             "quorepo_fetch_cache_bytes",
             "Bytes of files of finished answers that are kept.",
@@ -156,6 +161,11 @@ class EdgeMetrics:
             "quorepo_derivations",
             "Large packs whose derived files were made, by result: done, failed.",
             ["result"],
+            registry=self.registry,
+        )
+        self.packs_to_derive = Gauge(
+            "quorepo_packs_to_derive",
+            "Large packs whose derived files are not made yet; fetches from them cost more.",
             registry=self.registry,
         )
         self.derivation_seconds = Counter(

@@ -256,6 +256,7 @@ class NodeStatus(_message.Message):
     CATCH_UP_FIELD_NUMBER: _builtins.int
     PACKS_MISSING_FIELD_NUMBER: _builtins.int
     LEVEL_FIELD_NUMBER: _builtins.int
+    SERVING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     replica_id: _builtins.str
     reachable: _builtins.bool
@@ -283,6 +284,10 @@ class NodeStatus(_message.Message):
     def catch_up(self) -> Global___CatchUp:
         """What a newcomer still lacks; of the group that lacks most."""
 
+    @_builtins.property
+    def serving(self) -> Global___ServingStatus:
+        """How it serves clones and fetches. Set for the node that answers; ask the others for theirs."""
+
     def __init__(
         self,
         *,
@@ -301,14 +306,64 @@ class NodeStatus(_message.Message):
         catch_up: Global___CatchUp | None = ...,
         packs_missing: _builtins.int = ...,
         level: _builtins.int = ...,
+        serving: Global___ServingStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["catch_up", b"catch_up"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["catch_up", b"catch_up", "serving", b"serving"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["catch_up", b"catch_up", "draining", b"draining", "grpc_address", b"grpc_address", "http_url", b"http_url", "level", b"level", "member", b"member", "metrics_url", b"metrics_url", "name", b"name", "packs_missing", b"packs_missing", "peer_address", b"peer_address", "phase", b"phase", "reachable", b"reachable", "ready", b"ready", "replica_id", b"replica_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["catch_up", b"catch_up", "draining", b"draining", "grpc_address", b"grpc_address", "http_url", b"http_url", "level", b"level", "member", b"member", "metrics_url", b"metrics_url", "name", b"name", "packs_missing", b"packs_missing", "peer_address", b"peer_address", "phase", b"phase", "reachable", b"reachable", "ready", b"ready", "replica_id", b"replica_id", "serving", b"serving", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NodeStatus: _TypeAlias = NodeStatus  # noqa: Y015
+
+@_typing.final
+class ServingStatus(_message.Message):
+    """What a node keeps and does for git clients at this moment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWERS_KEPT_FIELD_NUMBER: _builtins.int
+    ANSWERS_BYTES_FIELD_NUMBER: _builtins.int
+    ANSWERS_BYTES_MAX_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    JOBS_RUNNING_FIELD_NUMBER: _builtins.int
+    JOBS_WAITING_FIELD_NUMBER: _builtins.int
+    JOBS_WAITING_MAX_FIELD_NUMBER: _builtins.int
+    PACKS_TO_DERIVE_FIELD_NUMBER: _builtins.int
+    answers_kept: _builtins.int
+    """finished packs that the next client of the same is sent"""
+    answers_bytes: _builtins.int
+    """of their files"""
+    answers_bytes_max: _builtins.int
+    """limits.fetch_cache_bytes_max"""
+    workers: _builtins.int
+    """processes that check and build packs"""
+    jobs_running: _builtins.int
+    jobs_waiting: _builtins.int
+    """for a worker"""
+    jobs_waiting_max: _builtins.int
+    """workers.queue_max; more are refused as busy"""
+    packs_to_derive: _builtins.int
+    """large packs whose tables of changes are not made yet"""
+    def __init__(
+        self,
+        *,
+        answers_kept: _builtins.int = ...,
+        answers_bytes: _builtins.int = ...,
+        answers_bytes_max: _builtins.int = ...,
+        workers: _builtins.int = ...,
+        jobs_running: _builtins.int = ...,
+        jobs_waiting: _builtins.int = ...,
+        jobs_waiting_max: _builtins.int = ...,
+        packs_to_derive: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers_bytes", b"answers_bytes", "answers_bytes_max", b"answers_bytes_max", "answers_kept", b"answers_kept", "jobs_running", b"jobs_running", "jobs_waiting", b"jobs_waiting", "jobs_waiting_max", b"jobs_waiting_max", "packs_to_derive", b"packs_to_derive", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServingStatus: _TypeAlias = ServingStatus  # noqa: Y015
 
 @_typing.final
 class CatchUp(_message.Message):

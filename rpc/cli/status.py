@@ -87,6 +87,7 @@ def status_document(answer: Any) -> dict[str, Any]:
                 "catch_up": node.catch_up.doing or None,
                 "catch_up_percent": node.catch_up.percent,
                 "packs_missing": node.packs_missing,
+                "serving": _serving(node.serving) if node.HasField("serving") else None,
             }
             for node in answer.nodes
         ],
@@ -114,9 +115,31 @@ def status_document(answer: Any) -> dict[str, Any]:
     }
 
 
+def _serving(serving: Any) -> dict[str, int]:
+    return {field.name: getattr(serving, field.name) for field in serving.DESCRIPTOR.fields}
+
+
+def _serving_lines(document: dict[str, Any]) -> str:
+    """A line for each node that told how it serves, which is the one that was asked."""
+    lines = [
+        "Serving at {name}: {answers_kept} answers kept ({kept_mib:.1f} of {max_mib:.0f} MiB), "
+        "{jobs_running} of {workers} workers busy, {jobs_waiting} of {jobs_waiting_max} jobs wait, "
+        "{packs_to_derive} packs to derive".format(
+            name=node["name"],
+            kept_mib=node["serving"]["answers_bytes"] / 2**20,
+            max_mib=node["serving"]["answers_bytes_max"] / 2**20,
+            **node["serving"],
+        )
+        for node in document["nodes"]
+        if node.get("serving")
+    ]
+    return "\n".join(lines)
+
+
 def _picture(document: dict[str, Any]) -> Any:
     """The tables, as something to print."""
     from rich.console import Group
+    from rich.text import Text
 
     from quorepo.rpc.cli.output import table
 
@@ -154,6 +177,7 @@ def _picture(document: dict[str, Any]) -> Any:
                 for replica in group["replicas"]
             ],
         ),
+        Text(_serving_lines(document)),
     )
 
 

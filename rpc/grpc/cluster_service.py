@@ -310,6 +310,20 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
             peer_address=config.advertise.peer_address,
             version=__version__,
             level=status.level,
+            serving=self._serving(),
+        )
+
+    def _serving(self) -> cluster_pb2.ServingStatus:
+        edge = self._edge
+        return cluster_pb2.ServingStatus(
+            answers_kept=edge.fetch_cache.answers_held,
+            answers_bytes=edge.fetch_cache.bytes_held,
+            answers_bytes_max=edge.config.limits.fetch_cache_bytes_max,
+            workers=edge.config.workers.count,
+            jobs_running=edge.workers.running,
+            jobs_waiting=edge.workers.queued,
+            jobs_waiting_max=edge.config.workers.queue_max,
+            packs_to_derive=edge.packs_to_derive,
         )
 
     async def _registered(self) -> list[NodeRow]:

@@ -64,6 +64,7 @@ async def open_edge(
     assert not isinstance(core, Path)
     reads = Reads(core, readers, layouts, pack_cache, config.git.hidden_prefixes)
     fetch_cache = FetchCache(fetch_files, limits.fetch_cache_bytes_max)
+    metrics.cache_answers.set_function(lambda: fetch_cache.answers_held)
     metrics.cache_bytes.set_function(lambda: fetch_cache.bytes_held)
     metrics.workers_busy.set_function(lambda: workers.running)
     metrics.workers_queue.set_function(lambda: workers.queued)
@@ -81,6 +82,7 @@ async def open_edge(
         fetch_slots=Slots("fetches", config.workers.queue_max),
         disk=DiskReserve(config.node.data_dir, config.storage.reserve_bytes),
     )
+    metrics.packs_to_derive.set_function(lambda: edge.packs_to_derive)
     if on_fatal is not None:
         edge.on_fatal = on_fatal
     await workers.start()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from support.demo import Demo
-from support.git import WorkTree, refs_of
+from support.git import WorkTree, git, refs_of
 from support.waiting import eventually
 
 pytestmark = pytest.mark.system
@@ -47,6 +48,27 @@ def test_status_table_is_for_people(cluster: Demo) -> None:
     for name in cluster.nodes:
         assert name in shown
     assert "leader" in shown
+
+
+def test_status_shows_how_the_node_that_was_asked_serves(
+    cluster: Demo, work: WorkTree, tmp_path: Path
+) -> None:
+    work.commit("first")
+    url = cluster.url("n2", "operator/served")
+    work.git("push", "--quiet", url, "main")
+    git("clone", "--quiet", url, str(tmp_path / "clone"))
+    nodes = {node["name"]: node["serving"] for node in cluster.status("n2")["nodes"]}
+    assert nodes["n1"] is None
+    assert nodes["n2"]["answers_kept"] >= 1
+    assert nodes["n2"]["answers_bytes_max"] == 2**30
+    assert nodes["n2"]["workers"] >= 1
+    assert nodes["n2"]["jobs_waiting_max"] >= 1
+    shown = " ".join(cluster.cli("status", node="n2").stdout.split())
+    assert re.search(r"Serving at n2: \d+ answers kept \(.* 0 packs to derive", shown)
+    assert "Serving at n1" not in shown
+    metrics = cluster.metrics("n2")
+    assert re.search(r"^quorepo_fetch_cache_answers [1-9]", metrics, re.MULTILINE)
+    assert re.search(r"^quorepo_packs_to_derive 0", metrics, re.MULTILINE)
 
 
 def test_repositories_are_created_listed_shown_and_deleted(cluster: Demo, work: WorkTree) -> None:
