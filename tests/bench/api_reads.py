@@ -1,35 +1,69 @@
 """Reads of the gRPC API next to the same questions asked of C git.
 
-    PYTHONPATH=tests .venv/bin/python -m bench.api_reads [--repository DIR] [--calls N]
+    PYTHONPATH=tests .venv/bin/python -m bench.api_reads [--quick] [--repository DIR] [--calls N]
 
-The edge runs over a core without Raft (so: `consistency` local), and the client in the same
-process, one call after the other. Every question is asked N times of the API and of a `git` process
-per call, alternately; blobs also of one open `git cat-file --batch`. git gets a commit-graph.
-Printed are p50 and p99 in milliseconds, calls per second of one client, and the ratio of medians.
+Three nodes as real processes, one client, one call after the other, all at one node that leads
+nothing. Every question is asked N times of the API (consistency `local`, where not said
+otherwise), of a `git` process per call, and, where that can answer it, of one `git cat-file
+--batch` that stays open: in turn, so that what disturbs one disturbs all. git has a commit-graph.
+Printed are p50 and p99 in milliseconds and calls per second, the ratio of medians, the target that
+issue 5 sets, and whether it was met. `--quick` is for a look: a tenth of the calls.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import os
 import random
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from support.edge import TOKEN
+import grpc
+from support.demo import Demo
 from support.git import ENVIRONMENT
-from support.grpc_api import Api, serving_api
+from support.waiting import eventually
 
 from bench.generated import COMMITS, generate
-from quorepo.v1 import blob_pb2, commit_pb2, common_pb2, diff_pb2
+from quorepo.v1 import (
+    blob_pb2,
+    blob_pb2_grpc,
+    commit_pb2,
+    commit_pb2_grpc,
+    common_pb2,
+    diff_pb2,
+    diff_pb2_grpc,
+)
 
-LOCAL = common_pb2.Consistency(local=common_pb2.Consistency.Local())
+CONSISTENCIES = {
+    "local": common_pb2.Consistency(local=common_pb2.Consistency.Local()),
+    "linearizable": common_pb2.Consistency(linearizable=common_pb2.Consistency.Linearizable()),
+}
 PATH = "bench/reads"
 BATCH = 500
+LARGE_FILES, LARGE_BYTES = 8, 64 * 1024
+WARM_UP = 5
+LOCAL_TARGET, LINEARIZABLE_TARGET, BATCH_TARGET = 0.6, 2.0, 3.0
+
+Ask = Callable[[str, str], Any]
+
+
+@dataclasses.dataclass
+class Question:
+    """One row: the same question three times; each function takes a commit and a path."""
+
+    name: str
+    api: Ask
+    git: Ask
+    open_git: Ask | None = None
+    target: float | None = LOCAL_TARGET
+    share: float = 1.0  # of the calls
+    per: int = 1  # things in one call
 
 
 class Git:
@@ -57,119 +91,208 @@ class Git:
         size = int(self.batch.stdout.readline().split()[2])
         return self.batch.stdout.read(size + 1)[:-1]
 
-
-def timed(function: Callable[..., Any], *arguments: str) -> float:
-    started = time.perf_counter()
-    function(*arguments)
-    return (time.perf_counter() - started) * 1000
-
-
-def row(name: str, ours: list[float], theirs: list[float], per: int = 1) -> None:
-    def told(values: list[float]) -> str:
-        p99 = sorted(values)[int(len(values) * 0.99)]
-        p50 = statistics.median(values)
-        return f"{p50 / per:8.3f} {p99 / per:8.3f} {1000 * per / p50:8.0f}"
-
-    ratio = statistics.median(ours) / statistics.median(theirs)
-    print(f"{name:34} {told(ours)}   {told(theirs)}   {ratio:6.2f}", flush=True)
+    def close(self) -> None:
+        assert self.batch.stdin is not None
+        self.batch.stdin.close()
+        self.batch.wait()
 
 
-def measure(api: Api, git: Git, calls: int) -> None:
-    chance = random.Random(1)
-    commits = git.run("rev-list", "--no-merges", "refs/heads/main").decode().split()
-    if len(commits) > 300:
-        commits = commits[:300]
-    files = git.run("ls-tree", "-r", "--name-only", "main").decode().splitlines()
-    metadata = (("authorization", f"Bearer {TOKEN}"),)
+class Node:
+    """The calls of one node."""
 
-    def ask(method: Any, request: Any) -> Any:
+    def __init__(self, channel: grpc.Channel, token: str) -> None:
+        self.commits = commit_pb2_grpc.CommitServiceStub(channel)
+        self.blobs = blob_pb2_grpc.BlobServiceStub(channel)
+        self.diffs = diff_pb2_grpc.DiffServiceStub(channel)
+        self._metadata = (("authorization", f"Bearer {token}"),)
+
+    def ask(self, method: Any, request: Any, consistency: str = "local") -> Any:
         request.repository = PATH
-        request.consistency.CopyFrom(LOCAL)
-        return method(request, metadata=metadata)
+        request.consistency.CopyFrom(CONSISTENCIES[consistency])
+        return method(request, metadata=self._metadata, timeout=60)
 
-    def pair(name: str, ours: Callable[[str, str], Any], theirs: Callable[[str, str], Any]) -> None:
-        api_ms, git_ms = [], []
-        for number in range(calls + 5):
-            commit, path = chance.choice(commits), chance.choice(files)
-            one, other = timed(ours, commit, path), timed(theirs, commit, path)
-            if number >= 5:
-                api_ms.append(one)
-                git_ms.append(other)
-        row(name, api_ms, git_ms)
+    def commit(self, commit: str, consistency: str = "local") -> Any:
+        request = commit_pb2.GetCommitRequest(commit=commit.encode())
+        return self.ask(self.commits.GetCommit, request, consistency)
 
-    def named(request: Any, commit: str) -> Any:
-        request.commit = commit.encode()
-        return request
+    def entry(self, path: str) -> Any:
+        request = commit_pb2.GetTreeEntryRequest(
+            commit=b"main", path=path.encode(), data_bytes_max=1 << 20
+        )
+        answer = self.ask(self.commits.GetTreeEntry, request)
+        assert answer.data
+        return answer
 
-    def entry(commit: str, path: str) -> Any:
-        request = commit_pb2.GetTreeEntryRequest(path=path.encode(), data_bytes_max=1 << 20)
-        return ask(api.commits.GetTreeEntry, named(request, "main"))
+    def tree(self, commit: str) -> Any:
+        request = commit_pb2.ListTreeRequest(commit=commit.encode())
+        return self.ask(self.commits.ListTree, request)
 
-    pair(
-        "GetCommit / git cat-file",
-        lambda c, p: ask(api.commits.GetCommit, named(commit_pb2.GetCommitRequest(), c)),
-        lambda c, p: git.run("cat-file", "commit", c),
-    )
-    pair(
-        "GetTreeEntry / git cat-file", entry, lambda c, p: git.run("cat-file", "blob", f"main:{p}")
-    )
-    pair("GetTreeEntry / open cat-file", entry, lambda c, p: git.object(f"main:{p}"))
-    pair(
-        "ListTree / git ls-tree",
-        lambda c, p: ask(api.commits.ListTree, named(commit_pb2.ListTreeRequest(), c)),
-        lambda c, p: git.run("ls-tree", c),
-    )
-    pair(
-        "IsAncestor / git merge-base",
-        lambda c, p: ask(
-            api.commits.IsAncestor,
-            commit_pb2.IsAncestorRequest(ancestor=c.encode(), descendant=b"main"),
-        ),
-        lambda c, p: git.run("merge-base", "--is-ancestor", c, "main"),
-    )
-    pair(
-        "ListCommits 100 / git log -100",
-        lambda c, p: ask(
-            api.commits.ListCommits, commit_pb2.ListCommitsRequest(revisions=[c.encode()])
-        ),
-        lambda c, p: git.run("log", "-100", "--format=raw", c),
-    )
-    pair(
-        "Diff patch / git diff-tree -p -M",
-        lambda c, p: list(
-            ask(
-                api.diffs.Diff,
-                diff_pb2.DiffRequest(
-                    range=diff_pb2.DiffRange(head=c.encode()), format=diff_pb2.DIFF_FORMAT_PATCH
-                ),
-            )
-        ),
-        lambda c, p: git.run("diff-tree", "-p", "-M", c),
-    )
-    calls = max(5, calls // 10)
-    pair(
-        "Blame / git blame",
-        lambda c, p: list(
-            ask(api.commits.Blame, named(commit_pb2.BlameRequest(path=p.encode()), "main"))
-        ),
-        lambda c, p: git.run("blame", "--porcelain", "main", "--", p),
-    )
+    def is_ancestor(self, commit: str) -> Any:
+        request = commit_pb2.IsAncestorRequest(ancestor=commit.encode(), descendant=b"main")
+        return self.ask(self.commits.IsAncestor, request)
+
+    def log(self, commit: str) -> Any:
+        request = commit_pb2.ListCommitsRequest(revisions=[commit.encode()])
+        return self.ask(self.commits.ListCommits, request)
+
+    def diff(self, commit: str) -> Any:
+        request = diff_pb2.DiffRequest(
+            range=diff_pb2.DiffRange(head=commit.encode()),
+            format=diff_pb2.DIFF_FORMAT_PATCH,
+            grouped=True,
+        )
+        return list(self.ask(self.diffs.Diff, request))
+
+    def blame(self, path: str) -> Any:
+        request = commit_pb2.BlameRequest(commit=b"main", path=path.encode(), grouped=True)
+        return list(self.ask(self.commits.Blame, request))
+
+    def batch(self, oids: Sequence[str]) -> Any:
+        items = [blob_pb2.BatchGetBlobsRequest.Item(oid=oid) for oid in oids]
+        request = blob_pb2.BatchGetBlobsRequest(items=items, grouped=True)
+        return list(self.ask(self.blobs.BatchGetBlobs, request))
+
+
+def questions(node: Node, git: Git, chance: random.Random) -> list[Question]:
     ids = git.run("ls-tree", "-r", "--format=%(objectname)", "main").decode().split()
-    batch = [chance.choice(ids) for _ in range(BATCH)]
-    items = [blob_pb2.BatchGetBlobsRequest.Item(oid=oid) for oid in batch]
-    many, each = [], []
-    for _ in range(calls):
-        request = blob_pb2.BatchGetBlobsRequest(items=items)
-        many.append(timed(lambda: list(ask(api.blobs.BatchGetBlobs, request))))  # noqa: B023
-        each.append(timed(lambda: [git.object(oid) for oid in batch]))
-    row("BatchGetBlobs / open cat-file, each", many, each, BATCH)
+    oids = [chance.choice(ids) for _ in range(BATCH)]
+
+    def large(_path: str) -> str:
+        return f"large/{chance.randrange(LARGE_FILES)}"
+
+    return [
+        Question(
+            "GetCommit / git cat-file",
+            lambda c, p: node.commit(c),
+            lambda c, p: git.run("cat-file", "commit", c),
+            lambda c, p: git.object(c),
+        ),
+        Question(
+            "GetCommit, linearizable, follower",
+            lambda c, p: node.commit(c, "linearizable"),
+            lambda c, p: git.run("cat-file", "commit", c),
+            lambda c, p: git.object(c),
+            target=LINEARIZABLE_TARGET,
+        ),
+        Question(
+            "GetTreeEntry / git cat-file",
+            lambda c, p: node.entry(p),
+            lambda c, p: git.run("cat-file", "blob", f"main:{p}"),
+            lambda c, p: git.object(f"main:{p}"),
+        ),
+        Question(
+            "GetTreeEntry, blob of 64 KiB",
+            lambda c, p: node.entry(large(p)),
+            lambda c, p: git.run("cat-file", "blob", f"main:{large(p)}"),
+            lambda c, p: git.object(f"main:{large(p)}"),
+        ),
+        Question(
+            "ListTree / git ls-tree",
+            lambda c, p: node.tree(c),
+            lambda c, p: git.run("ls-tree", c),
+            lambda c, p: git.object(f"{c}^{{tree}}"),
+        ),
+        Question(
+            "IsAncestor / git merge-base",
+            lambda c, p: node.is_ancestor(c),
+            lambda c, p: git.run("merge-base", "--is-ancestor", c, "main"),
+        ),
+        Question(
+            "ListCommits, 100 / git log",
+            lambda c, p: node.log(c),
+            lambda c, p: git.run("log", "-100", "--format=raw", c),
+            target=None,
+        ),
+        Question(
+            "Diff, patch / git diff-tree -p -M",
+            lambda c, p: node.diff(c),
+            lambda c, p: git.run("diff-tree", "-p", "-M", c),
+        ),
+        Question(
+            "Blame / git blame",
+            lambda c, p: node.blame(p),
+            lambda c, p: git.run("blame", "--porcelain", "main", "--", p),
+            share=0.5,
+        ),
+        Question(
+            f"BatchGetBlobs, {BATCH}, each",
+            lambda c, p: node.batch(oids),
+            lambda c, p: subprocess.run(
+                ["git", "cat-file", "--batch"],
+                cwd=git.folder,
+                input="\n".join(oids).encode(),
+                capture_output=True,
+                check=True,
+            ),
+            lambda c, p: [git.object(oid) for oid in oids],
+            target=BATCH_TARGET,
+            share=0.1,
+            per=BATCH,
+        ),
+    ]
+
+
+def measure(question: Question, commits: list[str], files: list[str], calls: int) -> bool:
+    """Prints a row; False when its target was missed."""
+    chance = random.Random(1)
+    asks = [ask for ask in (question.api, question.git, question.open_git) if ask is not None]
+    taken: list[list[float]] = [[] for _ in asks]
+    for number in range(max(10, round(calls * question.share)) + WARM_UP):
+        commit, path = chance.choice(commits), chance.choice(files)
+        for ask, times in zip(asks, taken, strict=True):
+            started = time.perf_counter()
+            ask(commit, path)
+            if number >= WARM_UP:
+                times.append((time.perf_counter() - started) * 1000 / question.per)
+    medians = [statistics.median(times) for times in taken]
+    cells = [
+        f"{median:7.3f} {sorted(times)[int(len(times) * 0.99)]:7.3f} {1000 / median:6.0f}"
+        for median, times in zip(medians, taken, strict=True)
+    ]
+    ratio = medians[0] / medians[1]
+    against_open = medians[0] / medians[2] if len(medians) > 2 else None
+    counted = against_open if question.per > 1 else ratio
+    verdict = ""
+    is_met = question.target is None or (counted is not None and counted <= question.target)
+    if question.target is not None:
+        verdict = f"{question.target:.1f} {'met' if is_met else 'MISSED'}"
+    cells += [" " * 22] * (3 - len(cells))
+    cells += [f"{ratio:5.2f}", " " * 6 if against_open is None else f"{against_open:6.2f}"]
+    print(f"{question.name:34} {'  '.join(cells)}  {verdict}".rstrip(), flush=True)
+    return is_met
+
+
+def prepare(source: Path, peer: Path) -> None:
+    """A bare copy with large files on `main`, packed, with a commit-graph."""
+    run: dict[str, Any] = {"check": True, "capture_output": True}
+    subprocess.run(["git", "clone", "-q", "--bare", str(source), str(peer)], **run)
+    branch = subprocess.check_output(["git", "symbolic-ref", "HEAD"], cwd=peer, text=True).strip()
+    stream = bytearray(
+        b"commit refs/heads/main\ncommitter B <b@example.org> 1700000000 +0000\ndata 6\nlarge\n\n"
+    )
+    stream += b"from %s^0\n" % branch.encode()
+    chance = random.Random(2)
+    for number in range(LARGE_FILES):
+        text = b"".join(b"%063d\n" % chance.randrange(1 << 60) for _ in range(LARGE_BYTES // 64))
+        stream += b"M 644 inline large/%d\ndata %d\n%s\n" % (number, len(text), text)
+    subprocess.run(["git", "fast-import", "--quiet"], cwd=peer, input=bytes(stream), **run)
+    subprocess.run(["git", "repack", "-adq"], cwd=peer, **run)
+    subprocess.run(["git", "commit-graph", "write", "--reachable"], cwd=peer, **run)
+
+
+def follower(demo: Demo) -> str:
+    """A node that leads as little as there is; best nothing."""
+    leaders = [demo.leader(0), demo.leader(1)]
+    return min(demo.nodes, key=leaders.count)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repository", type=Path, help="a bare one; default: 5k objects made here")
-    parser.add_argument("--calls", type=int, default=200)
+    parser.add_argument("--calls", type=int, default=300)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the calls")
     arguments = parser.parse_args()
+    calls = arguments.calls // 10 if arguments.quick else arguments.calls
     with tempfile.TemporaryDirectory(prefix="quorepo-bench-") as name:
         folder = Path(name)
         source = arguments.repository
@@ -177,18 +300,30 @@ def main() -> None:
             source = folder / "source"
             generate(source, COMMITS["5k"], 1)
         peer = folder / "git"
-        run: dict[str, Any] = {"check": True, "capture_output": True}
-        subprocess.run(["git", "clone", "-q", "--bare", str(source), str(peer)], **run)
-        branch = subprocess.check_output(["git", "symbolic-ref", "HEAD"], cwd=peer, text=True)
-        subprocess.run(["git", "update-ref", "refs/heads/main", branch.strip()], cwd=peer, **run)
-        subprocess.run(["git", "commit-graph", "write", "--reachable"], cwd=peer, **run)
-        with serving_api(folder / "data") as api:
-            url = api.under_test.url(PATH)
-            subprocess.run(["git", "push", "-q", url, "refs/heads/main"], cwd=peer, **run)
-            columns = "     p50      p99  calls/s"
-            print(f"{'':34} {'API':^26}   {'git':^26}")
-            print(f"{'ms':34} {columns}   {columns}    ratio")
-            measure(api, Git(peer), arguments.calls)
+        prepare(source, peer)
+        with Demo(folder / "demo") as demo:
+            asked = follower(demo)
+            push = ["git", "push", "-q", demo.url(asked, PATH), "refs/heads/main"]
+            subprocess.run(push, cwd=peer, check=True, capture_output=True)
+            git = Git(peer)
+            with grpc.insecure_channel(demo.nodes[asked].grpc) as channel:
+                node = Node(channel, demo.token)
+                eventually(lambda: node.commit("main"), what="the push is on the follower")
+                missed = table(node, git, calls)
+            git.close()
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {missed} targets missed")
+
+
+def table(node: Node, git: Git, calls: int) -> int:
+    """Prints all rows; how many targets were missed."""
+    commits = git.run("rev-list", "--no-merges", "main").decode().split()[1:301]
+    files = git.run("ls-tree", "-r", "--name-only", "main").decode().splitlines()
+    small = [file for file in files if not file.startswith("large/")]
+    columns = "p50     p99    c/s"
+    print(f"{'ms':34} {'API':^22}  {'git process per call':^22}  {'open cat-file':^22}   ratio to")
+    print(f"{'':34} {columns:>22}  {columns:>22}  {columns:>22}  proc   open  target")
+    asked = questions(node, git, random.Random(3))
+    return sum(not measure(question, commits, small, calls) for question in asked)
 
 
 if __name__ == "__main__":
