@@ -37,6 +37,7 @@ class Request:
     packs: tuple[bytes, ...]
     attempts: int = 0
     open: int = 0
+    planned: int = 0  # attempts that will begin soon
     unknown: bool = False  # some attempt may have been applied
     answer: bytes | None = None
     given_up: bool = False
@@ -156,6 +157,8 @@ class Clients:
         events = self._cluster.events
         events.note(f"{attempt}: {verdict.outcome.name} {verdict.index} {verdict.reason}")
         if verdict.outcome is Outcome.NOT_APPLIED:
+            if self.settling and verdict.reason == "packs-missing":
+                self._replicate_again(request)
             if (request.group, payload) in rules.committed_attempts:
                 raise Violation(f"verdicts: {attempt} was refused, and is committed")
             if not request.unknown and self._rng.random() < 0.5 and not self.settling:
@@ -185,12 +188,21 @@ class Clients:
             raise Violation(f"exactly once: {attempt} got a second, other answer")
         request.answer = answer
 
+    def _replicate_again(self, request: Request) -> None:
+        """As `ProposalDriver` does before the next attempt: the leader holds the packs then. Before
+        the end, with links that are cut, that may fail for long."""
+        leader = self._cluster.leader(request.group)
+        if leader is not None:
+            leader.packs.update(request.packs)
+
     def ask_again_later(self, request: Request) -> None:
         if request.attempts < _ATTEMPTS_MAX or self.settling:
+            request.planned += 1
             delay_s = self._rng.uniform(0.01, 0.5)
             self._cluster.events.after(delay_s, functools.partial(self._ask_again, request))
 
     def _ask_again(self, request: Request) -> None:
+        request.planned -= 1
         cluster = self._cluster
         # At rest only members: one that was removed does not hear what becomes of it.
         members = cluster.members(request.group) if self.settling else []
@@ -222,6 +234,10 @@ class Clients:
 
     def unanswered(self) -> list[Request]:
         return [r for r in self.requests if r.needs_answer or r.open]
+
+    def unsettled(self) -> list[Request]:
+        """What may still come into a log: nothing is at rest before this is empty."""
+        return [r for r in self.requests if r.needs_answer or r.open or r.planned]
 
     def check_deadlines(self) -> None:
         """Every wait ends by its deadline, when the process runs."""

@@ -181,8 +181,19 @@ class Cluster:
             caught_up = functools.partial(self._all_have, group, index)
             run_until(caught_up, 15.0, f"all members of group {group} have applied {index}")
             self._last_reads(group)
+        self._come_to_rest()
         self.rules.raise_broken()
         self._check_at_rest()
+
+    def _come_to_rest(self) -> None:
+        """A write that was refused is asked for again too, until it is applied; whoever fetches its
+        pack has as long for it as for every other entry (1795544476306)."""
+        unsettled, run_until = self.clients.unsettled, self.events.run_until
+        run_until(lambda: not unsettled(), 15.0, "every request that is asked again is applied")
+        for group in self.groups:
+            index = self.rules.acknowledged[group]
+            caught_up = functools.partial(self._all_have, group, index)
+            run_until(caught_up, 15.0, f"all members of group {group} have applied {index}")
 
     def _leads(self, group: int) -> bool:
         leader = self.leader(group)
