@@ -28,8 +28,8 @@ REGRESSIONS: dict[int, str] = {
     1795541846116: "a vote file renamed by a process that was killed before it synced the "
     "folder, read by the next one, and taken back by a power cut: "
     "test_a_vote_that_a_killed_process_left_unsynced_is_durable_before_it_is_believed",
-    1795544476306: "a write refused for want of its pack was asked for again beyond the last write, "
-    "and a member that still fetched that pack passed for stuck: the simulator's own fault, in its "
-    "client (the product brings the pack to the leader first) and in its judge",
+    1795544476306: "a write refused for want of its pack was asked for again after the last write,"
+    " and a member that still fetched that pack passed for stuck: the simulator's own fault, in "
+    "its client (the product brings the pack to the leader first) and in its judge",
     239: "compaction and a leader that begins to probe again",
 }
