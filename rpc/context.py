@@ -51,9 +51,8 @@ class Slots:
         self.closed = False  # set when this process is about to stop
         self.drained = False  # an operator wants no more of them here
 
-    @contextlib.contextmanager
-    def take(self) -> Iterator[None]:
-        """Holds one slot. Raises Unavailable when none is free."""
+    def check_open(self) -> None:
+        """Raises Unavailable when this node takes none at all, whether or not one is free."""
         if self.closed:
             raise Unavailable("this node is shutting down", next_step="try again")
         if self.drained:
@@ -61,6 +60,11 @@ class Slots:
                 f"this node is drained and takes no {self._kind}; nothing was changed",
                 next_step="use another node",
             )
+
+    @contextlib.contextmanager
+    def take(self) -> Iterator[None]:
+        """Holds one slot. Raises Unavailable when none is free."""
+        self.check_open()
         if self._count >= self._count_max:
             raise Unavailable(
                 f"this node is busy: it serves {self._count} {self._kind} already "

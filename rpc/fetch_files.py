@@ -1,7 +1,8 @@
-"""Where packs lie that were built by a worker to be sent to clients."""
+"""The folder of what workers make for one request: packs for clients, and merges in the making."""
 
 from __future__ import annotations
 
+import shutil
 import uuid
 from pathlib import Path
 
@@ -19,6 +20,8 @@ class FetchFiles:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in (*self._folder.glob("fetch-*"), *self._folder.glob("read-*")):
             path.unlink(missing_ok=True)
+        for folder in self._folder.glob("merge-*"):
+            shutil.rmtree(folder)
 
     def new(self) -> Path:
         """A name that nothing has. Who takes it removes the file."""

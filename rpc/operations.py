@@ -23,7 +23,7 @@ from quorepo.rpc.reads import GROUP_STORAGE, RepositoryView
 from quorepo.rpc.repositories import PROPOSE_TIMEOUT_S, Origin
 from quorepo.rpc.transactions import Target, Transactions, Verified
 from quorepo.rpc.verification import pack_addition
-from quorepo.storage.errors import Unavailable
+from quorepo.storage.errors import LimitExceeded, Unavailable
 from quorepo.storage.ingest import IngestResult
 
 __all__ = ["Built", "Done", "Operations"]
@@ -190,20 +190,49 @@ class Operations:
         self, view: RepositoryView, ref: bytes, kind: str, arguments: dict[str, Any]
     ) -> tuple[bytes, dict[str, Any], list[log_pb2.PackAddition]]:
         """Makes objects in a worker: (raw id of the new tip, answer, packs)."""
+        with self._edge.metrics.operation_phase("build"), self._edge.push_slots.take():
+            job = self._job(view, ref, kind, arguments)
+            timeout_s = self._edge.config.limits.worker_timeout_s
+            done = await self._edge.workers.run("operate", job, timeout_s)
+        packs = []
+        if done["result"] is not None:
+            packs.append(pack_addition(IngestResult.from_json(done["result"])))
+        return bytes.fromhex(done["oid"]), done["answer"], packs
+
+    async def try_out(
+        self, view: RepositoryView, kind: str, arguments: dict[str, Any], timeout_s: float
+    ) -> dict[str, Any]:
+        """The answer of a kind that makes nothing: a read, which needs no place among writes.
+
+        Raises:
+            LimitExceeded: it took longer than `timeout_s`, which api.read_timeout_s bounds.
+        """
+        try:
+            done = await self._edge.workers.run(
+                "operate", self._job(view, b"", kind, arguments), timeout_s
+            )
+        except LimitExceeded as error:
+            if error.limit != "limits.worker_timeout_s":
+                raise
+            raise LimitExceeded(
+                f"it took longer than {timeout_s:g} s",
+                limit="api.read_timeout_s",
+                next_step="ask the operator to raise the limit",
+            ) from None
+        answer: dict[str, Any] = done["answer"]
+        return answer
+
+    def _job(
+        self, view: RepositoryView, ref: bytes, kind: str, arguments: dict[str, Any]
+    ) -> dict[str, Any]:
         upload = view.layout.new_upload()
-        job = {
+        folder = self._edge.config.node.data_dir / "tmp" / f"merge-{upload.stem}"
+        return {
             "repository": view.describe(),
             "upload": str(upload),
+            "folder": str(folder),
             "ref": ref.hex(),
             "kind": kind,
             "arguments": arguments,
             "fsck": dict(self._edge.config.git.fsck_policy(view.path).overrides),
         }
-        with self._edge.metrics.operation_phase("build"), self._edge.push_slots.take():
-            done = await self._edge.workers.run(
-                "operate", job, self._edge.config.limits.worker_timeout_s
-            )
-        packs = []
-        if done["result"] is not None:
-            packs.append(pack_addition(IngestResult.from_json(done["result"])))
-        return bytes.fromhex(done["oid"]), done["answer"], packs

@@ -76,10 +76,11 @@ def ingest_arguments(
 
 
 def abandoned_files(job: str, arguments: Mapping[str, Any]) -> list[Path]:
-    """The temporary files of a job whose worker was killed."""
+    """The temporary files, and folders, of a job whose worker was killed."""
     if "upload" in arguments:
         upload = Path(arguments["upload"])
-        return [upload, index_in_progress(upload)]
+        folder = [Path(arguments["folder"])] if "folder" in arguments else []
+        return [upload, index_in_progress(upload), *folder]
     if job == "build_pack" and "out" in arguments:
         return [Path(arguments["out"])]
     if job == "history_stream":

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import sys
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
@@ -343,7 +344,10 @@ class WorkerPool:
         """Ends a worker in the middle of a job and removes what the job leaves behind."""
         await worker.end()
         for path in abandoned_files(job, arguments):
-            path.unlink(missing_ok=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     async def _replace(self, worker: _Worker) -> None:
         """Ends a worker and starts another in its place, however often that takes."""

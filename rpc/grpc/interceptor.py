@@ -22,8 +22,9 @@ from quorepo.rpc.auth import Identity
 from quorepo.rpc.context import EdgeContext
 from quorepo.rpc.grpc.errors import Context, abort
 from quorepo.storage.errors import FatalError, QuorepoError, Unavailable
+from quorepo.v1 import import_pb2, operation_pb2, ref_pb2, repository_pb2
 
-__all__ = ["EdgeInterceptor", "caller"]
+__all__ = ["WRITING_METHODS", "EdgeInterceptor", "caller"]
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,25 @@ _OPEN_SERVICES = frozenset(
     }
 )
 
+
+def _writing_methods() -> frozenset[str]:
+    """Full names of the methods that change repositories: those whose request, or its header, has
+    a request id. Changes of the cluster itself are not among them: they take a node's drain back.
+    """
+    found = set()
+    for file in (import_pb2, operation_pb2, ref_pb2, repository_pb2):
+        for service in file.DESCRIPTOR.services_by_name.values():
+            for method in service.methods:
+                request = method.input_type.fields_by_name
+                header = (
+                    request["header"].message_type.fields_by_name if "header" in request else {}
+                )
+                if "request_id" in request or "request_id" in header:
+                    found.add(f"/{service.full_name}/{method.name}")
+    return frozenset(found)
+
+
+WRITING_METHODS = _writing_methods()
 _WRITE_TIMEOUT_S = 60.0  # a client that reads nothing for so long loses its stream
 
 _caller: contextvars.ContextVar[Identity] = contextvars.ContextVar("caller")
@@ -63,28 +83,29 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):
         service = details.method.rpartition("/")[0].lstrip("/")
         if handler is None or service in _OPEN_SERVICES:
             return handler
+        writes = details.method in WRITING_METHODS
         # A method that takes a stream is given an iterator where the others are given a message.
         serializers = (handler.request_deserializer, handler.response_serializer)
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(
-                self._unary(handler.unary_unary), *serializers
+                self._unary(handler.unary_unary, writes), *serializers
             )
         if handler.unary_stream is not None:
             return grpc.unary_stream_rpc_method_handler(
-                self._stream(handler.unary_stream), *serializers
+                self._stream(handler.unary_stream, writes), *serializers
             )
         if handler.stream_unary is not None:
             return grpc.stream_unary_rpc_method_handler(
-                self._unary(handler.stream_unary), *serializers
+                self._unary(handler.stream_unary, writes), *serializers
             )
         return grpc.stream_stream_rpc_method_handler(
-            self._stream(handler.stream_stream), *serializers
+            self._stream(handler.stream_stream, writes), *serializers
         )
 
-    def _unary(self, behaviour: Any) -> Any:
+    def _unary(self, behaviour: Any, writes: bool) -> Any:
         async def call(request: Any, context: Context) -> Any:
             try:
-                self._admit(context)
+                self._admit(context, writes)
                 return await behaviour(request, context)
             except grpc.aio.AbortError:
                 raise
@@ -93,10 +114,10 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):
 
         return call
 
-    def _stream(self, behaviour: Any) -> Any:
+    def _stream(self, behaviour: Any, writes: bool) -> Any:
         async def call(request: Any, context: Context) -> None:
             try:
-                self._admit(context)
+                self._admit(context, writes)
                 async with contextlib.aclosing(behaviour(request, context)) as responses:
                     async for response in responses:
                         await _write(context, response)
@@ -107,13 +128,15 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):
 
         return call
 
-    def _admit(self, context: Context) -> None:
+    def _admit(self, context: Context, writes: bool) -> None:
         if self._edge.stopping:
             raise Unavailable("this node is stopping", next_step="use another node")
         metadata = dict(context.invocation_metadata() or ())
         authorization = metadata.get("authorization")
         text = authorization if isinstance(authorization, str) else None
         _caller.set(self._edge.authenticator.authenticate_header(text))
+        if writes:
+            self._edge.push_slots.check_open()
 
     async def _fail(self, context: Context, error: Exception | FatalError) -> NoReturn:
         if isinstance(error, FatalError):

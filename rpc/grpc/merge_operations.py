@@ -9,6 +9,7 @@ from quorepo.rpc.grpc.errors import Context, MergeConflicted
 from quorepo.rpc.grpc.expectations import expected_value
 from quorepo.rpc.grpc.interceptor import caller
 from quorepo.rpc.grpc.operation_record import recorded
+from quorepo.rpc.grpc.read_messages import read_timeout_s
 from quorepo.rpc.grpc.ref_writes import revision_of
 from quorepo.rpc.operations import Built, Done
 from quorepo.rpc.reads import RepositoryView
@@ -94,7 +95,8 @@ class MergeOperations:
             "ours": (await self._commit(view, request.target)).hex(),
             "theirs": (await self._commit(view, request.source)).hex(),
         }
-        _oid, answer, _packs = await self._operations.make(view, b"", "check", spec)
+        timeout_s = read_timeout_s(self._edge, context)
+        answer = await self._operations.try_out(view, "check", spec, timeout_s)
         response = PB.MergeCheckResponse(revision=revision_message(view))
         if "conflicts" in answer:
             detail = _detail(answer)

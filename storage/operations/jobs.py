@@ -1,11 +1,11 @@
 """The worker job `operate`: makes objects, and gives them to ingest as a pushed pack.
 
-    operate  {repository, upload, ref, kind, arguments, fsck}
+    operate  {repository, upload, folder, ref, kind, arguments, fsck}
              -> {answer: {...}, oid: hex, result: IngestResult | null}
 
 `kind` "files": {base, actions, content, author, committer, message, allow_empty}; "tag": {target,
 name, tagger, message}; the others are merging.py's. Bytes are hex. `content` is the file that the
-actions' offsets speak of.
+actions' offsets speak of. `folder` does not exist before and after; a merge has it meanwhile.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def run(
     kinds = {"files": _files, "tag": _tag}
     kind, spec = arguments["kind"], arguments["arguments"]
     if kind in merging.KINDS:
-        oid, answer = merging.KINDS[kind](objects, spec, repository)
+        oid, answer = merging.KINDS[kind](objects, spec, repository, Path(arguments["folder"]))
     elif kind in kinds:
         oid, answer = kinds[kind](objects, spec)
     else:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,11 @@ from typing import Any
 import pygit2
 
 from quorepo.storage.errors import InvalidArgument, LimitExceeded, Rejected
+from quorepo.storage.failpoints import failpoint
 from quorepo.storage.history.merge_base import merge_bases
 from quorepo.storage.history.source import Caches, History
 from quorepo.storage.layout import GroupLayout
+from quorepo.storage.libgit2 import cut_off
 from quorepo.storage.objectformat import ObjectFormat
 from quorepo.storage.operations.objects import NewObjects
 from quorepo.storage.packs import TREE, PackSet
@@ -85,6 +86,7 @@ class _Merger:
 
     def keep(self) -> None:
         """Takes what libgit2 wrote as new objects."""
+        failpoint("operations.merge.before_keep")
         for path in sorted((self._folder / "objects").glob("??/*")):
             type_num, content = self.git.odb.read(pygit2.Oid(hex=path.parent.name + path.name))
             self.objects.add(int(type_num), content)
@@ -103,16 +105,16 @@ def _oid(raw: bytes) -> pygit2.Oid:
 
 
 @contextlib.contextmanager
-def _merger(objects: NewObjects, repository: Mapping[str, Any]) -> Iterator[_Merger]:
+def _merger(objects: NewObjects, repository: Mapping[str, Any], folder: Path) -> Iterator[_Merger]:
     if objects.object_format is not ObjectFormat.SHA1:
         raise Rejected(
             "commits of SHA-256 repositories are not merged by the server",
             next_step="merge in a clone and push",
         )
     layout = GroupLayout(Path(repository["data_dir"]), int(repository["group"]))
-    parent = layout.data_dir / "tmp"
-    parent.mkdir(exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="merge-", dir=parent))
+    cut_off()
+    folder.parent.mkdir(mode=0o700, exist_ok=True)
+    folder.mkdir(mode=0o700)
     try:
         stored = layout.repository(repository["repository_id"]) / "objects"
         yield _Merger(objects, PackSet.from_description(dict(repository)), folder, stored)
@@ -216,9 +218,11 @@ def _author_and_message(objects: NewObjects, commit: bytes) -> tuple[bytes, byte
 
 def _run(
     function: Callable[[_Merger, Mapping[str, Any]], _Made],
-) -> Callable[[NewObjects, Mapping[str, Any], Mapping[str, Any]], _Made]:
-    def run(objects: NewObjects, spec: Mapping[str, Any], repository: Mapping[str, Any]) -> _Made:
-        with _merger(objects, repository) as merger:
+) -> Callable[[NewObjects, Mapping[str, Any], Mapping[str, Any], Path], _Made]:
+    def run(
+        objects: NewObjects, spec: Mapping[str, Any], repository: Mapping[str, Any], folder: Path
+    ) -> _Made:
+        with _merger(objects, repository, folder) as merger:
             try:
                 return function(merger, spec)
             except _Conflicted as conflict:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
 from support.git import WorkTree, refs_of
-from support.grpc_api import Api
+from support.grpc_api import Api, serving_api
 
+from quorepo.storage.failpoints import ENVIRONMENT_VARIABLE
 from quorepo.v1 import commit_pb2, errors_pb2, operation_pb2
 
 PB = operation_pb2
@@ -137,3 +140,50 @@ def test_modes_of_a_merge(api: Api, path: str, work: WorkTree) -> None:
     assert work.git("rev-parse", ref).stdout.strip() == squashed.commit_oid
     parents = work.git("log", "-1", "--format=%P", ref).stdout.split()
     assert parents == [work.git("rev-parse", "one").stdout.strip()]
+
+
+def test_configuration_of_the_machine_is_not_read(
+    tmp_path: Path, work: WorkTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libgit2 would refuse to open any repository with this in a home directory."""
+    for name in (".gitconfig", "git/config"):
+        (tmp_path / "home" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "home" / name).write_text("[broken\n")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    with serving_api(tmp_path / "data") as own:
+        diverge(work, 7)
+        publish(own, work, "merges/configured")
+        answer = own.call(own.operations.Merge, merge("merges/configured"))
+        assert answer.outcome == PB.MergeResponse.OUTCOME_COMMIT
+
+
+def test_folder_of_a_merge_whose_worker_was_killed_is_removed(
+    tmp_path: Path, work: WorkTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = tmp_path / "data" / "tmp" / "merge-of-a-node-that-was-killed"
+    (left / "objects" / "12").mkdir(parents=True)
+    (left / "objects" / "12" / "34").write_bytes(b"an object")
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, "operations.merge.before_keep=kill")
+    with serving_api(tmp_path / "data") as own:
+        assert not left.exists(), "removed when the node starts"
+        diverge(work, 8)
+        publish(own, work, "merges/killed")
+        before = refs_of(own.under_test.url("merges/killed"))
+        error = own.refused(own.operations.Merge, merge("merges/killed"))
+        assert error.code == "UNAVAILABLE"
+        assert list((tmp_path / "data" / "tmp").glob("merge-*")) == []
+        assert own.under_test.uploads() == []
+        assert refs_of(own.under_test.url("merges/killed")) == before
+
+
+def test_a_check_needs_no_place_among_the_pushes(api: Api, path: str, work: WorkTree) -> None:
+    diverge(work, 9)
+    publish(api, work, path)
+    edge = api.under_test.edge
+    with contextlib.ExitStack() as stack:
+        for _ in range(edge.config.workers.queue_max):
+            stack.enter_context(edge.push_slots.take())
+        assert api.refused(api.operations.Merge, merge(path)).code == "UNAVAILABLE"
+        check = PB.MergeCheckRequest(repository=path, target=b"one", source=b"two")
+        assert api.call(api.operations.MergeCheck, check).clean

@@ -13,7 +13,9 @@ import pytest
 from support.edge import TOKEN
 from support.git import WorkTree, git, refs_of
 from support.grpc_api import Api, Refused
+from support.waiting import eventually
 
+from quorepo.rpc.grpc.interceptor import WRITING_METHODS
 from quorepo.v1 import commit_pb2, errors_pb2, operation_pb2, repository_pb2
 
 PB = operation_pb2
@@ -234,8 +236,6 @@ def test_cancelled_stream_leaves_nothing(api: Api, pushed: str) -> None:
     with pytest.raises(grpc.RpcError):
         call.result()
     api.under_test.settle()
-    from support.waiting import eventually
-
     eventually(lambda: api.under_test.uploads() == [], what="the upload is gone")
 
 
@@ -303,3 +303,26 @@ def test_each_call_is_counted_by_its_outcome_and_logged(
         ("CommitFiles", pushed, "admin")
     }
     assert shown[0]["request"] == shown[1]["request"] == head.request_id
+
+
+def test_a_drained_node_takes_no_write_and_answers_reads(
+    api: Api, pushed: str, work: WorkTree
+) -> None:
+    slots = api.under_test.edge.push_slots
+    api.under_test.core.draining = True
+    try:
+        eventually(lambda: slots.drained, timeout_s=60, what="the edge knows")
+        for name in sorted(WRITING_METHODS):
+            # The wire is the same for a request and for a stream of one.
+            method = api.channel.unary_unary(name, bytes, bytes)
+            error = api.refused(method, b"")
+            assert (error.code, error.info.reason) == ("UNAVAILABLE", "UNAVAILABLE"), name
+            assert "drained" in error.text
+            assert error.info.metadata["conclusion"] == "rejected"
+            assert error.info.metadata["next_step"] == "use another node"
+        check = PB.MergeCheckRequest(repository=pushed, target=b"main", source=b"main")
+        assert api.call(api.operations.MergeCheck, check).up_to_date
+    finally:
+        api.under_test.core.draining = False
+        eventually(lambda: not slots.drained, timeout_s=60, what="the edge knows")
+    commit(api, header(pushed), action("WRITE", "a", b"a"))
