@@ -9,6 +9,7 @@ import argparse
 import collections
 import dataclasses
 import gc
+import hashlib
 import json
 import logging
 import os
@@ -17,13 +18,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from simulation.schedule import Story, run_schedule
 
-__all__ = ["Total", "environment", "main", "run_in_processes"]
+__all__ = ["Total", "base_of_tree", "environment", "main", "run_in_processes"]
 
 _HASH_SEED = "0"
 _PROGRESS_EVERY = 500
+# What decides the story of a seed, as far as it is in this tree.
+_SIMULATED = ("cluster/**/*.py", "cluster/**/*.sql", "tests/simulation/*.py", "tests/support/*.py")
 
 
 @dataclasses.dataclass(slots=True)
@@ -176,6 +180,22 @@ def _show(seed: int, *, trace: bool) -> Story:
     return story
 
 
+def base_of_tree() -> int:
+    """First seed of the schedules that belong to this source tree: the same in every clone of it,
+    others after any change of what is simulated. 13 digits, as a clock's milliseconds have."""
+    root = Path(__file__).resolve().parents[2]
+    files = {path for pattern in _SIMULATED for path in root.glob(pattern)}
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{path.relative_to(root)} {content}\n".encode())
+    return 10**12 + int.from_bytes(digest.digest()[:8], "big") % (9 * 10**12)
+
+
+def _base(text: str) -> int:
+    return base_of_tree() if text == "tree" else int(text)
+
+
 def _ranges(text: str) -> Iterator[int]:
     first, _, stop = text.partition("-")
     return iter(range(int(first), int(stop)))
@@ -187,7 +207,9 @@ def main() -> int:
     parser.add_argument("--trace", action="store_true", help="with --seed: every event noted")
     parser.add_argument("--seeds", help="FIRST-STOP instead of fresh ones")
     parser.add_argument("--count", type=int, default=3000, help="fresh schedules")
-    parser.add_argument("--base", type=int, help="their first seed; from the clock without")
+    parser.add_argument(
+        "--base", type=_base, help="their first seed, or `tree`; from the clock without"
+    )
     parser.add_argument("--seconds", type=float, default=1e9, help="no new schedule after these")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--mutation", default="", help="with this safety rule removed")
