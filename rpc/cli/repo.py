@@ -10,6 +10,7 @@ import click
 from quorepo.rpc.cli.completers import complete_repository
 from quorepo.rpc.cli.groups import CommandGroup
 from quorepo.rpc.cli.options import Settings, common_options
+from quorepo.rpc.cli.repo_moves import deleted, fork, rename, undelete
 from quorepo.rpc.cli.repo_upkeep import optimize, prune
 from quorepo.rpc.request_ids import new_request_uuid
 
@@ -21,7 +22,7 @@ _REQUEST_ID_HELP = "Repeat an earlier request whose outcome is not known (a UUID
 
 @click.group("repo", cls=CommandGroup)
 def command() -> None:
-    """Create, list, inspect, optimize and delete repositories.
+    """Create, list, inspect, rename, fork, optimize, delete and undelete repositories.
 
     \b
     Examples:
@@ -30,8 +31,8 @@ def command() -> None:
     """
 
 
-command.add_command(optimize)
-command.add_command(prune)
+for _part in (deleted, fork, optimize, prune, rename, undelete):
+    command.add_command(_part)
 
 
 @command.command("create")
@@ -142,19 +143,23 @@ def info(path: str, settings: Settings) -> None:
 @click.option("--request-id", type=click.UUID, help=_REQUEST_ID_HELP)
 @common_options
 def delete(path: str, yes: bool, request_id: uuid.UUID | None, settings: Settings) -> None:
-    """Deletes a repository with everything in it, for good.
+    """Deletes a repository; for a while it can be had back, with all that it had.
+
+    The path is free at once. How long it is kept says storage.undelete_retention_s of the node
+    that is asked; `quorepo repo deleted` lists what can be had back.
 
     \b
     Example:
       quorepo repo delete team/app --yes
+      quorepo repo undelete team/app
     """
     from quorepo.rpc.cli.client import connected
     from quorepo.rpc.cli.confirm import confirm
-    from quorepo.rpc.cli.output import emit_done
+    from quorepo.rpc.cli.output import emit_done, note
     from quorepo.v1 import repository_pb2
 
     confirm(
-        f"Delete {path!r} with all its history, for good?",
+        f"Delete {path!r} with all its history?",
         yes=yes,
         again=f"quorepo repo delete {path} --yes",
     )
@@ -162,8 +167,15 @@ def delete(path: str, yes: bool, request_id: uuid.UUID | None, settings: Setting
         request_id=str(request_id or new_request_uuid()), path=path
     )
     with connected(settings) as client:
-        client.call(client.repositories.DeleteRepository, request, request_id=request.request_id)
-    emit_done({"deleted": path}, settings.output, f"deleted {path}")
+        answer = client.call(
+            client.repositories.DeleteRepository, request, request_id=request.request_id
+        )
+    kept_until = answer.purge_time.ToJsonString()
+    document = {
+        "deleted": path, "repository_id": answer.repository_id, "purge_time": kept_until
+    }  # fmt: skip
+    emit_done(document, settings.output, f"deleted {path}")
+    note(f"until {kept_until} it can be had back: quorepo repo undelete {answer.repository_id}")
 
 
 def _document(repository: Any) -> dict[str, Any]:

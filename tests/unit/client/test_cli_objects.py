@@ -94,3 +94,42 @@ def test_nobody_there_is_code_3(run: Run) -> None:
     result = run("log", "a", "--timeout", "0.3", QUOREPO_ENDPOINT="127.0.0.1:1")
     assert result.exit_code == 3
     assert "nothing was changed" in result.stderr
+
+
+def test_a_repository_is_renamed_forked_deleted_and_brought_back(
+    run: Run, path: str, commits: list[str]
+) -> None:
+    renamed = run("repo", "rename", path, f"{path}-2")
+    assert renamed.stdout == f"renamed {path} to {path}-2\n"
+    assert run("repo", "info", path).exit_code == 1
+    forked = json.loads(run("repo", "fork", f"{path}-2", f"{path}-fork", "-o", "json").stdout)
+    assert forked["forked_from"] == f"{path}-2"
+    heads = [run("ref", "get", p, "HEAD").stdout for p in (f"{path}-2", f"{path}-fork")]
+    assert heads[0] == heads[1]
+
+    deleted = run("repo", "delete", f"{path}-2", "--yes", "-o", "json")
+    document = json.loads(deleted.stdout)
+    assert f"quorepo repo undelete {document['repository_id']}" in deleted.stderr
+    listed = json.loads(run("repo", "deleted", "-o", "json").stdout)
+    (mine,) = [row for row in listed if row["path"] == f"{path}-2"]
+    assert mine["repository_id"] == document["repository_id"]
+    assert mine["purge_time"] == document["purge_time"]
+    assert f"{path}-2" in run("repo", "deleted").stdout
+    assert run("repo", "undelete", f"{path}-2", "--to", path).stdout == f"{path} is back\n"
+    assert run("ref", "get", path, "HEAD").stdout == heads[0]
+    missing = run("repo", "undelete", f"{path}-2")
+    assert missing.exit_code == 1
+    assert "nothing was changed" in missing.stderr
+    assert "quorepo repo deleted" in missing.stderr
+
+
+def test_which_of_two_deleted_repositories_is_meant_is_asked(run: Run, path: str) -> None:
+    ids = []
+    for _ in range(2):
+        assert run("repo", "create", path).exit_code == 0
+        deleted = run("repo", "delete", path, "--yes", "-o", "json")
+        ids.append(json.loads(deleted.stdout)["repository_id"])
+    refused = run("repo", "undelete", path)
+    assert refused.exit_code == 1
+    assert all(repository_id in refused.stderr for repository_id in ids)
+    assert run("repo", "undelete", ids[0]).stdout == f"{path} is back\n"
