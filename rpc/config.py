@@ -26,6 +26,7 @@ from quorepo.rpc.cluster_config import ClusterSection, TlsSection
 from quorepo.rpc.config_environment import apply_environment, effective
 from quorepo.rpc.config_types import AbsolutePath, NodeName, Section, machine_name, split_address
 from quorepo.rpc.git_settings import GitSection
+from quorepo.rpc.imports.config import ImportsSection
 from quorepo.rpc.listener_config import (
     AdvertiseSection,
     GrpcSection,
@@ -123,6 +124,7 @@ class NodeConfig(Section):
     git: GitSection = Field(default_factory=lambda: GitSection())
     push: PushSection = Field(default_factory=lambda: PushSection())
     api: ApiSection = Field(default_factory=lambda: ApiSection())
+    imports: ImportsSection = Field(default_factory=lambda: ImportsSection())
     limits: StorageLimits = Field(default_factory=lambda: StorageLimits())
     raft: RaftConfig = Field(default_factory=lambda: RaftConfig())
     workers: WorkersSection = Field(default_factory=lambda: WorkersSection())

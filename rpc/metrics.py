@@ -217,6 +217,9 @@ class EdgeMetrics:
             ["source", "result"],
             registry=self.registry,
         )
+        self.imports_running = Gauge(
+            "quorepo_imports_running", "Imports that this node runs.", registry=self.registry
+        )
 
     def _declare_upkeep(self) -> None:
         self.upkeep_runs = Counter(

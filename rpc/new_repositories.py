@@ -75,6 +75,10 @@ class Made:
 class NewRepositories:
     """Makes repositories out of packs."""
 
+    # What `make` tells when it comes to these steps; after the second one nothing is undone.
+    COPYING = "Copying the pack to a majority of nodes"
+    COMMITTING = "Waiting for a majority to agree"
+
     def __init__(self, edge: EdgeContext) -> None:
         self._edge = edge
         self._storage = StateReader(edge.reads.layout(GROUP_STORAGE))
@@ -93,12 +97,20 @@ class NewRepositories:
             AlreadyExists: another request made a repository at the path.
             Unavailable: that can't be told now.
         """
-        await self._edge.reads.confirm()
-        if (made := await self._edge.reads.in_thread(lambda: self._kept(origin))) is not None:
+        if (made := await self.made(origin)) is not None:
             return made
         if await self._edge.reads.find(path, consistency="local") is not None:
             raise _exists(path)
         return None
+
+    async def made(self, origin: Origin) -> Made | None:
+        """What this request made, as far as the log still keeps it.
+
+        Raises:
+            Unavailable: that can't be told now.
+        """
+        await self._edge.reads.confirm()
+        return await self._edge.reads.in_thread(lambda: self._kept(origin))
 
     def visible(self, refs: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         """Those that are not hidden here: nobody could have pushed the others."""
@@ -151,12 +163,12 @@ class NewRepositories:
             verified = await verifier.verify_upload(target, pack)
         place = await self._transactions.place(target, origin)
         for addition in verified.packs:
-            tell("Copying the pack to a majority of nodes")
+            tell(self.COPYING)
             timeout_s = _REPLICATE_TIMEOUT_S + addition.pack_bytes / _REPLICATE_BYTES_PER_S
             await self._edge.core.replicate_pack(
                 place.group, place.repository_id, addition, timeout_s
             )
-        tell("Waiting for a majority to agree")
+        tell(self.COMMITTING)
         work = self._commit(place, verified, changes, content, origin, verifier)
         return await asyncio.shield(self._edge.spawn(work, f"new repository {path}"))
 

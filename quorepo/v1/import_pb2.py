@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from quorepo.v1 import common_pb2 as quorepo_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17quorepo/v1/import.proto\x12\nquorepo.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17quorepo/v1/common.proto\"\xc2\x01\n!CreateRepositoryFromBundleRequest\x12\x46\n\x06header\x18\x01 \x01(\x0b\x32\x34.quorepo.v1.CreateRepositoryFromBundleRequest.HeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06sha256\x18\x03 \x01(\x0cH\x00\x1a*\n\x06Header\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\tB\x06\n\x04part\"Z\n\"CreateRepositoryFromBundleResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12&\n\x08revision\x18\x02 \x01(\x0b\x32\x14.quorepo.v1.Revision\"_\n\x17ImportRepositoryRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0b\n\x03url\x18\x03 \x01(\t\x12\x15\n\rauthorization\x18\x04 \x01(\t\"O\n\x18ImportRepositoryResponse\x12\x33\n\toperation\x18\x01 \x01(\x0b\x32 .quorepo.v1.LongRunningOperation\"\xa9\x03\n\x14LongRunningOperation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x35\n\x05state\x18\x02 \x01(\x0e\x32&.quorepo.v1.LongRunningOperation.State\x12\r\n\x05phase\x18\x03 \x01(\t\x12\x12\n\nbytes_done\x18\x04 \x01(\x04\x12\x14\n\x0c\x65rror_reason\x18\x05 \x01(\t\x12\x15\n\rerror_message\x18\x06 \x01(\t\x12\x0c\n\x04path\x18\x07 \x01(\t\x12&\n\x08revision\x18\x08 \x01(\x0b\x32\x14.quorepo.v1.Revision\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"h\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_RUNNING\x10\x01\x12\x0e\n\nSTATE_DONE\x10\x02\x12\x10\n\x0cSTATE_FAILED\x10\x03\x12\x13\n\x0fSTATE_CANCELLED\x10\x04\"#\n\x13GetOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"K\n\x14GetOperationResponse\x12\x33\n\toperation\x18\x01 \x01(\x0b\x32 .quorepo.v1.LongRunningOperation\"&\n\x16\x43\x61ncelOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"N\n\x17\x43\x61ncelOperationResponse\x12\x33\n\toperation\x18\x01 \x01(\x0b\x32 .quorepo.v1.LongRunningOperation2\x9c\x03\n\rImportService\x12}\n\x1a\x43reateRepositoryFromBundle\x12-.quorepo.v1.CreateRepositoryFromBundleRequest\x1a..quorepo.v1.CreateRepositoryFromBundleResponse(\x01\x12]\n\x10ImportRepository\x12#.quorepo.v1.ImportRepositoryRequest\x1a$.quorepo.v1.ImportRepositoryResponse\x12Q\n\x0cGetOperation\x12\x1f.quorepo.v1.GetOperationRequest\x1a .quorepo.v1.GetOperationResponse\x12Z\n\x0f\x43\x61ncelOperation\x12\".quorepo.v1.CancelOperationRequest\x1a#.quorepo.v1.CancelOperationResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17quorepo/v1/import.proto\x12\nquorepo.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17quorepo/v1/common.proto\"\xc2\x01\n!CreateRepositoryFromBundleRequest\x12\x46\n\x06header\x18\x01 \x01(\x0b\x32\x34.quorepo.v1.CreateRepositoryFromBundleRequest.HeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06sha256\x18\x03 \x01(\x0cH\x00\x1a*\n\x06Header\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\tB\x06\n\x04part\"Z\n\"CreateRepositoryFromBundleResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12&\n\x08revision\x18\x02 \x01(\x0b\x32\x14.quorepo.v1.Revision\"_\n\x17ImportRepositoryRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0b\n\x03url\x18\x03 \x01(\t\x12\x15\n\rauthorization\x18\x04 \x01(\t\"O\n\x18ImportRepositoryResponse\x12\x33\n\toperation\x18\x01 \x01(\x0b\x32 .quorepo.v1.LongRunningOperation\"\xce\x03\n\x14LongRunningOperation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x35\n\x05state\x18\x02 \x01(\x0e\x32&.quorepo.v1.LongRunningOperation.State\x12\r\n\x05phase\x18\x03 \x01(\t\x12\x12\n\nbytes_done\x18\x04 \x01(\x04\x12\x14\n\x0c\x65rror_reason\x18\x05 \x01(\t\x12\x15\n\rerror_message\x18\x06 \x01(\t\x12\x0c\n\x04path\x18\x07 \x01(\t\x12&\n\x08revision\x18\x08 \x01(\x0b\x32\x14.quorepo.v1.Revision\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07objects\x18\x0b \x01(\x04\x12\x12\n\nrequest_id\x18\x0c \x01(\t\"h\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_RUNNING\x10\x01\x12\x0e\n\nSTATE_DONE\x10\x02\x12\x10\n\x0cSTATE_FAILED\x10\x03\x12\x13\n\x0fSTATE_CANCELLED\x10\x04\"#\n\x13GetOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"K\n\x14GetOperationResponse\x12\x33\n\toperation\x18\x01 \x01(\x0b\x32 .quorepo.v1.LongRunningOperation\">\n\x15ListOperationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"g\n\x16ListOperationsResponse\x12\x34\n\noperations\x18\x01 \x03(\x0b\x32 .quorepo.v1.LongRunningOperation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x14WaitOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\ttimeout_s\x18\x02 \x01(\x01\"L\n\x15WaitOperationResponse\x12\x33\n\toperation\x18\x01 \x01(\x0b\x32 .quorepo.v1.LongRunningOperation\"&\n\x16\x43\x61ncelOperationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"N\n\x17\x43\x61ncelOperationResponse\x12\x33\n\toperation\x18\x01 \x01(\x0b\x32 .quorepo.v1.LongRunningOperation2\xcb\x04\n\rImportService\x12}\n\x1a\x43reateRepositoryFromBundle\x12-.quorepo.v1.CreateRepositoryFromBundleRequest\x1a..quorepo.v1.CreateRepositoryFromBundleResponse(\x01\x12]\n\x10ImportRepository\x12#.quorepo.v1.ImportRepositoryRequest\x1a$.quorepo.v1.ImportRepositoryResponse\x12Q\n\x0cGetOperation\x12\x1f.quorepo.v1.GetOperationRequest\x1a .quorepo.v1.GetOperationResponse\x12W\n\x0eListOperations\x12!.quorepo.v1.ListOperationsRequest\x1a\".quorepo.v1.ListOperationsResponse\x12T\n\rWaitOperation\x12 .quorepo.v1.WaitOperationRequest\x1a!.quorepo.v1.WaitOperationResponse\x12Z\n\x0f\x43\x61ncelOperation\x12\".quorepo.v1.CancelOperationRequest\x1a#.quorepo.v1.CancelOperationResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,17 +44,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMPORTREPOSITORYRESPONSE']._serialized_start=483
   _globals['_IMPORTREPOSITORYRESPONSE']._serialized_end=562
   _globals['_LONGRUNNINGOPERATION']._serialized_start=565
-  _globals['_LONGRUNNINGOPERATION']._serialized_end=990
-  _globals['_LONGRUNNINGOPERATION_STATE']._serialized_start=886
-  _globals['_LONGRUNNINGOPERATION_STATE']._serialized_end=990
-  _globals['_GETOPERATIONREQUEST']._serialized_start=992
-  _globals['_GETOPERATIONREQUEST']._serialized_end=1027
-  _globals['_GETOPERATIONRESPONSE']._serialized_start=1029
-  _globals['_GETOPERATIONRESPONSE']._serialized_end=1104
-  _globals['_CANCELOPERATIONREQUEST']._serialized_start=1106
-  _globals['_CANCELOPERATIONREQUEST']._serialized_end=1144
-  _globals['_CANCELOPERATIONRESPONSE']._serialized_start=1146
-  _globals['_CANCELOPERATIONRESPONSE']._serialized_end=1224
-  _globals['_IMPORTSERVICE']._serialized_start=1227
-  _globals['_IMPORTSERVICE']._serialized_end=1639
+  _globals['_LONGRUNNINGOPERATION']._serialized_end=1027
+  _globals['_LONGRUNNINGOPERATION_STATE']._serialized_start=923
+  _globals['_LONGRUNNINGOPERATION_STATE']._serialized_end=1027
+  _globals['_GETOPERATIONREQUEST']._serialized_start=1029
+  _globals['_GETOPERATIONREQUEST']._serialized_end=1064
+  _globals['_GETOPERATIONRESPONSE']._serialized_start=1066
+  _globals['_GETOPERATIONRESPONSE']._serialized_end=1141
+  _globals['_LISTOPERATIONSREQUEST']._serialized_start=1143
+  _globals['_LISTOPERATIONSREQUEST']._serialized_end=1205
+  _globals['_LISTOPERATIONSRESPONSE']._serialized_start=1207
+  _globals['_LISTOPERATIONSRESPONSE']._serialized_end=1310
+  _globals['_WAITOPERATIONREQUEST']._serialized_start=1312
+  _globals['_WAITOPERATIONREQUEST']._serialized_end=1367
+  _globals['_WAITOPERATIONRESPONSE']._serialized_start=1369
+  _globals['_WAITOPERATIONRESPONSE']._serialized_end=1445
+  _globals['_CANCELOPERATIONREQUEST']._serialized_start=1447
+  _globals['_CANCELOPERATIONREQUEST']._serialized_end=1485
+  _globals['_CANCELOPERATIONRESPONSE']._serialized_start=1487
+  _globals['_CANCELOPERATIONRESPONSE']._serialized_end=1565
+  _globals['_IMPORTSERVICE']._serialized_start=1568
+  _globals['_IMPORTSERVICE']._serialized_end=2155
 # @@protoc_insertion_point(module_scope)

@@ -49,6 +49,16 @@ class ImportServiceStub:
                 request_serializer=quorepo_dot_v1_dot_import__pb2.GetOperationRequest.SerializeToString,
                 response_deserializer=quorepo_dot_v1_dot_import__pb2.GetOperationResponse.FromString,
                 _registered_method=True)
+        self.ListOperations = channel.unary_unary(
+                '/quorepo.v1.ImportService/ListOperations',
+                request_serializer=quorepo_dot_v1_dot_import__pb2.ListOperationsRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_import__pb2.ListOperationsResponse.FromString,
+                _registered_method=True)
+        self.WaitOperation = channel.unary_unary(
+                '/quorepo.v1.ImportService/WaitOperation',
+                request_serializer=quorepo_dot_v1_dot_import__pb2.WaitOperationRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_import__pb2.WaitOperationResponse.FromString,
+                _registered_method=True)
         self.CancelOperation = channel.unary_unary(
                 '/quorepo.v1.ImportService/CancelOperation',
                 request_serializer=quorepo_dot_v1_dot_import__pb2.CancelOperationRequest.SerializeToString,
@@ -70,23 +80,42 @@ class ImportServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ImportRepository(self, request, context):
-        """Makes a repository from what another git server serves over HTTP(S), in the background.
+        """Makes a repository from what another git server serves over HTTP(S): its branches and tags, in
+        the background, in one transaction. The operation is known to the node that is asked; the
+        repository is made or not, whatever becomes of that node. Repeated with the same request id
+        while it runs, or after it was done, it begins nothing; after a failure it tries again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetOperation(self, request, context):
-        """How far an operation in the background is. It is known to the node that its name tells, until
-        that node restarts or the operation has been over for an hour; then NOT_FOUND: look whether the
-        repository exists.
+        """How far an operation in the background is. The node that its name tells knows it until it
+        restarts or the operation has been over for `imports.kept_s`. Afterwards, and on other nodes,
+        an operation that was done is still told of for the window of request ids (two hours);
+        otherwise NOT_FOUND: repeat ImportRepository with the same request id, which is harmless.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListOperations(self, request, context):
+        """The operations that the node that is asked knows, the oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WaitOperation(self, request, context):
+        """Answers when the operation is over, or after `timeout_s`, with how far it is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelOperation(self, request, context):
-        """Stops an operation in the background if it is not over; nothing is left behind.
+        """Stops an operation in the background, on the node that runs it; nothing is left behind. One
+        that a majority is agreeing on already goes on: the answer says what became of it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,6 +138,16 @@ def add_ImportServiceServicer_to_server(servicer, server):
                     servicer.GetOperation,
                     request_deserializer=quorepo_dot_v1_dot_import__pb2.GetOperationRequest.FromString,
                     response_serializer=quorepo_dot_v1_dot_import__pb2.GetOperationResponse.SerializeToString,
+            ),
+            'ListOperations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListOperations,
+                    request_deserializer=quorepo_dot_v1_dot_import__pb2.ListOperationsRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_import__pb2.ListOperationsResponse.SerializeToString,
+            ),
+            'WaitOperation': grpc.unary_unary_rpc_method_handler(
+                    servicer.WaitOperation,
+                    request_deserializer=quorepo_dot_v1_dot_import__pb2.WaitOperationRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_import__pb2.WaitOperationResponse.SerializeToString,
             ),
             'CancelOperation': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelOperation,
@@ -197,6 +236,60 @@ class ImportService:
             '/quorepo.v1.ImportService/GetOperation',
             quorepo_dot_v1_dot_import__pb2.GetOperationRequest.SerializeToString,
             quorepo_dot_v1_dot_import__pb2.GetOperationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListOperations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.ImportService/ListOperations',
+            quorepo_dot_v1_dot_import__pb2.ListOperationsRequest.SerializeToString,
+            quorepo_dot_v1_dot_import__pb2.ListOperationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WaitOperation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.ImportService/WaitOperation',
+            quorepo_dot_v1_dot_import__pb2.WaitOperationRequest.SerializeToString,
+            quorepo_dot_v1_dot_import__pb2.WaitOperationResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,14 +40,25 @@ class ImportServiceStub:
     OUTCOME_UNKNOWN. ALREADY_EXISTS when the path has one, unless this same request made it.
     """
     ImportRepository: _grpc.UnaryUnaryMultiCallable[_import_pb2.ImportRepositoryRequest, _import_pb2.ImportRepositoryResponse]
-    """Makes a repository from what another git server serves over HTTP(S), in the background."""
-    GetOperation: _grpc.UnaryUnaryMultiCallable[_import_pb2.GetOperationRequest, _import_pb2.GetOperationResponse]
-    """How far an operation in the background is. It is known to the node that its name tells, until
-    that node restarts or the operation has been over for an hour; then NOT_FOUND: look whether the
-    repository exists.
+    """Makes a repository from what another git server serves over HTTP(S): its branches and tags, in
+    the background, in one transaction. The operation is known to the node that is asked; the
+    repository is made or not, whatever becomes of that node. Repeated with the same request id
+    while it runs, or after it was done, it begins nothing; after a failure it tries again.
     """
+    GetOperation: _grpc.UnaryUnaryMultiCallable[_import_pb2.GetOperationRequest, _import_pb2.GetOperationResponse]
+    """How far an operation in the background is. The node that its name tells knows it until it
+    restarts or the operation has been over for `imports.kept_s`. Afterwards, and on other nodes,
+    an operation that was done is still told of for the window of request ids (two hours);
+    otherwise NOT_FOUND: repeat ImportRepository with the same request id, which is harmless.
+    """
+    ListOperations: _grpc.UnaryUnaryMultiCallable[_import_pb2.ListOperationsRequest, _import_pb2.ListOperationsResponse]
+    """The operations that the node that is asked knows, the oldest first."""
+    WaitOperation: _grpc.UnaryUnaryMultiCallable[_import_pb2.WaitOperationRequest, _import_pb2.WaitOperationResponse]
+    """Answers when the operation is over, or after `timeout_s`, with how far it is."""
     CancelOperation: _grpc.UnaryUnaryMultiCallable[_import_pb2.CancelOperationRequest, _import_pb2.CancelOperationResponse]
-    """Stops an operation in the background if it is not over; nothing is left behind."""
+    """Stops an operation in the background, on the node that runs it; nothing is left behind. One
+    that a majority is agreeing on already goes on: the answer says what became of it.
+    """
 
 @_typing.type_check_only
 class ImportServiceAsyncStub(ImportServiceStub):
@@ -59,14 +70,25 @@ class ImportServiceAsyncStub(ImportServiceStub):
     OUTCOME_UNKNOWN. ALREADY_EXISTS when the path has one, unless this same request made it.
     """
     ImportRepository: _aio.UnaryUnaryMultiCallable[_import_pb2.ImportRepositoryRequest, _import_pb2.ImportRepositoryResponse]  # type: ignore[assignment]
-    """Makes a repository from what another git server serves over HTTP(S), in the background."""
-    GetOperation: _aio.UnaryUnaryMultiCallable[_import_pb2.GetOperationRequest, _import_pb2.GetOperationResponse]  # type: ignore[assignment]
-    """How far an operation in the background is. It is known to the node that its name tells, until
-    that node restarts or the operation has been over for an hour; then NOT_FOUND: look whether the
-    repository exists.
+    """Makes a repository from what another git server serves over HTTP(S): its branches and tags, in
+    the background, in one transaction. The operation is known to the node that is asked; the
+    repository is made or not, whatever becomes of that node. Repeated with the same request id
+    while it runs, or after it was done, it begins nothing; after a failure it tries again.
     """
+    GetOperation: _aio.UnaryUnaryMultiCallable[_import_pb2.GetOperationRequest, _import_pb2.GetOperationResponse]  # type: ignore[assignment]
+    """How far an operation in the background is. The node that its name tells knows it until it
+    restarts or the operation has been over for `imports.kept_s`. Afterwards, and on other nodes,
+    an operation that was done is still told of for the window of request ids (two hours);
+    otherwise NOT_FOUND: repeat ImportRepository with the same request id, which is harmless.
+    """
+    ListOperations: _aio.UnaryUnaryMultiCallable[_import_pb2.ListOperationsRequest, _import_pb2.ListOperationsResponse]  # type: ignore[assignment]
+    """The operations that the node that is asked knows, the oldest first."""
+    WaitOperation: _aio.UnaryUnaryMultiCallable[_import_pb2.WaitOperationRequest, _import_pb2.WaitOperationResponse]  # type: ignore[assignment]
+    """Answers when the operation is over, or after `timeout_s`, with how far it is."""
     CancelOperation: _aio.UnaryUnaryMultiCallable[_import_pb2.CancelOperationRequest, _import_pb2.CancelOperationResponse]  # type: ignore[assignment]
-    """Stops an operation in the background if it is not over; nothing is left behind."""
+    """Stops an operation in the background, on the node that runs it; nothing is left behind. One
+    that a majority is agreeing on already goes on: the answer says what became of it.
+    """
 
 class ImportServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -87,7 +109,11 @@ class ImportServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _import_pb2.ImportRepositoryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_import_pb2.ImportRepositoryResponse, _abc.Awaitable[_import_pb2.ImportRepositoryResponse]]:
-        """Makes a repository from what another git server serves over HTTP(S), in the background."""
+        """Makes a repository from what another git server serves over HTTP(S): its branches and tags, in
+        the background, in one transaction. The operation is known to the node that is asked; the
+        repository is made or not, whatever becomes of that node. Repeated with the same request id
+        while it runs, or after it was done, it begins nothing; after a failure it tries again.
+        """
 
     @_abc_1.abstractmethod
     def GetOperation(
@@ -95,10 +121,27 @@ class ImportServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _import_pb2.GetOperationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_import_pb2.GetOperationResponse, _abc.Awaitable[_import_pb2.GetOperationResponse]]:
-        """How far an operation in the background is. It is known to the node that its name tells, until
-        that node restarts or the operation has been over for an hour; then NOT_FOUND: look whether the
-        repository exists.
+        """How far an operation in the background is. The node that its name tells knows it until it
+        restarts or the operation has been over for `imports.kept_s`. Afterwards, and on other nodes,
+        an operation that was done is still told of for the window of request ids (two hours);
+        otherwise NOT_FOUND: repeat ImportRepository with the same request id, which is harmless.
         """
+
+    @_abc_1.abstractmethod
+    def ListOperations(
+        self,
+        request: _import_pb2.ListOperationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_import_pb2.ListOperationsResponse, _abc.Awaitable[_import_pb2.ListOperationsResponse]]:
+        """The operations that the node that is asked knows, the oldest first."""
+
+    @_abc_1.abstractmethod
+    def WaitOperation(
+        self,
+        request: _import_pb2.WaitOperationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_import_pb2.WaitOperationResponse, _abc.Awaitable[_import_pb2.WaitOperationResponse]]:
+        """Answers when the operation is over, or after `timeout_s`, with how far it is."""
 
     @_abc_1.abstractmethod
     def CancelOperation(
@@ -106,6 +149,8 @@ class ImportServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _import_pb2.CancelOperationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_import_pb2.CancelOperationResponse, _abc.Awaitable[_import_pb2.CancelOperationResponse]]:
-        """Stops an operation in the background if it is not over; nothing is left behind."""
+        """Stops an operation in the background, on the node that runs it; nothing is left behind. One
+        that a majority is agreeing on already goes on: the answer says what became of it.
+        """
 
 def add_ImportServiceServicer_to_server(servicer: ImportServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -6,14 +6,24 @@ from collections.abc import AsyncIterator
 
 from quorepo.rpc.context import EdgeContext
 from quorepo.rpc.grpc.byte_streams import ByteRequest
-from quorepo.rpc.grpc.conversions import request_uuid, telling_request_id
+from quorepo.rpc.grpc.conversions import (
+    PageKey,
+    page_size,
+    request_uuid,
+    telling_request_id,
+    time_left_s,
+    timestamp,
+)
 from quorepo.rpc.grpc.errors import Context
 from quorepo.rpc.grpc.interceptor import caller
 from quorepo.rpc.grpc.ref_writes import revision_of
+from quorepo.rpc.imports.fetching import Source
+from quorepo.rpc.imports.running import Imports, Operation
 from quorepo.rpc.new_repositories import Content, Made, NewRepositories, telling_the_end
 from quorepo.rpc.reads import GROUP_STORAGE
 from quorepo.rpc.repositories import Origin
 from quorepo.rpc.uploads import Incoming, Upload
+from quorepo.storage.errors import InvalidArgument
 from quorepo.storage.git.bundle_header import BundleHeaderParser
 from quorepo.storage.names import normalize_path
 from quorepo.v1 import import_pb2, import_pb2_grpc
@@ -21,6 +31,15 @@ from quorepo.v1 import import_pb2, import_pb2_grpc
 __all__ = ["ImportService"]
 
 PB = import_pb2
+_PAGE_SIZE, _PAGE_SIZE_MAX = 100, 1000
+_WAIT_S_MAX = 600.0
+_MESSAGE_CHARACTERS_MAX = 1000
+_STATES = {
+    "running": PB.LongRunningOperation.STATE_RUNNING,
+    "done": PB.LongRunningOperation.STATE_DONE,
+    "failed": PB.LongRunningOperation.STATE_FAILED,
+    "cancelled": PB.LongRunningOperation.STATE_CANCELLED,
+}
 
 
 class ImportService(import_pb2_grpc.ImportServiceServicer):
@@ -29,9 +48,11 @@ class ImportService(import_pb2_grpc.ImportServiceServicer):
     def __init__(self, edge: EdgeContext) -> None:
         self._edge = edge
         self._new = NewRepositories(edge)
+        self._imports = Imports(edge, self._new)
 
-    def close(self) -> None:
-        """Closes the connection to the state."""
+    async def close(self) -> None:
+        """Ends the imports that run, and closes the connection to the state."""
+        await self._imports.close()
         self._new.close()
 
     async def CreateRepositoryFromBundle(
@@ -72,6 +93,93 @@ class ImportService(import_pb2_grpc.ImportServiceServicer):
         async with Upload(self._edge.reads.layout(GROUP_STORAGE), self._edge.disk) as upload:
             await upload.receive(incoming, limits.push_bytes_max)
             return await self._new.make(path, content, upload.path, origin, _nobody_listens)
+
+    async def ImportRepository(
+        self, request: PB.ImportRepositoryRequest, context: Context
+    ) -> PB.ImportRepositoryResponse:
+        """Begins it; idempotent by request id."""
+        identity = caller()
+        with telling_request_id(request_id := request_uuid(request.request_id)):
+            path = normalize_path(request.path)
+            self._edge.authenticator.authorize(identity, "create", path)
+            operation = await self._imports.start(
+                path,
+                Source(request.url, request.authorization),
+                self._edge.origin(identity.user, request_id.bytes),
+            )
+        return PB.ImportRepositoryResponse(operation=_message(operation))
+
+    async def GetOperation(
+        self, request: PB.GetOperationRequest, context: Context
+    ) -> PB.GetOperationResponse:
+        """How far it is."""
+        return PB.GetOperationResponse(operation=_message(await self._find(request.name)))
+
+    async def ListOperations(
+        self, request: PB.ListOperationsRequest, context: Context
+    ) -> PB.ListOperationsResponse:
+        """Those of this node."""
+        self._edge.authenticator.authorize(caller(), "read")
+        key = PageKey("operations")
+        after = key.key(request.page_token).decode("utf-8", "replace")
+        size = page_size(request.page_size, _PAGE_SIZE, _PAGE_SIZE_MAX)
+        known = sorted(self._imports.all(), key=_order)
+        rest = [operation for operation in known if _order(operation) > after]
+        more = len(rest) > size
+        return PB.ListOperationsResponse(
+            operations=[_message(operation) for operation in rest[:size]],
+            next_page_token=key.token(_order(rest[size - 1]).encode()) if more else "",
+        )
+
+    async def WaitOperation(
+        self, request: PB.WaitOperationRequest, context: Context
+    ) -> PB.WaitOperationResponse:
+        """Waits for its end, within the deadline."""
+        if not 0 <= request.timeout_s <= _WAIT_S_MAX:
+            raise InvalidArgument(f"timeout_s must be 0 to {_WAIT_S_MAX:g}")
+        operation = await self._find(request.name)
+        wait_s = time_left_s(context, request.timeout_s or _WAIT_S_MAX)
+        await self._imports.wait(operation, wait_s)
+        return PB.WaitOperationResponse(operation=_message(operation))
+
+    async def CancelOperation(
+        self, request: PB.CancelOperationRequest, context: Context
+    ) -> PB.CancelOperationResponse:
+        """Stops it, unless it is over or proposed."""
+        self._edge.authenticator.authorize(caller(), "create")
+        operation = await self._imports.cancel(request.name, caller().user)
+        return PB.CancelOperationResponse(operation=_message(operation))
+
+    async def _find(self, name: str) -> Operation:
+        self._edge.authenticator.authorize(caller(), "read")
+        return await self._imports.get(name, caller().user)
+
+
+def _order(operation: Operation) -> str:
+    """The oldest first, and stable."""
+    return f"{operation.start_ms:016d} {operation.name}"
+
+
+def _message(operation: Operation) -> PB.LongRunningOperation:
+    error = operation.error
+    message = PB.LongRunningOperation(
+        name=operation.name,
+        state=_STATES[operation.state],
+        phase=operation.phase,
+        bytes_done=operation.bytes_done,
+        objects=operation.objects,
+        error_reason="" if error is None else error.reason,
+        error_message="" if error is None else str(error)[:_MESSAGE_CHARACTERS_MAX],
+        path=operation.path,
+        request_id=operation.name.rpartition("/")[2],
+    )
+    if operation.revision is not None:
+        message.revision.CopyFrom(revision_of(operation.revision))
+    if operation.start_ms:
+        message.start_time.CopyFrom(timestamp(operation.start_ms))
+    if operation.end_ms:
+        message.end_time.CopyFrom(timestamp(operation.end_ms))
+    return message
 
 
 def _nobody_listens(_text: str) -> None:

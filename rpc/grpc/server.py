@@ -98,7 +98,7 @@ class GrpcServer:
         self._operations = OperationService(edge, history)
         self._events = EventService(edge)
         self._transfers = TransferService(edge)
-        self._imports = ImportService(edge)  # type: ignore[abstract]
+        self._imports = ImportService(edge)
         self._watcher: asyncio.Task[None] | None = None
         self._server = grpc.aio.server(
             interceptors=[EdgeInterceptor(edge)],
@@ -139,7 +139,7 @@ class GrpcServer:
         self._repositories.close()
         self._operations.close()
         self._events.close()
-        self._imports.close()
+        await self._imports.close()
 
     async def _bind(self) -> None:
         """Waits a little for a predecessor whose end the kernel has not completed yet."""

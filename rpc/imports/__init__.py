@@ -1,0 +1,1 @@
+"""Repositories imported from other git servers: one process per import, told of as operations."""
