@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
+
+# The same examples in every run, so that a failure is one of the change. How long an example takes
+# says nothing on a machine that others use too.
+settings.register_profile("repeated", derandomize=True, deadline=None)
+settings.register_profile("fresh", deadline=None)
+settings.load_profile("repeated")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -9,25 +9,26 @@ import argparse
 import collections
 import dataclasses
 import gc
-import hashlib
 import json
 import logging
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+
+from google.protobuf import __version__ as protobuf_version
 
 from simulation.schedule import Story, run_schedule
+from simulation.seeds import base_of_tree
 
-__all__ = ["Total", "base_of_tree", "environment", "main", "run_in_processes"]
+__all__ = ["Total", "environment", "main", "run_in_processes"]
 
 _HASH_SEED = "0"
 _PROGRESS_EVERY = 500
-# What decides the story of a seed, as far as it is in this tree.
-_SIMULATED = ("cluster/**/*.py", "cluster/**/*.sql", "tests/simulation/*.py", "tests/support/*.py")
 
 
 @dataclasses.dataclass(slots=True)
@@ -38,11 +39,13 @@ class Total:
     seconds: float = 0.0
     failed: dict[int, str] = dataclasses.field(default_factory=dict)
     sums: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    stories: dict[int, int] = dataclasses.field(default_factory=dict)  # a hash of each, by seed
 
     def add(self, line: str) -> None:
         """Takes in a line of a worker process."""
         told = json.loads(line)
         self.schedules += 1
+        self.stories[told["seed"]] = zlib.crc32(line.encode())
         if told["violation"]:
             self.failed[told["seed"]] = told["violation"]
         for name in (
@@ -70,12 +73,17 @@ class Total:
         ]
         return "\n".join(lines)
 
+    def stories_hash(self) -> str:
+        """Equal in two runs of the same seeds that saw the same events, whoever ran them."""
+        return f"{zlib.crc32(json.dumps(sorted(self.stories.items())).encode()):08x}"
+
     def summary(self, base: int, wanted: int) -> str:
         """One line for whoever reads the end of a log."""
         short = f", {wanted - self.schedules} not begun in time" if self.schedules < wanted else ""
         return (
             f"simulation: {self.schedules} schedules{short}, {self.sums['faults']} faults, "
-            f"{len(self.failed)} violations, {self.seconds:.0f} s; the same again: "
+            f"{len(self.failed)} violations, {self.seconds:.0f} s, stories "
+            f"{self.stories_hash()}; the same again: "
             f'make simulate SIMULATE_ARGS="--base {base} --count {wanted}"'
         )
 
@@ -180,25 +188,19 @@ def _show(seed: int, *, trace: bool) -> Story:
     return story
 
 
-def base_of_tree() -> int:
-    """First seed of the schedules that belong to this source tree: the same in every clone of it,
-    others after any change of what is simulated. 13 digits, as a clock's milliseconds have."""
-    root = Path(__file__).resolve().parents[2]
-    files = {path for pattern in _SIMULATED for path in root.glob(pattern)}
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
-        digest.update(f"{path.relative_to(root)} {content}\n".encode())
-    return 10**12 + int.from_bytes(digest.digest()[:8], "big") % (9 * 10**12)
+def _ranges(text: str) -> Iterator[int]:
+    first, _, stop = text.partition("-")
+    return iter(range(int(first), int(stop)))
+
+
+def _surroundings() -> str:
+    """What else a story depends on: SQLite decides how long files are, Python what chance is."""
+    python = ".".join(str(part) for part in sys.version_info[:3])
+    return f"Python {python}, SQLite {sqlite3.sqlite_version}, protobuf {protobuf_version}"
 
 
 def _base(text: str) -> int:
     return base_of_tree() if text == "tree" else int(text)
-
-
-def _ranges(text: str) -> Iterator[int]:
-    first, _, stop = text.partition("-")
-    return iter(range(int(first), int(stop)))
 
 
 def main() -> int:
@@ -208,7 +210,10 @@ def main() -> int:
     parser.add_argument("--seeds", help="FIRST-STOP instead of fresh ones")
     parser.add_argument("--count", type=int, default=3000, help="fresh schedules")
     parser.add_argument(
-        "--base", type=_base, help="their first seed, or `tree`; from the clock without"
+        "--base",
+        type=_base,
+        help="their first seed, or `tree`: from the code under simulation, as in CI; "
+        "from the clock without",
     )
     parser.add_argument("--seconds", type=float, default=1e9, help="no new schedule after these")
     parser.add_argument("--processes", type=int, default=2)
@@ -235,8 +240,8 @@ def main() -> int:
     if arguments.seeds:
         chosen = list(_ranges(arguments.seeds))
     else:
-        base = arguments.base or time.time_ns() // 1_000_000
-        print(f"base seed {base}", flush=True)
+        base = arguments.base if arguments.base is not None else time.time_ns() // 1_000_000
+        print(f"base seed {base}, {_surroundings()}", flush=True)
         chosen = list(range(base, base + arguments.count))
     total = run_in_processes(
         chosen,

@@ -1,23 +1,26 @@
 """Schedules of the simulator in the test run, and that it is worth something.
 
-The seeds come from the code that they run, so that each change of it meets new ones; the base seed
-is
-printed, and a failing one with the command that shows it again. Schedules run in processes of their
-own, because PYTHONHASHSEED has to be pinned.
+The seeds come from the code under simulation (seeds.py): a change of it has fresh ones, the same
+tree the same. The base seed is printed, and a failing one with the command
+that shows it again. Schedules run in processes of their own, because PYTHONHASHSEED has to be
+pinned.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from simulation.mutations import MUTATIONS, NARROW, hunt
 from simulation.regressions import REGRESSIONS
-from simulation.run import base_of_tree, environment, run_in_processes
+from simulation.run import environment, run_in_processes
+from simulation.seeds import ROOT, base_of_tree
 
 PROCESSES = 2
 FRESH_S = 25.0  # .ci/run goes on with them, to 3,000
@@ -34,7 +37,8 @@ QUICK_MUTATIONS = (
 
 
 def _base_seed() -> int:
-    return int(os.environ.get("QUOREPO_SIMULATION_SEED", base_of_tree()))
+    told = os.environ.get("QUOREPO_SIMULATION_SEED")
+    return int(told) if told else base_of_tree()
 
 
 def _run(count: int, seconds: float) -> None:
@@ -65,6 +69,40 @@ def test_one_seed_is_one_story(seed: int) -> None:
     """In two processes, to the last verdict. 14 has its state in files."""
     stories = [_story(seed) for _ in range(2)]
     assert stories[0] == stories[1]
+
+
+def test_schedules_are_the_same_however_they_are_spread_over_processes() -> None:
+    """Also what came before in the same process changes nothing."""
+    seeds = range(100, 108)
+    runs = [run_in_processes(order, processes=n, seconds=1e9)
+            for order, n in ((seeds, 1), (seeds[::-1], 2))]  # fmt: skip
+    assert runs[0].stories == runs[1].stories
+    assert len(runs[0].stories) == len(seeds)
+    assert runs[0].stories_hash() == runs[1].stories_hash()
+
+
+def test_the_seeds_of_a_tree_come_from_the_code_under_simulation_only(tmp_path: Path) -> None:
+    """Not from the time, from git, or from what this process imported; each change has others."""
+    assert base_of_tree() == base_of_tree(ROOT)
+    copy = tmp_path / "copy"
+    for name in ("cluster", "storage", "quorepo/internal", "tests/simulation", "tests/support"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("cluster", "storage"):
+        (copy / "quorepo" / name).symlink_to(f"../{name}")
+    base = base_of_tree(copy)
+    assert base == base_of_tree()
+    (copy / "tests" / "simulation" / "README.md").write_text("another text")
+    (copy / "tests" / "simulation" / "run.py").write_text("")
+    assert base_of_tree(copy) == base
+    bases = {base}
+    for name in (
+        "cluster/raft/journal.py", "cluster/state/schema.sql", "storage/layout.py",
+        "quorepo/internal/v1/log_pb2.py", "tests/simulation/faults.py",
+    ):  # fmt: skip
+        with (copy / name).open("a") as changed:
+            changed.write("\n")
+        bases.add(base_of_tree(copy))
+    assert len(bases) == 6
 
 
 def _story(seed: int) -> object:
