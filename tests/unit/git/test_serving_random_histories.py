@@ -320,6 +320,33 @@ def test_depths_and_filters_give_what_git_gives(changes: list[Change], data: st.
         )
 
 
+@given(changes=histories(), data=st.data())
+@HISTORY
+def test_haves_filters_and_depths_together(changes: list[Change], data: st.DataObject) -> None:
+    """A client that has something and wants a part: all of that part that it lacks, and nothing but
+    that part. What the part is git says, to a client that has nothing."""
+    number = st.integers(0, len(changes) - 1)
+    with ExitStack() as stack, stored(changes, []) as (repository, commits):
+        if data.draw(st.booleans(), "one pack"):
+            git("repack", "-adq", "--depth=20", cwd=repository.source)
+            repository.refresh()
+        if data.draw(st.booleans(), "tables"):
+            stack.enter_context(tables_of_changes(repository))
+        wants = [commits[n] for n in data.draw(st.lists(number, min_size=1, max_size=3), "wants")]
+        haves = [commits[n] for n in data.draw(st.lists(number, min_size=1, max_size=3), "haves")]
+        depth = data.draw(st.one_of(st.just([]), st.integers(1, 5).map(lambda d: [f"deepen {d}"])))
+        filters = data.draw(st.one_of(st.just([]), FILTERS.map(lambda f: [f"filter {f}"])))
+        lines = [f"want {oid}" for oid in wants]
+        lines[0] += " multi_ack_detailed ofs-delta filter"
+        part = split(answer_of_git(repository, ask([*lines, *depth, *filters], [])))[1]
+        whole = oids_of(part, repository.out_folder)
+        body = ask([*lines, *depth, *filters], haves)
+        for answer in (repository.answer(0, body), answer_of_git(repository, body)):
+            pack = split(answer)[1]
+            sent = oids_of(pack, repository.out_folder)
+            assert whole - closure(repository, haves) <= sent <= whole
+
+
 def test_client_without_ofs_delta_gets_none() -> None:
     """And one without thin-pack gets no delta whose base it would have to have."""
     changes = [
