@@ -32,6 +32,12 @@ class ApiSection(Section):
     batch_bytes_max: int = Field(
         1 * GIB, ge=1 * MIB, description="Most bytes of content that one BatchGetBlobs sends."
     )
+    unary_bytes_max: int = Field(
+        3 * MIB,
+        ge=1,
+        le=3 * MIB,
+        description="Largest blob that GetBlob answers in one message; ReadBlob streams the rest.",
+    )
     diff_files_max: int = Field(
         3000, ge=1, description="Most changed files of one diff; the rest is left out and marked."
     )

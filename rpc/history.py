@@ -207,7 +207,8 @@ class HistoryReads:
                     if error.limit != "limits.worker_timeout_s":
                         raise
                     raise LimitExceeded(
-                        f"the question {details['question']!r} took longer than {timeout_s:g} s",
+                        f"the question {details['question']!r} took longer than {timeout_s:g} s "
+                        f"(the caller's deadline, at most {timeout_limit})",
                         limit=timeout_limit,
                         next_step="ask for less, or ask the operator to raise the limit",
                     ) from None

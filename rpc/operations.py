@@ -215,7 +215,8 @@ class Operations:
             if error.limit != "limits.worker_timeout_s":
                 raise
             raise LimitExceeded(
-                f"it took longer than {timeout_s:g} s",
+                f"it took longer than {timeout_s:g} s (the caller's deadline, at most "
+                "api.read_timeout_s)",
                 limit="api.read_timeout_s",
                 next_step="ask the operator to raise the limit",
             ) from None

@@ -15,7 +15,6 @@ from quorepo.rpc.grpc.errors import Context
 from quorepo.rpc.grpc.groups import INLINE_BYTES_MAX, Group
 from quorepo.rpc.grpc.interceptor import caller
 from quorepo.rpc.grpc.read_messages import (
-    ANSWER_BYTES_MAX,
     decoded_page,
     encoded_page,
     fitting,
@@ -57,11 +56,13 @@ class BlobService(blob_pb2_grpc.BlobServiceServicer):
         view = await open_view(self._edge, context, request.repository, request.consistency)
         oid = objects.parse_oid(view, request.oid, "oid")
 
+        at_most = self._edge.config.api.unary_bytes_max
+
         def read() -> blob_pb2.GetBlobResponse:
             size = objects.blob_size(view, oid)
-            if size > ANSWER_BYTES_MAX:
+            if size > at_most:
                 raise LimitExceeded(
-                    f"blob {oid.hex()} has {size} bytes, one message holds {ANSWER_BYTES_MAX}",
+                    f"blob {oid.hex()} has {size} bytes, api.unary_bytes_max is {at_most}",
                     limit="api.unary_bytes_max",
                     next_step="use ReadBlob",
                 )
@@ -127,7 +128,7 @@ class BlobService(blob_pb2_grpc.BlobServiceServicer):
                 left -= blob.size if sent else 0
                 if left < 0:
                     raise LimitExceeded(
-                        f"the blobs have more than {api.batch_bytes_max} bytes together",
+                        f"the blobs exceed api.batch_bytes_max ({api.batch_bytes_max}) together",
                         limit="api.batch_bytes_max",
                         next_step="ask in several requests, or set blob_bytes_max",
                     )

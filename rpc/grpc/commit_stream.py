@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from quorepo.rpc.api_config import ApiSection
+from quorepo.rpc.grpc.byte_streams import CHUNK_BYTES_MAX
 from quorepo.storage.errors import InvalidArgument, LimitExceeded
 from quorepo.storage.fsck_names import Name, classify_name
 from quorepo.storage.objectformat import ObjectFormat
@@ -119,6 +120,8 @@ class CommitStream:
     def _continue(self, chunk: bytes) -> bytes:
         if not self.actions or self.actions[-1]["content"] is None:
             raise InvalidArgument("a chunk must follow an action that takes content")
+        if len(chunk) > CHUNK_BYTES_MAX:
+            raise InvalidArgument(f"a chunk has {len(chunk)} bytes, at most {CHUNK_BYTES_MAX}")
         return chunk
 
 
