@@ -23,6 +23,7 @@ from quorepo.cluster.metrics import ClusterMetrics
 from quorepo.cluster.proposals import ProposalDriver
 from quorepo.cluster.raft.host import RaftHost
 from quorepo.cluster.raft.interface import Outcome
+from quorepo.cluster.rounds import Rounds
 from quorepo.cluster.state.commands import COMMAND_VERSION, DIRECTORY_GROUP
 from quorepo.cluster.state.levels import LEVEL_MIN
 from quorepo.cluster.state.members import ChangeRow, Intentions
@@ -75,6 +76,7 @@ class Membership:
         self._driver = driver
         self._metrics = metrics
         self._levels = levels
+        self._rounds = Rounds(time.monotonic)
         self._changing = asyncio.Lock()
         self._transferred_at = dict.fromkeys(self._groups, float("-inf"))
         self._waits: dict[int, str] = {}
@@ -180,8 +182,13 @@ class Membership:
         if running is not None and group == DIRECTORY_GROUP:
             others = (g for g in self._groups if g != DIRECTORY_GROUP)
             others_done = all(self._is_done(running, g) for g in others)
+        status = self._host.status(group)
         return next_step(
-            self._host.status(group), self.intentions, self._replica_id, others_done=others_done
+            status,
+            self.intentions,
+            self._replica_id,
+            others_done=others_done,
+            caught_up=self._rounds.caught_up(status),
         )
 
     def _is_done(self, change: ChangeRow, group: int) -> bool:
@@ -211,9 +218,7 @@ class Membership:
         assert step.configuration is not None
         step.configuration.change_id = step.change_id
         step.configuration.actor = step.actor or f"node:{self._own_node()}"
-        failpoint(f"membership.before_{step.kind}")
         problem = await self._change(group, step.configuration, step.kind)
-        failpoint(f"membership.after_{step.kind}")
         if problem:
             self._wait(group, problem)
         else:
@@ -221,9 +226,11 @@ class Membership:
 
     async def _change(self, group: int, configuration: log_pb2.Configuration, action: str) -> str:
         """Returns why it did not work, or an empty string."""
+        failpoint(f"membership.before_{action}")
         proposal = await asyncio.wrap_future(
             self._host.change_configuration(group, configuration, _CHANGE_TIMEOUT_S)
         )
+        failpoint(f"membership.after_{action}")
         self._metrics.membership_steps.labels(group, action, proposal.outcome.value).inc()
         if proposal.outcome is not Outcome.APPLIED:
             return f"group {group}: {proposal.reason}"

@@ -73,24 +73,35 @@ def is_done(change: ChangeRow, configuration: log_pb2.Configuration) -> bool:
 
 
 def next_step(
-    status: GroupStatus, wanted: Intentions, me: str, *, others_done: bool
+    status: GroupStatus,
+    wanted: Intentions,
+    me: str,
+    *,
+    others_done: bool,
+    caught_up: frozenset[str],
 ) -> Step | None:
     """What the leader `me` of a group does next; None when everything is as it should be.
 
     Args:
         others_done: every other group is through with the running change. The directory lets a
             replica go as the last group: whoever leads another group learns there what to do.
+        caught_up: the learners that took all that the log held a moment ago, with its packs.
     """
     change = wanted.running
     if change is not None and not is_done(change, status.configuration):
-        step = _step_of_change(status, wanted, change, me, others_done)
+        step = _step_of_change(status, wanted, change, me, others_done, caught_up)
         if step is not None:
             return dataclasses.replace(step, change_id=change.change_id, actor=change.actor)
-    return _mark_drained(status, wanted, me) or _promote_waiting(status, wanted, me)
+    return _mark_drained(status, wanted, me) or _promote_waiting(status, wanted, me, caught_up)
 
 
 def _step_of_change(
-    status: GroupStatus, wanted: Intentions, change: ChangeRow, me: str, others_done: bool
+    status: GroupStatus,
+    wanted: Intentions,
+    change: ChangeRow,
+    me: str,
+    others_done: bool,
+    caught_up: frozenset[str],
 ) -> Step | None:
     if change.cancelling or change.kind == log_pb2.MEMBERSHIP_KIND_REMOVE:
         # The one that goes hands over at once: it does not hear when the other groups let it go.
@@ -111,7 +122,7 @@ def _step_of_change(
         if change.kind == log_pb2.MEMBERSHIP_KIND_PROMOTE:
             return Step("wait", change.node, reason="it is no replica of this group")
         return _add(status, change)
-    return _promote(status, change.replica_id, forced=bool(change.forced))
+    return _promote(status, change.replica_id, caught_up, forced=bool(change.forced))
 
 
 def _add(status: GroupStatus, change: ChangeRow) -> Step:
@@ -138,7 +149,9 @@ def _remove(
     return Step("remove", node, changed)
 
 
-def _promote(status: GroupStatus, replica_id: str, *, forced: bool) -> Step:
+def _promote(
+    status: GroupStatus, replica_id: str, caught_up: frozenset[str], *, forced: bool
+) -> Step:
     seen = next(r for r in status.replicas if r.replica_id == replica_id)
     if not seen.connected:
         return Step("wait", seen.node, reason="it is not reachable")
@@ -149,6 +162,8 @@ def _promote(status: GroupStatus, replica_id: str, *, forced: bool) -> Step:
     behind = status.last_index - seen.match_index
     if behind > PROMOTION_LAG_ENTRIES:
         return Step("wait", seen.node, reason=f"it is {behind} entries behind")
+    if replica_id not in caught_up:
+        return Step("wait", seen.node, reason="it fetches the packs that the log names")
     changed = _copy(status.configuration)
     for member in changed.replicas:
         if member.replica_id == replica_id:
@@ -175,13 +190,15 @@ def _mark_drained(status: GroupStatus, wanted: Intentions, me: str) -> Step | No
     return None
 
 
-def _promote_waiting(status: GroupStatus, wanted: Intentions, me: str) -> Step | None:
+def _promote_waiting(
+    status: GroupStatus, wanted: Intentions, me: str, caught_up: frozenset[str]
+) -> Step | None:
     """Learners that came back by themselves, with an emptied disk."""
     running = wanted.running.replica_id if wanted.running is not None else ""
     for replica in status.configuration.replicas:
         if replica.votes or replica.replica_id in (me, running, *sorted(wanted.kept_learners)):
             continue
-        step = _promote(status, replica.replica_id, forced=False)
+        step = _promote(status, replica.replica_id, caught_up, forced=False)
         if step.kind != "wait":
             return step
     return None

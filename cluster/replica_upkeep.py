@@ -96,6 +96,8 @@ class ReplicaUpkeep:
         progress = self.receiver.progress(group.group)
         if progress is not None:
             group.catch_up.CopyFrom(progress)
+        if group.group in self._packs.lacks_room:
+            group.catch_up.doing = "disk full"
 
     def work(self, host: RaftHost) -> dict[str, Coroutine[Any, Any, None]]:
         """What runs for as long as the node does, by name."""

@@ -10,6 +10,7 @@ or in the process by `enable` / `enabled`. Actions:
 
     kill     SIGKILL to the own process: no handler, no flush, as `kill -9` or the OOM killer would
     error    raises OSError(EIO), as a failing disk would
+    stop     SIGSTOP to the own process, once: it stands still until the test continues it (SIGCONT)
     count    only counts
 
 `@N` acts from the Nth time on (the first is 1). Knows nothing of who calls it.
@@ -39,7 +40,7 @@ __all__ = [
 
 ENVIRONMENT_VARIABLE = "QUOREPO_FAILPOINTS"
 
-Action = Literal["kill", "error", "count"]
+Action = Literal["kill", "error", "stop", "count"]
 
 
 @dataclasses.dataclass(slots=True)
@@ -101,6 +102,8 @@ def _hit(name: str) -> None:
         return
     if point.action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif point.action == "stop" and point.hits == point.first_hit:
+        os.kill(os.getpid(), signal.SIGSTOP)
     elif point.action == "error":
         raise OSError(errno.EIO, f"failpoint {name}")
 

@@ -96,6 +96,7 @@ class PackExchange:
         self._rng = rng or random.Random()  # noqa: S311 - jitter, not a secret
         self._check_replacement = check_replacement
         self._check_space = check_space  # raises StorageFull when so many bytes may not come in
+        self.lacks_room: set[int] = set()  # groups whose last pack had no room on this disk
         self._arrivals: dict[tuple[int, bytes], asyncio.Future[None]] = {}
 
     async def close(self) -> None:
@@ -355,7 +356,9 @@ class PackExchange:
     async def _arrival(
         self, layout: GroupLayout, header: peer_pb2.PackHeader, action: str
     ) -> AsyncIterator[Arrival]:
+        self.lacks_room.add(header.group)
         self._check_space(header.pack_bytes + header.index_bytes)
+        self.lacks_room.discard(header.group)
         writer = PackWriter(layout, header)
         arrival = Arrival(writer, self._files.write, self._limits.batch_bytes)
         try:

@@ -113,6 +113,27 @@ class Machines:
         self.addresses[name] = address
         self._write_hosts()
 
+    def cut(self, name: str) -> None:
+        """Takes a machine off the network: nothing is refused, nothing answers."""
+        self._ip("lab", f"link set v-{name} down")
+
+    def join(self, name: str) -> None:
+        """The network is back."""
+        self._ip("lab", f"link set v-{name} up")
+
+    def core_of(self, name: str) -> int:
+        """The process id of a node's core."""
+
+        def found() -> int:
+            pid = self.processes[name].pid
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            for child in children:
+                if b"core_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    return int(child)
+            return 0
+
+        return eventually(found, what=f"the core of {name}")
+
     def folder(self, name: str) -> Path:
         """What the machine has as /var/lib/quorepo."""
         return self.root / name

@@ -11,9 +11,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from support.demo import Demo
+from support.demo import Demo, DemoNode
 
-__all__ = ["SmallDisks", "can_mount"]
+__all__ = ["SmallDisks", "can_mount", "on_small_disk", "resize"]
 
 # Data that is there already moves onto the disk, so that a node keeps its identity.
 _MOUNT = """
@@ -40,6 +40,24 @@ def can_mount() -> bool:
         return False
     attempt = [*_namespace(), "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
     return subprocess.run(attempt, capture_output=True, check=False).returncode == 0
+
+
+def on_small_disk(node: DemoNode, size_bytes: int) -> None:
+    """From its next start a node, whose folder is empty, has a disk of its own."""
+    node.data_dir.mkdir(mode=0o700, exist_ok=True)
+    script = 'mount -t tmpfs -o "size=$1,mode=700" tmpfs "$2"; shift 2; exec "$@"'
+    node.argv = [
+        *_namespace(), "sh", "-ec", script, "sh", str(size_bytes), str(node.data_dir), *node.argv,
+    ]  # fmt: skip
+
+
+def resize(node: DemoNode, size_bytes: int) -> None:
+    """Makes the disk of a running node larger."""
+    enter = ["nsenter", "--target", str(node.pid), "--mount"]
+    if os.geteuid() != 0:
+        enter += ["--user", "--preserve-credentials"]
+    remount = ["mount", "-o", f"remount,size={size_bytes}", str(node.data_dir)]
+    subprocess.run([*enter, *remount], check=True, capture_output=True)
 
 
 class SmallDisks(Demo):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from quorepo.cluster.formation import voter
 from quorepo.cluster.membership_steps import Step, is_done, next_step, without
 from quorepo.cluster.raft.interface import GroupStatus, ReplicaStatus
+from quorepo.cluster.rounds import Rounds
 from quorepo.cluster.state.machine_membership import CANCELLING, RUNNING
 from quorepo.cluster.state.members import ChangeRow, Intentions
 from quorepo.internal.v1 import log_pb2
@@ -57,9 +60,13 @@ def step(
     kept: tuple[str, ...] = (),
     *,
     others_done: bool = True,
+    behind: bool = False,
 ) -> Step | None:
     wanted = Intentions(running, frozenset(draining), frozenset(kept))
-    return next_step(of, wanted, ME, others_done=others_done)
+    learners = frozenset(r.replica_id for r in of.replicas if not r.votes)
+    return next_step(
+        of, wanted, ME, others_done=others_done, caught_up=frozenset() if behind else learners
+    )
 
 
 THREE = configuration(ME, "n2@b", "n3@c")
@@ -89,6 +96,33 @@ def test_a_newcomer_that_is_not_ready_is_not_counted() -> None:
         assert waits is not None
         assert waits.kind == "wait"
         assert words in waits.reason
+
+
+def test_a_newcomer_that_lacks_one_entry_may_lack_all_packs() -> None:
+    """It was promoted with 64 entries to go, whatever they named, and held up the majority."""
+    four = configuration(ME, "n2@b", "n3@c", learners=("n4@d",))
+    waits = step(status(four, lag=1), change(ADD, "n4@d"), behind=True)
+    assert waits is not None
+    assert (waits.kind, waits.reason) == ("wait", "it fetches the packs that the log names")
+
+
+def test_a_learner_has_caught_up_when_a_round_takes_it_little_time() -> None:
+    now = 0.0
+    rounds = Rounds(lambda: now)
+    four = configuration(ME, "n2@b", "n3@c", learners=("n4@d",))
+    assert rounds.caught_up(status(four, lag=3)) == frozenset()
+    now = 60.0  # it fetched a large pack
+    assert rounds.caught_up(status(four)) == frozenset()
+    now = 60.1  # and nothing else came meanwhile
+    assert rounds.caught_up(status(four)) == {"n4@d"}
+    # A few entries behind a log that grows is caught up all the same.
+    growing = dataclasses.replace(status(four), last_index=1005)
+    assert rounds.caught_up(growing) == {"n4@d"}
+    # A pause begins it anew, and so does another leader.
+    assert rounds.caught_up(status(four, silent=("n4@d",))) == frozenset()
+    assert rounds.caught_up(status(four, lag=1)) == frozenset()
+    assert rounds.caught_up(dataclasses.replace(status(four), role="follower")) == frozenset()
+    assert rounds.caught_up(status(four)) == {"n4@d"}
 
 
 def test_a_learner_that_is_kept_one_stays() -> None:
