@@ -62,7 +62,14 @@ class StorageLimits(BaseModel):
     negotiation_lines_max: int = Field(
         200_000,
         ge=100,
-        description="Most want, have and shallow lines in one fetch request.",
+        description="Most want, have and shallow lines in one fetch request. Each round of a "
+        "negotiation repeats what was found in the ones before, so this bounds the rounds too.",
+    )
+    session_commands_max: int = Field(
+        1000,
+        ge=1,
+        description="Most requests on one HTTP connection of a git client, each of which is one "
+        "command; the last one's answer closes the connection, and a client opens another.",
     )
     fetch_request_bytes_max: int = Field(
         32 * MIB, ge=4 * KIB, description="Largest body of a fetch request, inflated, in bytes."

@@ -12,6 +12,7 @@ import logging
 import os
 import ssl
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
@@ -63,7 +64,24 @@ def git_application(edge: EdgeContext) -> web.Application:
 
     application = web.Application(middlewares=[observe])
     application.add_routes(SmartHttp(edge).routes())
+    application.on_response_prepare.append(_session_end(edge.config.limits.session_commands_max))
     return application
+
+
+def _session_end(commands_max: int) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    """Ends a connection with the answer to its last request."""
+    commands: weakref.WeakKeyDictionary[object, int] = weakref.WeakKeyDictionary()
+
+    async def count(request: web.Request, response: web.StreamResponse) -> None:
+        connection = request.transport
+        if connection is None:
+            return  # the client is gone
+        commands[connection] = commands.get(connection, 0) + 1
+        if commands[connection] >= commands_max:
+            response.force_close()
+            response.headers["Connection"] = "close"
+
+    return count
 
 
 async def _guarded(

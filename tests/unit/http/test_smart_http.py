@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import http.client
 import socket
+from pathlib import Path
 
 import pytest
-from support.edge import TOKEN, EdgeUnderTest
+from support.edge import TOKEN, EdgeUnderTest, edge_config, running_edge
 from support.git import WorkTree, git
 from support.raw_http import AUTHORIZATION, FETCH_TYPE, PUSH_TYPE, request
 
@@ -208,3 +210,26 @@ def test_metrics_are_served_with_and_without_a_core(
         assert 'quorepo_push_phase_seconds_count{phase="commit"}' in text()
     finally:
         server.core.has_leader = True
+
+
+def test_a_session_ends_with_its_last_command_and_git_begins_another(
+    tmp_path: Path, work: WorkTree
+) -> None:
+    config = edge_config(tmp_path / "node" / "data", limits={"session_commands_max": 2})
+    (tmp_path / "node").mkdir()
+    with running_edge(config) as server:
+        for number in range(3):
+            work.commit(f"change {number}")
+            work.git("push", "--quiet", server.url("team/app"), "main")
+        git("clone", "--quiet", server.url("team/app"), str(tmp_path / "clone"))
+        assert git("rev-parse", "HEAD", cwd=tmp_path / "clone").stdout.strip() == work.head()
+        host, port = server.address.split(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=20)
+        said = []
+        for _ in range(2):
+            connection.request("GET", "/healthz")
+            answer = connection.getresponse()
+            assert answer.read() == b"ok\n"
+            said.append(answer.headers.get("Connection"))
+        assert said == [None, "close"]
+        assert connection.sock is None, "the client saw that it is closed"
