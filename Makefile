@@ -24,7 +24,7 @@ demo: $(VENV)/.runtime
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(TEST_ARGS)
 
-# The git clients that the tests drive beside git: go-git and JGit, where `go` or `mvn` can get them.
+# The clients that the tests drive beside git: go-git, JGit and grpcurl, where `go` or `mvn` can get them.
 clients:
 	tests/clients/install.sh
 
@@ -36,11 +36,12 @@ test-clients: $(VENV)/.dev clients
 simulate: $(VENV)/.dev
 	PYTHONPATH=tests $(BIN)/python -m simulation.run --processes 2 $(SIMULATE_ARGS)
 
-# Exactly what CI runs before the tests: lint, types, generated code.
+# Exactly what CI runs before the tests: lint, types, style of the protos.
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/buf lint
 
 # Regenerates the committed stubs and the reference of the API from protos/.
 protos: $(VENV)/.dev

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Gets the git clients that the tests drive beside git itself: go-git through the Go module proxy, JGit
-# from Maven Central. `make clients` calls it. What the machine can't build is named and its tests are
+# Gets the clients that the tests drive beside git itself: go-git and grpcurl through the Go module proxy,
+# JGit from Maven Central. `make clients` calls it. What the machine can't build is named and its tests are
 # skipped; what it can build and fails is an error.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -16,6 +16,16 @@ elif ! (cd "$here/gogit" && GOTOOLCHAIN=local GOFLAGS=-mod=readonly go mod downl
 else
     (cd "$here/gogit" && GOTOOLCHAIN=local GOFLAGS=-mod=readonly go build -o "$target/gogit" .)
     echo "clients: go-git is ready"
+fi
+
+if ! command -v go >/dev/null; then
+    skip grpcurl "no 'go' on this machine"
+elif ! (cd "$here/grpcurl" && GOTOOLCHAIN=local GOFLAGS=-mod=readonly go mod download 2>"$target/grpcurl.log"); then
+    skip grpcurl "its modules can't be had: $(tail -n 1 "$target/grpcurl.log")"
+else
+    (cd "$here/grpcurl" && GOTOOLCHAIN=local GOFLAGS=-mod=readonly \
+        go build -o "$target/grpcurl" github.com/fullstorydev/grpcurl/cmd/grpcurl)
+    echo "clients: grpcurl is ready"
 fi
 
 if ! command -v java >/dev/null || ! command -v mvn >/dev/null; then

@@ -1,4 +1,4 @@
-"""Git clients other than git, as command lines; `tests/clients/install.sh` builds them."""
+"""Clients other than git, as command lines; `tests/clients/install.sh` builds them."""
 
 from __future__ import annotations
 

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[3]
 PROTOS = ROOT / "protos"
+SERVICES = (
+    *("blob", "commit", "diff", "event", "import", "operation", "ref", "repository", "transfer"),
+)
 READS = re.compile(
     "Get|List|Read|Find|Check|Count|IsAncestor|Search|Blame|Diff|BatchGet|Fsck|CreateBundle$"
+    "|MergeCheck|RangeDiff"
+)
+# A stream of events, a thing in the background, and git's own protocol, which has neither field.
+OF_NO_REPOSITORY = ("Watch", "GetOperation", "CancelOperation", "UploadPack", "ReceivePack")
+WITHOUT_A_REVISION = (
+    *OF_NO_REPOSITORY,
+    *("ListRepositories", "ListDeletedRepositories"),  # each row has its own
+    "ImportRepository",  # the operation has it once it is done
 )
 
 
@@ -56,23 +70,37 @@ def test_the_reference_of_the_api_is_current() -> None:
 def test_every_mutating_request_has_a_request_id_and_every_response_a_revision() -> None:
     from google.protobuf.descriptor import Descriptor
 
-    from quorepo.v1 import blob_pb2, commit_pb2, diff_pb2, ref_pb2, repository_pb2
+    import quorepo.v1
 
-    for module in (blob_pb2, commit_pb2, diff_pb2, ref_pb2, repository_pb2):
+    def first(message: Descriptor) -> Descriptor:
+        """What a stream begins with; any other message itself."""
+        header = message.fields_by_name.get("header")
+        return message if header is None else header.message_type
+
+    checked = 0
+    for name in SERVICES:
+        module = importlib.import_module(f"{quorepo.v1.__name__}.{name}_pb2")
         for service in module.DESCRIPTOR.services_by_name.values():
             for method in service.methods:
-                request: Descriptor = method.input_type
-                response: Descriptor = method.output_type
-                assert request.name == f"{method.name}Request"
-                assert response.name == f"{method.name}Response"
-                reads = READS.match(method.name)
-                wanted = "consistency" if reads else "request_id"
-                assert wanted in request.fields_by_name, f"{request.full_name} has no {wanted}"
-                if method.name in ("ListRepositories", "ListDeletedRepositories"):
-                    continue  # a revision per row
-                if "header" in response.fields_by_name:
-                    response = response.nested_types_by_name["Header"]  # a stream's first message
-                assert "revision" in response.fields_by_name, response.full_name
+                request, response = first(method.input_type), first(method.output_type)
+                assert method.input_type.name == f"{method.name}Request"
+                assert method.output_type.name == f"{method.name}Response"
+                checked += 1
+                if method.name not in OF_NO_REPOSITORY:
+                    reads = READS.match(method.name)
+                    wanted = "consistency" if reads else "request_id"
+                    assert wanted in request.fields_by_name, f"{request.full_name} has no {wanted}"
+                if method.name not in WITHOUT_A_REVISION:
+                    assert "revision" in response.fields_by_name, response.full_name
+    assert checked > 60
+
+
+def test_the_style_is_that_of_buf() -> None:
+    buf = Path(sys.executable).parent / "buf"
+    if not buf.exists():
+        pytest.skip("buf is not there: install the development dependencies again")
+    done = subprocess.run([buf, "lint"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_messages_have_packages_that_follow_their_folder() -> None:
