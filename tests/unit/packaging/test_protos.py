@@ -21,7 +21,9 @@ READS = re.compile(
     "|MergeCheck|RangeDiff"
 )
 # A stream of events, a thing in the background, and git's own protocol, which has neither field.
-OF_NO_REPOSITORY = ("Watch", "GetOperation", "CancelOperation", "UploadPack", "ReceivePack")
+OF_NO_REPOSITORY = (
+    *("Watch", "GetOperation", "ListOperations", "CancelOperation", "UploadPack", "ReceivePack"),
+)
 WITHOUT_A_REVISION = (
     *OF_NO_REPOSITORY,
     *("ListRepositories", "ListDeletedRepositories"),  # each row has its own
@@ -75,7 +77,7 @@ def test_every_mutating_request_has_a_request_id_and_every_response_a_revision()
     def first(message: Descriptor) -> Descriptor:
         """What a stream begins with; any other message itself."""
         header = message.fields_by_name.get("header")
-        return message if header is None else header.message_type
+        return message if header is None else header.message_type or message
 
     checked = 0
     for name in SERVICES:
