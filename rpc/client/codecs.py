@@ -19,6 +19,7 @@ from quorepo.v1 import (
     common_pb2,
     diff_pb2,
     event_pb2,
+    import_pb2,
     operation_pb2,
     ref_pb2,
     repository_pb2,
@@ -43,6 +44,7 @@ __all__ = [
     "found_object",
     "fsck_report",
     "limit_met",
+    "long_running_operation",
     "merge_check",
     "pack_change",
     "ref",
@@ -365,6 +367,23 @@ def event(cursor: bytes, message: event_pb2.Event) -> types.Event:
             for change in message.ref_changes
         ),
         continued=message.continued,
+    )
+
+
+def long_running_operation(message: import_pb2.LongRunningOperation) -> types.LongRunningOperation:
+    return types.LongRunningOperation(
+        name=message.name,
+        request_id=message.request_id,
+        path=message.path,
+        state=_word(import_pb2.LongRunningOperation.State, message.state, "STATE_"),
+        phase=message.phase,
+        bytes_done=message.bytes_done,
+        objects=message.objects,
+        error_reason=message.error_reason,
+        error_message=message.error_message,
+        revision=revision(message.revision) if message.HasField("revision") else None,
+        start_time=message.start_time.ToDatetime(UTC) if message.HasField("start_time") else None,
+        end_time=message.end_time.ToDatetime(UTC) if message.HasField("end_time") else None,
     )
 
 

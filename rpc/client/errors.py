@@ -33,6 +33,8 @@ __all__ = [
     "ReferenceMismatch",
     "RepositoryReadOnly",
     "RevisionNotReached",
+    "SourceFailed",
+    "SourceNotAllowed",
     "StorageFull",
     "Unauthenticated",
     "Unavailable",
@@ -110,6 +112,14 @@ class RepositoryReadOnly(ApiError):
 
 class HeadMismatch(ApiError):
     """HEAD is not what it was expected to be."""
+
+
+class SourceFailed(ApiError):
+    """The server to import from can't be reached, refuses, or does not speak git."""
+
+
+class SourceNotAllowed(ApiError):
+    """The node may not ask the server to import from: http, or an address that is not public."""
 
 
 class StorageFull(ApiError):
@@ -228,6 +238,8 @@ _BY_REASON: dict[str, type[ApiError]] = {
     "REPOSITORY_READ_ONLY": RepositoryReadOnly,
     "REVISION_NOT_REACHED": RevisionNotReached,
     "LIMIT_EXCEEDED": LimitExceeded,
+    "SOURCE_FAILED": SourceFailed,
+    "SOURCE_NOT_ALLOWED": SourceNotAllowed,
     "STORAGE_FULL": StorageFull,
     "UNAUTHENTICATED": Unauthenticated,
     "PERMISSION_DENIED": PermissionDenied,

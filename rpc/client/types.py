@@ -49,6 +49,7 @@ __all__ = [
     "FsckProblem",
     "FsckReport",
     "LfsPointer",
+    "LongRunningOperation",
     "MergeCheck",
     "MergeResult",
     "PackChange",
@@ -270,6 +271,26 @@ class MergeCheck:
     tree_oid: str
     conflict_paths: tuple[bytes, ...]
     conflict_count: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LongRunningOperation:
+    """An import in the background. `state`: "running", "done", "failed" or "cancelled"; nothing was
+    made by one that failed, unless `error_reason` is "OUTCOME_UNKNOWN": then repeat it with
+    `request_id`. Times are None when they are not known."""
+
+    name: str
+    request_id: str
+    path: str
+    state: str
+    phase: str
+    bytes_done: int
+    objects: int
+    error_reason: str
+    error_message: str
+    revision: Revision | None
+    start_time: datetime | None
+    end_time: datetime | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from quorepo.rpc.client.asynchronous.blobs import Blobs
 from quorepo.rpc.client.asynchronous.commits import Commits
 from quorepo.rpc.client.asynchronous.diffs import Diffs
 from quorepo.rpc.client.asynchronous.events import Events
+from quorepo.rpc.client.asynchronous.imports import Imports
 from quorepo.rpc.client.asynchronous.operations import Operations
 from quorepo.rpc.client.asynchronous.refs import Refs
 from quorepo.rpc.client.asynchronous.repositories import Repositories
@@ -24,7 +25,7 @@ class Client:
     """A client of the gRPC API. Use as a context manager; may be shared. See docs/client.md.
 
     Attributes:
-        repositories, refs, commits, blobs, diffs, operations, events: the calls.
+        repositories, refs, commits, blobs, diffs, operations, imports, events: the calls.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Client:
         self.blobs = Blobs(self._transport, session)
         self.diffs = Diffs(self._transport, session)
         self.operations = Operations(self._transport, session)
+        self.imports = Imports(self._transport, session)
         self.events = Events(self._transport)
 
     async def close(self) -> None:

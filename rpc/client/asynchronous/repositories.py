@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from quorepo.rpc.client import codecs
 from quorepo.rpc.client.asynchronous.transport import Transport
@@ -343,3 +343,44 @@ class Repositories:
                 told = message.trailer.sha256
         if told != digest.digest():
             raise CutStream("the archive came damaged or in part", reason="CUT_STREAM")
+
+    async def bundle(
+        self,
+        path: str,
+        refs: Sequence[str | bytes] = (),
+        *,
+        exclusions: Sequence[str | bytes] = (),
+        consistency: str | None = None,
+    ) -> AsyncIterator[bytes]:
+        """Refs with their history as a git bundle, in chunks; only a loop that ends without an
+        error saw all of it.
+
+        Args:
+            refs: full names; none: all, and HEAD.
+            exclusions: revisions that the receiver has.
+
+        Raises:
+            NotFound
+            CutStream: it came damaged or in part.
+        """
+        request = pb.CreateBundleRequest(
+            path=path,
+            refs=[codecs.to_bytes(name) for name in refs],
+            exclusions=[codecs.to_bytes(name) for name in exclusions],
+            consistency=self._session.wanted(path, consistency),
+        )
+        digest = hashlib.sha256()
+        told: bytes | None = None
+        async for message in self._transport.stream(
+            pb.CreateBundleResponse, "RepositoryService/CreateBundle", request
+        ):
+            part = message.WhichOneof("part")
+            if part == "header":
+                self._session.saw(path, message.header.revision)
+            elif part == "chunk":
+                digest.update(message.chunk)
+                yield message.chunk
+            else:
+                told = message.trailer.sha256
+        if told != digest.digest():
+            raise CutStream("the bundle came damaged or in part", reason="CUT_STREAM")

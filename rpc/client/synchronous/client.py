@@ -13,6 +13,7 @@ from quorepo.rpc.client.synchronous.blobs import Blobs
 from quorepo.rpc.client.synchronous.commits import Commits
 from quorepo.rpc.client.synchronous.diffs import Diffs
 from quorepo.rpc.client.synchronous.events import Events
+from quorepo.rpc.client.synchronous.imports import Imports
 from quorepo.rpc.client.synchronous.operations import Operations
 from quorepo.rpc.client.synchronous.refs import Refs
 from quorepo.rpc.client.synchronous.repositories import Repositories
@@ -25,7 +26,7 @@ class Client:
     """A client of the gRPC API. Use as a context manager; may be shared. See docs/client.md.
 
     Attributes:
-        repositories, refs, commits, blobs, diffs, operations, events: the calls.
+        repositories, refs, commits, blobs, diffs, operations, imports, events: the calls.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Client:
         self.blobs = Blobs(self._transport, session)
         self.diffs = Diffs(self._transport, session)
         self.operations = Operations(self._transport, session)
+        self.imports = Imports(self._transport, session)
         self.events = Events(self._transport)
 
     def close(self) -> None:

@@ -56,6 +56,11 @@ class Transport:
         self._endpoints: list[_Endpoint] = []
         self._turn = 0
 
+    @property
+    def endpoint_count(self) -> int:
+        """How many calls in a row it takes until each endpoint had its turn."""
+        return len(self._options.endpoints)
+
     def close(self) -> None:
         """Closes all connections."""
         with self._lock:
