@@ -11,6 +11,14 @@ from quorepo.rpc.cli.completers import complete_repository
 from quorepo.rpc.cli.groups import CommandGroup
 from quorepo.rpc.cli.options import Settings, common_options
 from quorepo.rpc.cli.repo_moves import deleted, fork, rename, undelete
+from quorepo.rpc.cli.repo_transfer import (
+    archive,
+    bundle,
+    cancel_import,
+    import_,
+    imports,
+    unbundle,
+)
 from quorepo.rpc.cli.repo_upkeep import optimize, prune
 from quorepo.rpc.request_ids import new_request_uuid
 
@@ -22,7 +30,7 @@ _REQUEST_ID_HELP = "Repeat an earlier request whose outcome is not known (a UUID
 
 @click.group("repo", cls=CommandGroup)
 def command() -> None:
-    """Create, list, inspect, rename, fork, optimize, delete and undelete repositories.
+    """Create, list, inspect, rename, fork, import, optimize, delete and undelete repositories.
 
     \b
     Examples:
@@ -31,7 +39,8 @@ def command() -> None:
     """
 
 
-for _part in (deleted, fork, optimize, prune, rename, undelete):
+_MOVES = (deleted, fork, optimize, prune, rename, undelete)
+for _part in (*_MOVES, archive, bundle, unbundle, import_, imports, cancel_import):
     command.add_command(_part)
 
 
