@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from quorepo import Client
     from quorepo.types import Signature
 
-__all__ = ["api_client", "parse_person", "text"]
+__all__ = ["api_client", "moment", "parse_person", "text"]
 
 
 @contextlib.contextmanager
@@ -70,6 +71,15 @@ def _failure(error: Exception) -> Failure:
     if isinstance(error, errors.Unauthenticated):
         next_step = "export QUOREPO_TOKEN=… or pass --token-file FILE with a token of the node"
     return Failure(message, next_step=next_step, exit_code=EXIT_FAILED)
+
+
+def moment(value: datetime) -> str:
+    """A time as it is printed."""
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+    message = Timestamp()
+    message.FromDatetime(value)
+    return message.ToJsonString()
 
 
 def text(value: bytes | str) -> str:

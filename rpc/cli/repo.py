@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,11 +20,12 @@ from quorepo.rpc.cli.repo_transfer import (
     unbundle,
 )
 from quorepo.rpc.cli.repo_upkeep import optimize, prune
-from quorepo.rpc.request_ids import new_request_uuid
+
+if TYPE_CHECKING:
+    from quorepo.types import Repository
 
 __all__ = ["command"]
 
-_PAGE_SIZE = 1000
 _REQUEST_ID_HELP = "Repeat an earlier request whose outcome is not known (a UUID)."
 
 
@@ -69,24 +70,16 @@ def create(
     Example:
       quorepo repo create team/app --default-branch main
     """
-    from quorepo.rpc.cli.client import connected
-    from quorepo.v1 import common_pb2, repository_pb2
+    from quorepo.rpc.cli.api import api_client
 
-    formats = {
-        "sha1": common_pb2.OBJECT_FORMAT_SHA1,
-        "sha256": common_pb2.OBJECT_FORMAT_SHA256,
-    }
-    request = repository_pb2.CreateRepositoryRequest(
-        request_id=str(request_id or new_request_uuid()),
-        path=path,
-        default_branch=default_branch.encode(),
-        object_format=formats[object_format],
-    )
-    with connected(settings) as client:
-        answer = client.call(
-            client.repositories.CreateRepository, request, request_id=request.request_id
+    with api_client(settings) as client:
+        repository = client.repositories.create(
+            path,
+            default_branch=default_branch,
+            object_format=object_format,
+            request_id=str(request_id) if request_id else None,
         )
-    _print_one(answer.repository, settings, f"created {answer.repository.path}")
+    _print_one(repository, settings, f"created {repository.path}")
 
 
 @command.command("list")
@@ -100,20 +93,11 @@ def list_(prefix: str, settings: Settings) -> None:
       quorepo repo list
       quorepo repo list --prefix team/ -o json
     """
-    from quorepo.rpc.cli.client import connected
+    from quorepo.rpc.cli.api import api_client
     from quorepo.rpc.cli.output import emit, print_table
-    from quorepo.v1 import repository_pb2
 
-    found: list[Any] = []
-    request = repository_pb2.ListRepositoriesRequest(path_prefix=prefix, page_size=_PAGE_SIZE)
-    with connected(settings) as client:
-        while True:
-            answer = client.call(client.repositories.ListRepositories, request)
-            found.extend(answer.repositories)
-            if not answer.next_page_token:
-                break
-            request.page_token = answer.next_page_token
-    documents = [_document(repository) for repository in found]
+    with api_client(settings) as client:
+        documents = [_document(repository) for repository in client.repositories.list(prefix)]
     keys = ("path", "revision", "ref_count", "pack_count", "head", "create_time")
     emit(
         documents,
@@ -136,14 +120,11 @@ def info(path: str, settings: Settings) -> None:
     Example:
       quorepo repo info team/app
     """
-    from quorepo.rpc.cli.client import connected
-    from quorepo.v1 import repository_pb2
+    from quorepo.rpc.cli.api import api_client
 
-    with connected(settings) as client:
-        answer = client.call(
-            client.repositories.GetRepository, repository_pb2.GetRepositoryRequest(path=path)
-        )
-    _print_one(answer.repository, settings, "")
+    with api_client(settings) as client:
+        repository = client.repositories.get(path)
+    _print_one(repository, settings, "")
 
 
 @command.command("delete")
@@ -162,49 +143,44 @@ def delete(path: str, yes: bool, request_id: uuid.UUID | None, settings: Setting
       quorepo repo delete team/app --yes
       quorepo repo undelete team/app
     """
-    from quorepo.rpc.cli.client import connected
+    from quorepo.rpc.cli.api import api_client, moment
     from quorepo.rpc.cli.confirm import confirm
     from quorepo.rpc.cli.output import emit_done, note
-    from quorepo.v1 import repository_pb2
 
     confirm(
         f"Delete {path!r} with all its history?",
         yes=yes,
         again=f"quorepo repo delete {path} --yes",
     )
-    request = repository_pb2.DeleteRepositoryRequest(
-        request_id=str(request_id or new_request_uuid()), path=path
-    )
-    with connected(settings) as client:
-        answer = client.call(
-            client.repositories.DeleteRepository, request, request_id=request.request_id
+    with api_client(settings) as client:
+        deletion = client.repositories.delete(
+            path, request_id=str(request_id) if request_id else None
         )
-    kept_until = answer.purge_time.ToJsonString()
+    kept_until = moment(deletion.purge_time)
     document = {
-        "deleted": path, "repository_id": answer.repository_id, "purge_time": kept_until
+        "deleted": path, "repository_id": deletion.repository_id, "purge_time": kept_until
     }  # fmt: skip
     emit_done(document, settings.output, f"deleted {path}")
-    note(f"until {kept_until} it can be had back: quorepo repo undelete {answer.repository_id}")
+    note(f"until {kept_until} it can be had back: quorepo repo undelete {deletion.repository_id}")
 
 
-def _document(repository: Any) -> dict[str, Any]:
-    from quorepo.v1 import common_pb2
+def _document(repository: Repository) -> dict[str, Any]:
+    from quorepo.rpc.cli.api import moment, text
 
-    name = common_pb2.ObjectFormat.Name(repository.object_format)
     return {
         "path": repository.path,
         "repository_id": repository.repository_id,
-        "revision": f"{repository.revision.incarnation}.{repository.revision.counter}",
-        "object_format": name.removeprefix("OBJECT_FORMAT_").lower(),
-        "head": repository.head.decode("utf-8", "backslashreplace"),
-        "create_time": repository.create_time.ToJsonString(),
+        "revision": str(repository.revision),
+        "object_format": repository.object_format,
+        "head": text(repository.head),
+        "create_time": moment(repository.create_time),
         "ref_count": repository.ref_count,
         "pack_count": repository.pack_count,
         "checksum": repository.checksum,
     }
 
 
-def _print_one(repository: Any, settings: Settings, headline: str) -> None:
+def _print_one(repository: Repository, settings: Settings, headline: str) -> None:
     from quorepo.rpc.cli.output import emit_done, emit_one
 
     document = _document(repository)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from quorepo.rpc.cli.completers import complete_repository
 from quorepo.rpc.cli.options import Settings, common_options
-from quorepo.rpc.request_ids import new_request_uuid
+
+if TYPE_CHECKING:
+    from quorepo import Client
+    from quorepo.types import DeletedRepository
 
 __all__ = ["deleted", "fork", "rename", "undelete"]
 
-_PAGE_SIZE = 1000
 _REQUEST_ID_HELP = "Repeat an earlier request whose outcome is not known (a UUID)."
 _REPOSITORY_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -33,19 +35,15 @@ def rename(path: str, new_path: str, request_id: uuid.UUID | None, settings: Set
     Example:
       quorepo repo rename team/app team/application
     """
-    from quorepo.rpc.cli.client import connected
+    from quorepo.rpc.cli.api import api_client
     from quorepo.rpc.cli.output import emit_done
-    from quorepo.v1 import repository_pb2
 
-    request = repository_pb2.RenameRepositoryRequest(
-        request_id=str(request_id or new_request_uuid()), path=path, new_path=new_path
-    )
-    with connected(settings) as client:
-        answer = client.call(
-            client.repositories.RenameRepository, request, request_id=request.request_id
+    with api_client(settings) as client:
+        renamed = client.repositories.rename(
+            path, new_path, request_id=str(request_id) if request_id else None
         )
-    document = {"repository_id": answer.repository_id, "path": answer.path}
-    emit_done(document, settings.output, f"renamed {path} to {answer.path}")
+    document = {"repository_id": renamed.repository_id, "path": renamed.path}
+    emit_done(document, settings.output, f"renamed {path} to {renamed.path}")
 
 
 @click.command("fork")
@@ -60,24 +58,20 @@ def fork(path: str, new_path: str, request_id: uuid.UUID | None, settings: Setti
     Example:
       quorepo repo fork team/app alice/app
     """
-    from quorepo.rpc.cli.client import connected
+    from quorepo.rpc.cli.api import api_client
     from quorepo.rpc.cli.output import emit_done
-    from quorepo.v1 import repository_pb2
 
-    request = repository_pb2.ForkRepositoryRequest(
-        request_id=str(request_id or new_request_uuid()), path=path, new_path=new_path
-    )
-    with connected(settings) as client:
-        answer = client.call(
-            client.repositories.ForkRepository, request, request_id=request.request_id
+    with api_client(settings) as client:
+        forked = client.repositories.fork(
+            path, new_path, request_id=str(request_id) if request_id else None
         )
     document = {
-        "repository_id": answer.repository_id,
-        "path": answer.path,
+        "repository_id": forked.repository_id,
+        "path": forked.path,
         "forked_from": path,
-        "source_revision": _revision(answer.source_revision),
+        "source_revision": str(forked.source_revision),
     }
-    emit_done(document, settings.output, f"forked {path} to {answer.path}")
+    emit_done(document, settings.output, f"forked {path} to {forked.path}")
 
 
 @click.command("deleted")
@@ -89,11 +83,11 @@ def deleted(settings: Settings) -> None:
     Example:
       quorepo repo deleted
     """
-    from quorepo.rpc.cli.client import connected
+    from quorepo.rpc.cli.api import api_client
     from quorepo.rpc.cli.output import emit, print_table
 
-    with connected(settings) as client:
-        documents = [_document(repository) for repository in _all_deleted(client)]
+    with api_client(settings) as client:
+        documents = [_document(repository) for repository in client.repositories.list_deleted()]
     keys = ("path", "repository_id", "delete_time", "purge_time")
     emit(
         documents,
@@ -121,28 +115,25 @@ def undelete(repository: str, path: str, request_id: uuid.UUID | None, settings:
       quorepo repo undelete team/app
       quorepo repo undelete team/app --to team/app-of-yesterday
     """
-    from quorepo.rpc.cli.client import connected
+    from quorepo.rpc.cli.api import api_client
     from quorepo.rpc.cli.output import emit_done
-    from quorepo.v1 import repository_pb2
 
-    with connected(settings) as client:
+    with api_client(settings) as client:
         is_id = _REPOSITORY_ID.fullmatch(repository) is not None
-        request = repository_pb2.UndeleteRepositoryRequest(
-            request_id=str(request_id or new_request_uuid()),
-            repository_id=repository if is_id else _id_of(client, repository),
-            path=path,
+        repository_id = repository if is_id else _id_of(client, repository)
+        back = client.repositories.undelete(
+            repository_id, path, request_id=str(request_id) if request_id else None
         )
-        answer = client.call(
-            client.repositories.UndeleteRepository, request, request_id=request.request_id
-        )
-    document = {"repository_id": request.repository_id, "path": answer.path}
-    emit_done(document, settings.output, f"{answer.path} is back")
+    document = {"repository_id": repository_id, "path": back}
+    emit_done(document, settings.output, f"{back} is back")
 
 
-def _id_of(client: Any, path: str) -> str:
+def _id_of(client: Client, path: str) -> str:
     from quorepo.rpc.cli.failures import Failure
 
-    found = [repository for repository in _all_deleted(client) if repository.path == path]
+    found = [
+        repository for repository in client.repositories.list_deleted() if repository.path == path
+    ]
     if not found:
         raise Failure(
             f"no deleted repository of the path {path!r} is kept; nothing was changed",
@@ -154,32 +145,16 @@ def _id_of(client: Any, path: str) -> str:
             f"several repositories were deleted at {path!r} ({ids}); nothing was changed",
             next_step="quorepo repo undelete REPOSITORY_ID",
         )
-    repository_id: str = found[0].repository_id
-    return repository_id
+    return found[0].repository_id
 
 
-def _all_deleted(client: Any) -> list[Any]:
-    from quorepo.v1 import repository_pb2
+def _document(repository: DeletedRepository) -> dict[str, str]:
+    from quorepo.rpc.cli.api import moment
 
-    found: list[Any] = []
-    request = repository_pb2.ListDeletedRepositoriesRequest(page_size=_PAGE_SIZE)
-    while True:
-        answer = client.call(client.repositories.ListDeletedRepositories, request)
-        found.extend(answer.repositories)
-        if not answer.next_page_token:
-            return found
-        request.page_token = answer.next_page_token
-
-
-def _document(repository: Any) -> dict[str, str]:
     return {
         "path": repository.path,
         "repository_id": repository.repository_id,
-        "delete_time": repository.delete_time.ToJsonString(),
-        "purge_time": repository.purge_time.ToJsonString(),
-        "revision": _revision(repository.revision),
+        "delete_time": moment(repository.delete_time),
+        "purge_time": moment(repository.purge_time),
+        "revision": str(repository.revision),
     }
-
-
-def _revision(revision: Any) -> str:
-    return f"{revision.incarnation}.{revision.counter}"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from quorepo.rpc.cli.completers import complete_repository
 from quorepo.rpc.cli.options import Settings, common_options
+
+if TYPE_CHECKING:
+    from quorepo.types import PackChange
 
 __all__ = ["optimize", "prune"]
 
@@ -37,17 +40,16 @@ def optimize(
       quorepo repo optimize team/app
       quorepo repo optimize team/app --incremental
     """
-    from quorepo.rpc.cli.client import connected
-    from quorepo.v1 import repository_pb2
+    from quorepo.rpc.cli.api import api_client
 
-    request = repository_pb2.OptimizeRepositoryRequest(
-        request_id=str(request_id or uuid.uuid4()), path=path, incremental=incremental
-    )
-    with connected(_patient(settings)) as client:
-        answer = client.call(
-            client.repositories.OptimizeRepository, request, request_id=request.request_id
+    with api_client(settings) as client:
+        change = client.repositories.optimize(
+            path,
+            incremental=incremental,
+            timeout_s=max(settings.timeout_s, _TIMEOUT_S_MIN),
+            request_id=str(request_id) if request_id else None,
         )
-    _print(answer, settings, path, "merged", "nothing to merge")
+    _print(change, settings, path, "merged", "nothing to merge")
 
 
 @click.command("prune")
@@ -71,32 +73,22 @@ def prune(
       quorepo repo prune team/app
       quorepo repo prune team/app --grace 86400
     """
-    from quorepo.rpc.cli.client import connected
-    from quorepo.v1 import repository_pb2
+    from quorepo.rpc.cli.api import api_client
 
-    request = repository_pb2.PruneRepositoryRequest(
-        request_id=str(request_id or uuid.uuid4()), path=path, grace_s=grace_s
-    )
-    with connected(_patient(settings)) as client:
-        answer = client.call(
-            client.repositories.PruneRepository, request, request_id=request.request_id
+    with api_client(settings) as client:
+        change = client.repositories.prune(
+            path,
+            grace_s=grace_s,
+            timeout_s=max(settings.timeout_s, _TIMEOUT_S_MIN),
+            request_id=str(request_id) if request_id else None,
         )
-    _print(answer, settings, path, "pruned", "nothing to prune")
+    _print(change, settings, path, "pruned", "nothing to prune")
 
 
-def _patient(settings: Settings) -> Settings:
-    return dataclasses.replace(settings, timeout_s=max(settings.timeout_s, _TIMEOUT_S_MIN))
-
-
-def _print(answer: Any, settings: Settings, path: str, done: str, nothing: str) -> None:
+def _print(change: PackChange, settings: Settings, path: str, done: str, nothing: str) -> None:
     from quorepo.rpc.cli.output import emit_done
 
-    change = answer.change
-    document = {
-        "path": path,
-        "revision": f"{answer.revision.incarnation}.{answer.revision.counter}",
-        **{field.name: getattr(change, field.name) for field in change.DESCRIPTOR.fields},
-    }
+    document = {"path": path, **dataclasses.asdict(change), "revision": str(change.revision)}
     if change.packs_removed:
         sentence = (
             f"{done} {path}: {change.packs_before} packs became {change.packs_after},"

@@ -38,6 +38,7 @@ __all__ = [
     "CommitStats",
     "DefaultBranch",
     "DeletedRepository",
+    "Deletion",
     "DiffOptions",
     "DiffStats",
     "DivergingCounts",
@@ -45,6 +46,7 @@ __all__ = [
     "FileAction",
     "FileChange",
     "FilePatch",
+    "ForkedRepository",
     "FoundObject",
     "FsckProblem",
     "FsckReport",
@@ -57,6 +59,7 @@ __all__ = [
     "RefChange",
     "RefUpdate",
     "RefUpdateResult",
+    "RenamedRepository",
     "Repository",
     "RepositoryChecksum",
     "RepositorySize",
@@ -111,6 +114,34 @@ class PackChange:
     bytes_added: int
     objects: int
     objects_dropped: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RenamedRepository:
+    """Where a repository is now; `revision` is as before."""
+
+    repository_id: str
+    path: str
+    revision: Revision
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ForkedRepository:
+    """A fork, and the revision of the other repository that it shows."""
+
+    repository_id: str
+    path: str
+    revision: Revision
+    source_revision: Revision
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Deletion:
+    """`repository_id` is what `repositories.undelete` needs, until `purge_time`."""
+
+    repository_id: str
+    purge_time: datetime
+    revision: Revision
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator, Sequence
+from datetime import UTC
 
 from quorepo.rpc.client import codecs
 from quorepo.rpc.client.asynchronous.transport import Transport
@@ -11,8 +12,11 @@ from quorepo.rpc.client.errors import CutStream
 from quorepo.rpc.client.session import Session
 from quorepo.rpc.client.types import (
     DeletedRepository,
+    Deletion,
+    ForkedRepository,
     FsckReport,
     PackChange,
+    RenamedRepository,
     Repository,
     RepositoryChecksum,
     RepositorySize,
@@ -133,7 +137,9 @@ class Repositories:
         self._session.saw(path, answer.revision)
         return codecs.revision(answer.revision)
 
-    async def rename(self, path: str, new_path: str, *, request_id: str | None = None) -> Revision:
+    async def rename(
+        self, path: str, new_path: str, *, request_id: str | None = None
+    ) -> RenamedRepository:
         """Gives a repository another path; its id and its revision stay."""
         request = pb.RenameRepositoryRequest(
             request_id=codecs.request_uuid(request_id), path=path, new_path=new_path
@@ -142,10 +148,14 @@ class Repositories:
             pb.RenameRepositoryResponse, "RepositoryService/RenameRepository", request
         )
         self._session.moved(path, new_path)
-        return codecs.revision(answer.revision)
+        return RenamedRepository(
+            answer.repository_id, answer.path, codecs.revision(answer.revision)
+        )
 
-    async def fork(self, path: str, new_path: str, *, request_id: str | None = None) -> Revision:
-        """Copies a repository without copying its packs; the revision is the fork's."""
+    async def fork(
+        self, path: str, new_path: str, *, request_id: str | None = None
+    ) -> ForkedRepository:
+        """Copies a repository without copying its packs."""
         request = pb.ForkRepositoryRequest(
             request_id=codecs.request_uuid(request_id), path=path, new_path=new_path
         )
@@ -153,10 +163,15 @@ class Repositories:
             pb.ForkRepositoryResponse, "RepositoryService/ForkRepository", request
         )
         self._session.moved(new_path)
-        return codecs.revision(answer.revision)
+        return ForkedRepository(
+            repository_id=answer.repository_id,
+            path=answer.path,
+            revision=codecs.revision(answer.revision),
+            source_revision=codecs.revision(answer.source_revision),
+        )
 
-    async def delete(self, path: str, *, request_id: str | None = None) -> str:
-        """Takes a repository from its path; the id is what `undelete` needs.
+    async def delete(self, path: str, *, request_id: str | None = None) -> Deletion:
+        """Takes a repository from its path; for a while `undelete` brings it back.
 
         Raises:
             NotFound
@@ -166,7 +181,11 @@ class Repositories:
             pb.DeleteRepositoryResponse, "RepositoryService/DeleteRepository", request
         )
         self._session.moved(path)
-        return answer.repository_id
+        return Deletion(
+            repository_id=answer.repository_id,
+            purge_time=answer.purge_time.ToDatetime(UTC),
+            revision=codecs.revision(answer.revision),
+        )
 
     async def undelete(
         self, repository_id: str, path: str = "", *, request_id: str | None = None

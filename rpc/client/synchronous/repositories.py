@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from datetime import UTC
 
 from quorepo.rpc.client import codecs
 from quorepo.rpc.client.errors import CutStream
@@ -12,8 +13,11 @@ from quorepo.rpc.client.session import Session
 from quorepo.rpc.client.synchronous.transport import Transport
 from quorepo.rpc.client.types import (
     DeletedRepository,
+    Deletion,
+    ForkedRepository,
     FsckReport,
     PackChange,
+    RenamedRepository,
     Repository,
     RepositoryChecksum,
     RepositorySize,
@@ -134,7 +138,9 @@ class Repositories:
         self._session.saw(path, answer.revision)
         return codecs.revision(answer.revision)
 
-    def rename(self, path: str, new_path: str, *, request_id: str | None = None) -> Revision:
+    def rename(
+        self, path: str, new_path: str, *, request_id: str | None = None
+    ) -> RenamedRepository:
         """Gives a repository another path; its id and its revision stay."""
         request = pb.RenameRepositoryRequest(
             request_id=codecs.request_uuid(request_id), path=path, new_path=new_path
@@ -143,10 +149,12 @@ class Repositories:
             pb.RenameRepositoryResponse, "RepositoryService/RenameRepository", request
         )
         self._session.moved(path, new_path)
-        return codecs.revision(answer.revision)
+        return RenamedRepository(
+            answer.repository_id, answer.path, codecs.revision(answer.revision)
+        )
 
-    def fork(self, path: str, new_path: str, *, request_id: str | None = None) -> Revision:
-        """Copies a repository without copying its packs; the revision is the fork's."""
+    def fork(self, path: str, new_path: str, *, request_id: str | None = None) -> ForkedRepository:
+        """Copies a repository without copying its packs."""
         request = pb.ForkRepositoryRequest(
             request_id=codecs.request_uuid(request_id), path=path, new_path=new_path
         )
@@ -154,10 +162,15 @@ class Repositories:
             pb.ForkRepositoryResponse, "RepositoryService/ForkRepository", request
         )
         self._session.moved(new_path)
-        return codecs.revision(answer.revision)
+        return ForkedRepository(
+            repository_id=answer.repository_id,
+            path=answer.path,
+            revision=codecs.revision(answer.revision),
+            source_revision=codecs.revision(answer.source_revision),
+        )
 
-    def delete(self, path: str, *, request_id: str | None = None) -> str:
-        """Takes a repository from its path; the id is what `undelete` needs.
+    def delete(self, path: str, *, request_id: str | None = None) -> Deletion:
+        """Takes a repository from its path; for a while `undelete` brings it back.
 
         Raises:
             NotFound
@@ -167,7 +180,11 @@ class Repositories:
             pb.DeleteRepositoryResponse, "RepositoryService/DeleteRepository", request
         )
         self._session.moved(path)
-        return answer.repository_id
+        return Deletion(
+            repository_id=answer.repository_id,
+            purge_time=answer.purge_time.ToDatetime(UTC),
+            revision=codecs.revision(answer.revision),
+        )
 
     def undelete(self, repository_id: str, path: str = "", *, request_id: str | None = None) -> str:
         """Brings a deleted repository back, at its old path or another; returns the path."""

@@ -68,12 +68,15 @@ def test_a_repository_through_its_life(client: quorepo.Client, path: str) -> Non
     write(client, path, "README", b"hello\n")
     client.repositories.update(path, description="ours")
     assert client.repositories.get(path).description == "ours"
-    client.repositories.fork(path, f"{path}-fork")
-    client.repositories.rename(path, f"{path}-new")
+    forked = client.repositories.fork(path, f"{path}-fork")
+    assert (forked.path, forked.revision.counter) == (f"{path}-fork", 0)
+    assert client.repositories.get(f"{path}-fork").forked_from_id == made.repository_id
+    renamed = client.repositories.rename(path, f"{path}-new")
+    assert (renamed.path, renamed.repository_id) == (f"{path}-new", made.repository_id)
     listed = [r.path for r in client.repositories.list(path, page_size=1)]
     assert listed == [f"{path}-fork", f"{path}-new"]
     assert client.repositories.optimize(f"{path}-new").packs_before >= 1
-    repository_id = client.repositories.delete(f"{path}-new")
+    repository_id = client.repositories.delete(f"{path}-new").repository_id
     assert not client.repositories.exists(f"{path}-new")
     with pytest.raises(errors.NotFound) as caught:
         client.repositories.get(f"{path}-new")

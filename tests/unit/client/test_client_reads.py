@@ -220,7 +220,7 @@ def test_what_a_repository_is_as_a_whole(
         list(repositories.archive(PATH, kind="rar"))
     client.repositories.create(path)
     assert client.repositories.prune(path).packs_removed == 0
-    deleted = client.repositories.delete(path)
+    deleted = client.repositories.delete(path).repository_id
     (found,) = (r for r in client.repositories.list_deleted(page_size=1) if r.path == path)
     assert found.repository_id == deleted
     assert found.purge_time > found.delete_time

@@ -117,7 +117,7 @@ def test_each_failure_has_its_exit_code_and_words(
     run: Run, stub: Stub, error: QuorepoError, code: int, words: str
 ) -> None:
     stub.error = error
-    result = run("repo", "create", "x")
+    result = run("repo", "create", "x", "--timeout", "1")
     assert result.exit_code == code
     assert words in result.stderr
     assert result.stdout == ""
@@ -125,7 +125,7 @@ def test_each_failure_has_its_exit_code_and_words(
 
 def test_a_request_whose_outcome_is_unknown_can_be_repeated(run: Run, stub: Stub) -> None:
     stub.error = OutcomeUnknown("the outcome is not known")
-    result = run("repo", "delete", "x", "--yes")
+    result = run("repo", "delete", "x", "--yes", "--timeout", "1")
     request_id = stub.requests[-1].request_id
     assert f"--request-id {request_id}" in result.stderr
     stub.error = None
@@ -135,8 +135,8 @@ def test_a_request_whose_outcome_is_unknown_can_be_repeated(run: Run, stub: Stub
 
 def test_a_connection_that_breaks_off_is_unknown_only_for_changes(run: Run, stub: Stub) -> None:
     stub.code = grpc.StatusCode.UNAVAILABLE
-    assert run("repo", "create", "x").exit_code == 4
-    result = run("repo", "info", "x")
+    assert run("repo", "create", "x", "--timeout", "1").exit_code == 4
+    result = run("repo", "info", "x", "--timeout", "1")
     assert result.exit_code == 3
     assert "nothing was changed" in result.stderr
 
@@ -144,7 +144,7 @@ def test_a_connection_that_breaks_off_is_unknown_only_for_changes(run: Run, stub
 def test_nobody_there_is_certain(run: Run) -> None:
     result = run("repo", "create", "x", "--endpoint", "127.0.0.1:1", "--timeout", "0.3")
     assert result.exit_code == 3
-    assert "no node answers at 127.0.0.1:1; nothing was changed" in result.stderr
+    assert "no node serves at 127.0.0.1:1; nothing was changed" in result.stderr
     assert "--endpoint" in result.stderr
 
 
