@@ -91,12 +91,13 @@ async def announce_address(
     groups: Sequence[int],
     calls: _Calls,
     me: log_pb2.Replica,
+    boot: peer_pb2.BootRecord | None = None,
     interval_s: float = _INTERVAL_S,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
     """Returns once every group that has this replica knows it by `me.peer_address`."""
     request = peer_pb2.RejoinRequest(
-        node=me.node, replica_id=me.replica_id, peer_address=me.peer_address
+        node=me.node, replica_id=me.replica_id, peer_address=me.peer_address, boot=boot
     )
     while True:
         configurations = [host.status(group).configuration for group in groups]

@@ -19,11 +19,12 @@ from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 
 from quorepo.cluster.addresses import announce_address, living_twin, move_replica
 from quorepo.cluster.admission import Admission, AuthorityFiles
 from quorepo.cluster.apply import ApplyThread
+from quorepo.cluster.contact import Contact
 from quorepo.cluster.core_service import CoreService, serve_edge
 from quorepo.cluster.formation import Formation, FormationPlan, voter
 from quorepo.cluster.gate import StagedPackGate
@@ -48,7 +49,9 @@ from quorepo.cluster.raft.interface import Outcome, RaftConfig
 from quorepo.cluster.registration import form_before, registration
 from quorepo.cluster.replacements import ReplacementChecks
 from quorepo.cluster.replica_upkeep import ReplicaUpkeep
+from quorepo.cluster.self_view import SelfView
 from quorepo.cluster.sweep import Retention
+from quorepo.cluster.wrong_disk import read_wrong_disk
 from quorepo.internal.v1 import core_pb2, log_pb2, peer_pb2
 from quorepo.storage.errors import FatalError, Unavailable
 from quorepo.storage.limits import StorageLimits
@@ -129,12 +132,20 @@ class _Core:
             self._clients,
         )
         self._members = MemberCalls(settings.node, settings.peers, self._clients)
-        self._service = CoreService(self._describe, self._metrics_text, self._members)
+        self._view = SelfView(
+            groups=GROUPS,
+            version=settings.version,
+            registry=self._registry,
+            metrics=self._metrics,
+            levels=self._levels,
+            formation=self._formation,
+            wrong_disk=read_wrong_disk(settings.data_dir),
+        )
+        self._service = CoreService(self._view.describe, self._view.metrics_text, self._members)
         self._membership: Membership | None = None
+        self._contact: Contact | None = None
         self._admission: Admission | None = None
         self._host: RaftHost | None = None
-        self._upkeep: ReplicaUpkeep | None = None
-        self._registered = False
         self._tasks: list[asyncio.Task[None]] = []
 
     # ---- life
@@ -156,7 +167,11 @@ class _Core:
             peers = PeerServer(credentials=settings.credentials, node=self)
             await peers.start(settings.peer_listen)
             stack.push_async_callback(peers.stop, _STOP_GRACE_S)
-            if await form_before(self._formation.run(), stopping):
+            if (wrong := self._view.wrong_disk) is not None:
+                self._metrics.wrong_disk.set(1)
+                log.critical("wrong disk", extra=fields(why=wrong.text(settings.node)))
+                await stopping.wait()
+            elif await form_before(self._formation.run(), stopping):
                 await self._start_groups(stack, peers)
                 stack.push_async_callback(self._cancel_tasks)
                 await stopping.wait()
@@ -172,6 +187,8 @@ class _Core:
         )
         refuse_older_program(disk.stores, self._levels.own)
         roster = Roster(self._configurations)
+        contact = Contact(settings.data_dir, identity, GROUPS, self._clients, _end_process)
+        self._contact = contact
         transport = PeerTransport(
             replica_id=identity.replica_id,
             node=identity.node,
@@ -180,6 +197,8 @@ class _Core:
             credentials=settings.credentials,
             roster=roster,
             metrics=self._metrics,
+            disks=contact.disks,
+            on_wrong_disk=contact.refused,
         )
         checks = ReplacementChecks(disk.layouts, disk.held, settings.limits, self._metrics)
         stack.push_async_callback(checks.close)
@@ -212,15 +231,17 @@ class _Core:
         gate.packs_arrived = host.packs_arrived
         driver = ProposalDriver(host, packs, identity.replica_id, self._metrics, self._levels)
 
-        self._host, self._upkeep = host, upkeep
+        self._host = self._view.host = host
+        self._view.upkeep = upkeep
         self._members.verify_here = upkeep.verify
         self._open_admission(stack, disk, driver)
         self._open_membership(stack, host, disk, driver)
-        transport.start(host)
+        boot = contact.begin(host)
+        transport.start(host, boot)
         apply.start(host.applied)
         host.start()
         peers.serve(transport, packs, roster, upkeep.source, upkeep.verify)
-        self._service.serve(host, driver, packs, disk.stores, checks, self._describe_replica)
+        self._service.serve(host, driver, packs, disk.stores, checks, self._view.describe_replica)
         # Taken apart in the reverse order: first what asks, then what answers.
         stack.callback(apply.stop)
         stack.callback(host.stop)
@@ -232,7 +253,8 @@ class _Core:
 
         self._spawn(self._register(driver), "register")
         me = voter(identity.node, identity.replica_id, settings.formation.peer_address)
-        self._spawn(announce_address(host, GROUPS, self._clients, me), "announce address")
+        self._spawn(announce_address(host, GROUPS, self._clients, me, boot), "announce address")
+        self._spawn(contact.disks.keep(), "known disks")
         for name, work in upkeep.work(host).items():
             self._spawn(work, name)
 
@@ -246,7 +268,7 @@ class _Core:
         identity = self._formation.identity
         committed = CommittedMembers(disk.layouts, founding_configuration(identity))
         stack.callback(committed.close)
-        self._membership = Membership(
+        self._membership = self._view.membership = Membership(
             host,
             GROUPS,
             identity.replica_id,
@@ -315,10 +337,10 @@ class _Core:
     async def _register(self, driver: ProposalDriver) -> None:
         """Tells the directory where this node can be reached."""
         settings, identity = self._settings, self._formation.identity
-        while not self._registered:
+        while not self._view.registered:
             command = registration(identity, settings.formation.peer_address, settings)
             answer = await driver.propose(GROUP_DIRECTORY, command, _REGISTER_TIMEOUT_S)
-            self._registered = answer.outcome is Outcome.APPLIED
+            self._view.registered = answer.outcome is Outcome.APPLIED
         log.info("serving", extra=fields(replica=identity.replica_id))
 
     def _pack_sources(self, group: int, from_replica: str) -> Sequence[PeerAddress]:
@@ -345,6 +367,10 @@ class _Core:
         if self._membership is None:
             return peer_pb2.RejoinResponse(reason="this node does not belong to a cluster yet")
         assert self._host is not None
+        assert self._contact is not None
+        if not self._contact.disks.is_last_start(request.replica_id, request.boot):
+            reason = "another start of this replica was heard; its streams are told why"
+            return peer_pb2.RejoinResponse(reason=reason)
         self._members.called(request.node, request.peer_address)
         replica, address = request.replica_id, request.peer_address
         if problem := await move_replica(self._host, GROUPS, replica, address):
@@ -372,62 +398,6 @@ class _Core:
 
     async def get_status(self, request: core_pb2.CoreStatusRequest) -> core_pb2.CoreStatus:
         return self._service.own_status()
-
-    def _describe(self) -> core_pb2.CoreStatus:
-        identity = self._formation.identity
-        if self._host is None:
-            phase = self._formation.phase
-        elif self._is_removed():
-            phase = "removed"
-        elif self._is_draining():
-            leads = any(self._host.status(group).role == "leader" for group in GROUPS)
-            phase = "draining" if leads else "drained"
-        elif self._upkeep is not None and self._upkeep.installs_snapshot():
-            phase = "installing a snapshot"
-        elif not self._registered or not self._votes_everywhere():
-            phase = "catching-up"
-        else:
-            phase = "serving"
-        return core_pb2.CoreStatus(
-            node=identity.node,
-            replica_id=identity.replica_id,
-            cluster_id=identity.cluster_id,
-            phase=phase,
-            draining=self._host is not None and self._is_draining(),
-            version=self._settings.version,
-            level=self._levels.own,
-            cluster_level=self._levels.cluster,
-        )
-
-    def _describe_replica(self, group: core_pb2.CoreGroupStatus) -> None:
-        if self._membership is not None:
-            group.waits_for = self._membership.waits_for(group.group)
-        if self._upkeep is not None:
-            self._upkeep.describe(group)
-
-    def _is_draining(self) -> bool:
-        return (
-            self._membership is not None
-            and self._settings.node in self._membership.intentions.draining
-        )
-
-    def _is_removed(self) -> bool:
-        me = self._formation.identity.replica_id
-        return any(me in c.removed_replica_ids for c in self._configurations())
-
-    def _votes_everywhere(self) -> bool:
-        assert self._host is not None
-        me = self._formation.identity.replica_id
-        return all(
-            any(r.replica_id == me and r.votes for r in self._host.status(g).configuration.replicas)
-            for g in GROUPS
-        )
-
-    def _metrics_text(self) -> bytes:
-        if self._host is not None:
-            for group in GROUPS:
-                self._metrics.observe_group(self._host.status(group))
-        return generate_latest(self._registry)
 
 
 def _end_on_failure(task: asyncio.Task[None]) -> None:

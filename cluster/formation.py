@@ -98,6 +98,7 @@ class Formation:
         self._told: object = None
         self._former = self._read_marker()
         if identity.formed:
+            self._refuse_disk_of_another_cluster()
             self._write_marker()  # a crash may have come between the two
 
     def describe(self) -> peer_pb2.IdentifyResponse:
@@ -112,6 +113,7 @@ class Formation:
             level=self._plan.level,
             former_cluster_id="" if formed else self._former,
             founding_digest=b"" if formed else self._plan.digest,
+            boot_nonce=self.identity.boot.nonce,
         )
 
     async def run(self) -> NodeIdentity:
@@ -162,6 +164,17 @@ class Formation:
             return False
         self._found(by_name)
         return True
+
+    def _refuse_disk_of_another_cluster(self) -> None:
+        """The file beside the certificates names the cluster of this machine."""
+        if self._former and self._former != self.identity.cluster_id:
+            raise FatalError(
+                f"{self._data_dir} is of cluster {self.identity.cluster_id}, but this node belongs "
+                f"to cluster {self._former} ({self._plan.marker} says so); nothing was changed; "
+                "put the right disk in, or empty the data directory to come back as a new replica "
+                f"(on another node: quorepo node replace {self.identity.node})",
+                exit_code=FatalError.EXIT_CONFIG,
+            )
 
     def _tell(self, message: str, **details: str) -> None:
         """Logs what is waited for, once as long as it is the same."""

@@ -60,6 +60,7 @@ def node_view(status: core_pb2.CoreStatus) -> core_pb2.CoreNodeView:
         ready=status.ready,
         draining=status.draining,
         version=status.version,
+        problem=status.problem,
         level=status.level,
     )
     for group in status.groups:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
+from quorepo.cluster.boots import Boot, begin_boot
 from quorepo.internal.v1 import log_pb2
 from quorepo.storage.errors import FatalError
 from quorepo.storage.layout import write_durably
@@ -24,6 +25,7 @@ __all__ = ["FORMAT_VERSION", "NodeIdentity"]
 
 # Raised when a data directory written by this version can't be read by the one before.
 FORMAT_VERSION = 1
+_NOT_STARTED = Boot(0, b"")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ class NodeIdentity:
 
     node: str
     replica_id: str
-    boot_nonce: str
+    boot: Boot
     cluster_id: str = ""
     founding: log_pb2.Configuration | None = None
 
@@ -47,21 +49,20 @@ class NodeIdentity:
         Raises FatalError (EXIT_CONFIG) when the directory is another node's, newer or unreadable.
         """
         path = data_dir / "node.json"
-        nonce = secrets.token_hex(8)
         try:
             raw = path.read_bytes()
         except FileNotFoundError:
             _refuse_state_without_identity(data_dir)
-            identity = cls(node, f"{node}@{secrets.token_hex(4)}", nonce)
+            identity = cls(node, f"{node}@{secrets.token_hex(4)}", _NOT_STARTED)
             identity.save(data_dir)
-            return identity
+            return identity._started(data_dir, new=True)
         try:
             stored = json.loads(raw)
             version = int(stored["format_version"])
             identity = cls(
                 node=str(stored["node"]),
                 replica_id=str(stored["replica_id"]),
-                boot_nonce=nonce,
+                boot=_NOT_STARTED,
                 cluster_id=str(stored["cluster_id"]),
                 founding=_decode_configuration(stored["founding"]),
             )
@@ -83,8 +84,11 @@ class NodeIdentity:
                 f"{node!r}; nothing was changed; correct node.name or node.data_dir",
                 exit_code=FatalError.EXIT_CONFIG,
             )
-        identity.save(data_dir)
-        return identity
+        return identity._started(data_dir)
+
+    def _started(self, data_dir: Path, *, new: bool = False) -> NodeIdentity:
+        """This identity with one more start on record, durably."""
+        return dataclasses.replace(self, boot=begin_boot(data_dir, self.replica_id, new=new))
 
     def joined(self, cluster_id: str, founding: log_pb2.Configuration) -> NodeIdentity:
         """This identity as a member of a cluster; the caller saves it."""
@@ -97,7 +101,6 @@ class NodeIdentity:
             "format_version": FORMAT_VERSION,
             "node": self.node,
             "replica_id": self.replica_id,
-            "boot_nonce": self.boot_nonce,
             "cluster_id": self.cluster_id,
             "founding": founding,
         }

@@ -104,6 +104,15 @@ class ClusterMetrics:
             "quorepo_join_tokens_total", "Join tokens: created, used, refused.",
             ["outcome"], registry=registry,
         )  # fmt: skip
+        self.wrong_disks_refused = Counter(
+            "quorepo_wrong_disk_refusals_total",
+            "Streams refused because the caller's disk is an old or a second copy.",
+            ["peer"], registry=registry,
+        )  # fmt: skip
+        self.wrong_disk = Gauge(
+            "quorepo_wrong_disk", "1 while this node is out of service: its disk is the wrong one.",
+            registry=registry,
+        )  # fmt: skip
         self.peer_connected = Gauge(
             "quorepo_peer_connected", "1 while Raft messages flow both ways.",
             ["peer"], registry=registry,

@@ -189,6 +189,7 @@ class FatalError(BaseException):
 
     EXIT_BUG: ClassVar[int] = 70
     EXIT_IO_ERROR: ClassVar[int] = 74
+    EXIT_WRONG_DISK: ClassVar[int] = 76  # on record; the next start takes part in nothing
     EXIT_CONFIG: ClassVar[int] = 78
 
     def __init__(self, message: str, *, exit_code: int = EXIT_BUG) -> None:

@@ -30,12 +30,14 @@ from quorepo.cluster.peer.clients import Keepalive, PeerAddress, open_channel, t
 from quorepo.internal.v1 import log_pb2, peer_pb2
 from quorepo.storage.logs import fields
 
-__all__ = ["LinkEvents", "PeerLink", "TransportLimits"]
+__all__ = ["WRONG_DISK_KEY", "LinkEvents", "PeerLink", "TransportLimits"]
 
 log = logging.getLogger(__name__)
 
 RAFT_METHOD = "/quorepo.internal.v1.Peer/Raft"
 _REFUSED = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.FAILED_PRECONDITION)
+# In the trailing metadata of a refusal: it is the caller's disk, and why in one word.
+WRONG_DISK_KEY = "quorepo-wrong-disk"
 _MESSAGES_TAG = b"\x22"  # RaftFrame.messages: field 4, length-delimited
 
 
@@ -58,6 +60,8 @@ class LinkEvents(Protocol):
     def connected(self, replica_id: str) -> None: ...
 
     def disconnected(self, replica_id: str, cause: str) -> None: ...
+
+    def refused_as_wrong_disk(self, replica_id: str, reason: str, detail: str) -> None: ...
 
 
 class PeerLink:
@@ -314,6 +318,10 @@ class PeerLink:
             return "refused"
         cause = "refused" if code in _REFUSED else "lost" if self._outgoing else "unreachable"
         self._note(cause, f"{code.name.lower()}: {details}")
+        for key, value in (await call.trailing_metadata() or ()) if cause == "refused" else ():
+            if key == WRONG_DISK_KEY:
+                reason = value if isinstance(value, str) else value.decode("ascii", "replace")
+                self._events.refused_as_wrong_disk(self.replica.replica_id, reason, details or "")
         return cause
 
     def _note(self, cause: str, text: str) -> None:

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Protocol, TypeAlias
 
 import grpc
@@ -22,9 +22,11 @@ from grpc import aio
 
 from quorepo.cluster.metrics import ClusterMetrics, PeerCounters
 from quorepo.cluster.peer.certificates import Credentials
-from quorepo.cluster.peer.link import PeerLink, TransportLimits
+from quorepo.cluster.peer.known import KnownDisks, Verdict
+from quorepo.cluster.peer.link import WRONG_DISK_KEY, PeerLink, TransportLimits
 from quorepo.cluster.peer.roster import Roster, node_of_replica
 from quorepo.internal.v1 import log_pb2, peer_pb2
+from quorepo.storage.errors import Unavailable
 from quorepo.storage.logs import fields
 
 __all__ = ["PeerTransport", "RaftInbox", "TransportLimits"]
@@ -49,8 +51,9 @@ class RaftInbox(Protocol):
 class _Incoming:
     """One stream from a peer; the newest of a replica is the only one that delivers."""
 
-    def __init__(self, reader: asyncio.Task[str]) -> None:
+    def __init__(self, reader: asyncio.Task[str], boot_nonce: bytes) -> None:
         self.reader = reader
+        self.boot_nonce = boot_nonce
         self.superseded = False
 
 
@@ -69,8 +72,16 @@ class PeerTransport:
         metrics: ClusterMetrics,
         limits: TransportLimits | None = None,
         rng: random.Random | None = None,
+        disks: KnownDisks | None = None,
+        on_wrong_disk: Callable[[str, str, str], None] = lambda reason, detail, peer: None,
     ) -> None:
-        """`address` is where this node listens for peers, as others reach it."""
+        """
+        Args:
+            address: where this node listens for peers, as others reach it.
+            disks: judges who calls; None: everybody is the disk that he says.
+            on_wrong_disk: told when a peer refuses this node's disk: (reason, why for people, the
+                peer's replica id).
+        """
         self._replica_id = replica_id
         self._node = node
         self._cluster_id = cluster_id
@@ -80,6 +91,9 @@ class PeerTransport:
         self._metrics = metrics
         self._limits = limits or TransportLimits()
         self._rng = rng or random.Random()  # noqa: S311 - jitter, not a secret
+        self._disks = disks
+        self._on_wrong_disk = on_wrong_disk
+        self._boot = peer_pb2.BootRecord()
 
         self._inbox: RaftInbox | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -93,9 +107,11 @@ class PeerTransport:
         self._lock = threading.Lock()
         self._dirty: list[PeerLink] = []
 
-    def start(self, inbox: RaftInbox) -> None:
-        """Binds the transport to the running event loop and to the engine it delivers to."""
+    def start(self, inbox: RaftInbox, boot: peer_pb2.BootRecord | None = None) -> None:
+        """Binds the transport to the running event loop and to the engine it delivers to. `boot`
+        tells peers which start of this disk this is."""
         self._inbox = inbox
+        self._boot = boot or self._boot
         self._loop = asyncio.get_running_loop()
 
     async def close(self) -> None:
@@ -160,6 +176,7 @@ class PeerTransport:
             cluster_id=self._cluster_id,
             to_node=replica.node,
             from_address=self._address,
+            boot=self._boot,
         )
         link = PeerLink(
             replica,
@@ -198,16 +215,24 @@ class PeerTransport:
         if self._inbox is not None:
             self._inbox.peer_disconnected(replica_id)
 
+    def refused_as_wrong_disk(self, replica_id: str, reason: str, detail: str) -> None:
+        """From a link: the peer knows another disk of this replica."""
+        self._on_wrong_disk(reason, detail, replica_id)
+
     # ---- streams from peers
 
     async def serve(self, context: Context, caller: str) -> None:
         """Serves one incoming Raft stream to its end; `caller` is the node of its certificate."""
         first = await self._first_frame(context, caller)
         replica_id = first.from_replica
+        await self._check_disk(first, context)
         # Before the connection is reported here: the peer should know of it no later than we.
         await context.write(peer_pb2.RaftHello(replica_id=self._replica_id))
+        if self._disks is not None and not self._disks.is_last_start(replica_id, first.boot):
+            # A later start of the replica was let in while the hello was written.
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "a later start was heard; try again")
         reader = asyncio.get_running_loop().create_task(self._read(replica_id, first, context))
-        mine = _Incoming(reader)
+        mine = _Incoming(reader, first.boot.nonce)
         self._admit(first, mine)
         cause, problem = "lost", ""
         try:
@@ -237,10 +262,11 @@ class PeerTransport:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no first frame")
         if frame is aio.EOF:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no first frame")
-        problem = ""
+        problem, wrong = "", ""
         if self._closed or self._inbox is None:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "this node is not serving")
         elif frame.cluster_id != self._cluster_id:
+            wrong = "other-cluster"
             problem = f"this node belongs to cluster {self._cluster_id!r}, not {frame.cluster_id!r}"
         elif frame.to_node != self._node:
             problem = f"this node is {self._node!r}, not {frame.to_node!r}; correct cluster.peers"
@@ -253,18 +279,37 @@ class PeerTransport:
         else:
             problem = self._roster.replica_problem(frame.from_replica)
         if problem:
-            await self._refuse(context, frame.from_replica or caller, problem)
+            await self._refuse(context, frame.from_replica or caller, problem, wrong)
         accepted: peer_pb2.RaftFrame = frame
         return accepted
 
-    async def _refuse(self, context: Context, peer: str, problem: str) -> NoReturn:
+    async def _check_disk(self, first: peer_pb2.RaftFrame, context: Context) -> None:
+        """Ends the stream of a disk that is not the one that this replica was."""
+        if self._disks is None:
+            return
+        replica_id = first.from_replica
+        older = self._incoming.get(replica_id)
+        here = older is not None and older.boot_nonce != first.boot.nonce
+        try:
+            verdict = await self._disks.judge(first, another_is_here=here)
+        except Unavailable as error:
+            verdict = Verdict("", str(error))
+        if verdict.wrong:
+            self._metrics.wrong_disks_refused.labels(node_of_replica(replica_id)).inc()
+            await self._refuse(context, replica_id, verdict.problem, verdict.wrong)
+        if verdict.problem:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, verdict.problem)
+
+    async def _refuse(self, context: Context, peer: str, problem: str, wrong: str = "") -> NoReturn:
+        """`wrong`: it is the caller's disk that is refused, and why in one word."""
         told = (peer, problem)
         if told not in self._refusals_told:  # a peer tries again for ever, every two seconds
             if len(self._refusals_told) >= _REFUSALS_TOLD_MAX:
                 self._refusals_told.clear()
             self._refusals_told.add(told)
             log.warning("peer refused", extra=fields(peer=peer, reason=problem))
-        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, problem)
+        trailing = ((WRONG_DISK_KEY, wrong),) if wrong else ()
+        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, problem, trailing)
 
     def _admit(self, first: peer_pb2.RaftFrame, incoming: _Incoming) -> None:
         """Makes `incoming` the one stream of its replica, and sees to a way back."""

@@ -16,7 +16,8 @@ import math
 from typing import Literal
 
 from quorepo.cluster.raft.configuration import ConfigurationHistory
-from quorepo.cluster.raft.engine import FOLLOWER, Engine, Node
+from quorepo.cluster.raft.engine import FOLLOWER, Node
+from quorepo.cluster.raft.heard import HeardOf
 from quorepo.cluster.raft.wire import Message
 from quorepo.internal.v1 import log_pb2
 from quorepo.storage.failpoints import failpoint
@@ -37,7 +38,7 @@ _HURRIED_ATTEMPTS_MAX = 4
 _LAST_RESORT_TIMEOUTS = 4.0
 
 
-class Elections(Engine):
+class Elections(HeardOf):
     """The part of a group that finds a leader."""
 
     history: ConfigurationHistory
@@ -54,8 +55,19 @@ class Elections(Engine):
         self._began_at = self.now
         self._contact_lost = False  # its connection broke, and it was not heard since
         self._hurried_attempts = 0
+        self._met_a_peer = False
 
     # ---- what a tick does
+
+    def note_peer_met(self) -> None:
+        """A peer has compared this disk with what it knows of it, and let it speak."""
+        self._met_a_peer = True
+
+    def _knows_itself(self) -> bool:
+        """Whether this replica may vote at all, for others or itself. One whose disk is an old copy
+        would vote a second time; it learns that at its first contact. Alone, there is nobody to
+        ask."""
+        return self._met_a_peer or not self.other_voters
 
     def own_replica(self) -> log_pb2.Replica | None:
         """This replica in the configuration in force; None when it is not part of it."""
@@ -76,7 +88,7 @@ class Elections(Engine):
         be the only one that can win, and no leader at all would be worse. It hands over then.
         """
         own = self.own_replica()
-        if own is None or not own.votes:
+        if own is None or not own.votes or not self._knows_itself():
             return math.inf
         if own.may_lead:
             return self._election_deadline
@@ -94,7 +106,7 @@ class Elections(Engine):
         self.may_be_elected = False
         at = math.inf if self.is_leader else self._campaigns_at()
         if at == math.inf:
-            # A learner, or a replica that was removed, never campaigns.
+            # A learner, a replica that was removed, or one that met nobody yet never campaigns.
             self._campaign = ""
             return
         if not self._campaign and self.now >= at:
@@ -193,7 +205,7 @@ class Elections(Engine):
     def _on_pre_vote(self, node: Node, message: Message) -> None:
         if message["term"] < self.current_term:
             self.send(node, "term_notice")
-        elif not self._sticks_to_leader() and self._is_up_to_date(message):
+        elif self._knows_itself() and not self._sticks_to_leader() and self._is_up_to_date(message):
             # The term of the question comes back, so that the asker knows which one was answered.
             self.send(node, "pre_vote_granted", term=message["term"])
 
@@ -226,7 +238,8 @@ class Elections(Engine):
         promoted replica is needed for the majority could not elect anybody (dissertation, 4.2.3).
         Learners are not asked by anybody.
         """
-        up_to_date = self._is_up_to_date(message)
+        self.note_term_of(node, message["term"])
+        up_to_date = self._is_up_to_date(message) and self._knows_itself()
         if message["term"] > self.current_term:
             self.step_down(message["term"], node.id if up_to_date else None)
         if message["term"] < self.current_term:
@@ -245,6 +258,7 @@ class Elections(Engine):
 
     def _on_response_vote(self, node: Node, message: Message) -> None:
         """Counts distinct voters of the configuration in force; pysyncobj counts answers."""
+        self.note_term_of(node, message["term"])
         if not self.is_candidate or message["term"] != self.current_term:
             return
         self._votes.add(node)

@@ -2,7 +2,7 @@
 
 Owns: the order of things within one turn of the Raft thread. The rules are in the parts:
 
-    engine.py       pysyncobj and what replaces its unsafe methods
+    engine.py       pysyncobj and what replaces its unsafe methods    heard.py   promises of others
     elections.py    pre-vote, votes, stepping down, failover        membership.py   replicas from
     the log appending.py    the follower's log, answers after the sync      commands.py
     proposals and their verdicts replication.py  the leader's sending
@@ -28,6 +28,7 @@ from quorepo.cluster.raft.deadlines import Deadlines, Waiter
 from quorepo.cluster.raft.elections import Elections
 from quorepo.cluster.raft.engine import CANDIDATE, LEADER, Node
 from quorepo.cluster.raft.entries import NO_OP, encode_entry
+from quorepo.cluster.raft.heard import Heard
 from quorepo.cluster.raft.interface import (
     ApplySink,
     DiskSpace,
@@ -137,6 +138,7 @@ class RaftGroup(Elections, Appending, Replication, Membership, Commands, ReadInd
         self._transfer: Transfer | None = None
         self._leader_waits: list[LeaderWait] = []
         self._leadership_seen: tuple[Node | None, int] = (None, self.current_term)
+        self._begin_heard()
         self._begin_replication()
         self._begin_membership(start)
         self._begin_elections()
@@ -173,6 +175,7 @@ class RaftGroup(Elections, Appending, Replication, Membership, Commands, ReadInd
         self._handlers[message["type"]](node, message)
 
     def peer_connected(self, node: Node) -> None:
+        self.note_peer_met()
         self.reprobe(node)
 
     def peer_disconnected(self, node: Node) -> None:
@@ -247,6 +250,7 @@ class RaftGroup(Elections, Appending, Replication, Membership, Commands, ReadInd
         self.leader = self.me
         self.set_state(LEADER)
         self.begin_leading()
+        self.note_leading()
         index = self.log.last_index + 1
         self.log.append(encode_entry(NO_OP, self.clock_ms(), b""), index, self.current_term)
         self.set_no_op_index(index)
@@ -259,6 +263,7 @@ class RaftGroup(Elections, Appending, Replication, Membership, Commands, ReadInd
                 "not leading any more",
                 extra={"fields": {"group": self.group, "term": self.current_term}},
             )
+            self.note_acknowledged()
             self.leadership_lost()
             self.reads_of_lost_leadership()
             self.leaving = False
@@ -327,6 +332,10 @@ class RaftGroup(Elections, Appending, Replication, Membership, Commands, ReadInd
         transfer.asked = reason == 0
 
     # ---- what others may see
+
+    def promises_of(self, replica_id: str) -> Heard:
+        """The least that the disk of that replica must still hold."""
+        return self.heard_of(Node(replica_id), leading=self.is_leader)
 
     def role(self) -> Role:
         if self.state == LEADER:

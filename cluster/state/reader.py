@@ -33,6 +33,7 @@ from quorepo.cluster.state.rows import (
     RepositorySnapshot,
     repository_row,
 )
+from quorepo.cluster.wrong_disk import refuse_wrong_disk
 from quorepo.internal.v1 import log_pb2
 from quorepo.storage.errors import NotFound, Unavailable
 from quorepo.storage.layout import GroupLayout
@@ -42,7 +43,6 @@ __all__ = ["PruneRoots", "StateReader"]
 T = TypeVar("T")
 
 _IDLE_CONNECTIONS_MAX = 8
-
 _REPOSITORY_COLUMNS = (
     "repository_id, incarnation, counter, object_format, head, prune_epoch, checksum, created_ms,"
     " deleted_ms, detached_head, description, read_only, purge_ms, deleted_path, forked_from"
@@ -320,9 +320,9 @@ class StateReader(HistoryReads):
     @contextlib.contextmanager
     def _reading(self) -> Iterator[tuple[int, sqlite3.Connection]]:
         """A connection to the current generation, inside a transaction."""
-        what = f"reading the state of group {self._layout.group}"
         connection: sqlite3.Connection | None = None
         try:
+            refuse_wrong_disk(self._layout.data_dir)
             generation, connection = self._take()
             connection.execute("BEGIN")
             yield generation, connection
@@ -331,7 +331,7 @@ class StateReader(HistoryReads):
             if connection is not None:
                 connection.close()
             if isinstance(error, sqlite3.Error):
-                raise reader_error(error, what) from error
+                raise reader_error(error, f"reading group {self._layout.group}") from error
             raise
         self._give_back(generation, connection)
 

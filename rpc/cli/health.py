@@ -60,7 +60,8 @@ def verdict(found: Sequence[Problem]) -> str:
 
 def _of_the_cluster(status: Mapping[str, Any]) -> Iterator[Problem]:
     asked = status["answered_by"]
-    if not status["groups"]:
+    refused = any(n["name"] == asked and n.get("problem") for n in status["nodes"])
+    if not status["groups"] and not refused:
         phase = next((n["phase"] for n in status["nodes"] if n["name"] == asked), "")
         yield Problem(
             CRITICAL,
@@ -103,6 +104,12 @@ def _of_nodes(status: Mapping[str, Any]) -> Iterator[Problem]:
                 f"{node['catch_up_percent']} %): it does not count for the majority yet",
                 "it votes once it has caught up; one that was kept a learner: quorepo node "
                 f"promote {name}",
+            )
+        elif node.get("problem"):
+            yield Problem(
+                CRITICAL if name == status["answered_by"] else WARNING,
+                f"{name} is out of service: {node['problem'].partition('; ')[0]}",
+                node["problem"].partition("; ")[2],
             )
         elif not node["ready"] and status["groups"]:
             yield Problem(

@@ -76,6 +76,7 @@ def status_document(answer: Any) -> dict[str, Any]:
                 "reachable": node.reachable,
                 "ready": node.ready,
                 "phase": node.phase,
+                "problem": node.problem or None,
                 "http": node.http_url,
                 "grpc": node.grpc_address,
                 "metrics": node.metrics_url,

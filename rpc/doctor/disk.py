@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from quorepo.cluster.identity import FORMAT_VERSION
+from quorepo.cluster.wrong_disk import next_step, read_wrong_disk
 from quorepo.rpc.doctor.findings import Finding, Machine
 
 __all__ = [
@@ -89,6 +90,10 @@ def check_data_directory(machine: Machine) -> Iterator[Finding]:
 
 
 def _identity_problem(path: Path, name: str) -> Finding | None:
+    wrong = read_wrong_disk(path)
+    if wrong is not None:
+        what = f"this disk was refused by {wrong.told_by}: {wrong.detail}"
+        return Finding(2, "error", what, next_step(name))
     try:
         content = json.loads((path / "node.json").read_bytes())
         version, owner = int(content["format_version"]), str(content["node"])

@@ -304,6 +304,7 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
             reachable=True,
             ready=status.ready,
             phase=status.phase,
+            problem=status.problem,
             http_url=config.advertise.http_url,
             grpc_address=config.advertise.grpc_address,
             metrics_url=config.advertise.metrics_url,

@@ -77,6 +77,7 @@ def fill_in(
         node.member = _membership(node, status)
         if (view := views.get(node.name)) is not None:
             node.phase = view.phase
+            node.problem = view.problem
             node.packs_missing = sum(group.packs_missing for group in view.groups)
             node.version = node.version or view.version
             node.level = node.level or view.level

@@ -430,6 +430,7 @@ class CoreStatus(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     VIEWS_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
     LEVEL_FIELD_NUMBER: _builtins.int
     CLUSTER_LEVEL_FIELD_NUMBER: _builtins.int
     node: _builtins.str
@@ -438,11 +439,13 @@ class CoreStatus(_message.Message):
     ready: _builtins.bool
     """formed, and every group knows a leader"""
     phase: _builtins.str
-    """forming, rejoining, catching-up, serving, draining, drained, removed"""
+    """forming, rejoining, catching-up, serving, draining, drained, removed, wrong disk"""
     peer_address: _builtins.str
     draining: _builtins.bool
     """the directory says so: no pushes are taken"""
     version: _builtins.str
+    problem: _builtins.str
+    """why this node was taken out of service, for people; empty: it was not"""
     level: _builtins.int
     """of the commands that this node's program knows"""
     cluster_level: _builtins.int
@@ -466,12 +469,13 @@ class CoreStatus(_message.Message):
         draining: _builtins.bool = ...,
         version: _builtins.str = ...,
         views: _abc.Iterable[Global___CoreNodeView] | None = ...,
+        problem: _builtins.str = ...,
         level: _builtins.int = ...,
         cluster_level: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "cluster_level", b"cluster_level", "draining", b"draining", "groups", b"groups", "level", b"level", "node", b"node", "peer_address", b"peer_address", "phase", b"phase", "ready", b"ready", "replica_id", b"replica_id", "version", b"version", "views", b"views"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "cluster_level", b"cluster_level", "draining", b"draining", "groups", b"groups", "level", b"level", "node", b"node", "peer_address", b"peer_address", "phase", b"phase", "problem", b"problem", "ready", b"ready", "replica_id", b"replica_id", "version", b"version", "views", b"views"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -488,6 +492,7 @@ class CoreNodeView(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     GROUPS_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
     LEVEL_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     replica_id: _builtins.str
@@ -495,6 +500,7 @@ class CoreNodeView(_message.Message):
     ready: _builtins.bool
     draining: _builtins.bool
     version: _builtins.str
+    problem: _builtins.str
     level: _builtins.int
     @_builtins.property
     def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___CoreGroupStatus]: ...
@@ -508,11 +514,12 @@ class CoreNodeView(_message.Message):
         draining: _builtins.bool = ...,
         version: _builtins.str = ...,
         groups: _abc.Iterable[Global___CoreGroupStatus] | None = ...,
+        problem: _builtins.str = ...,
         level: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "groups", b"groups", "level", b"level", "node", b"node", "phase", b"phase", "ready", b"ready", "replica_id", b"replica_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "groups", b"groups", "level", b"level", "node", b"node", "phase", b"phase", "problem", b"problem", "ready", b"ready", "replica_id", b"replica_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -52,6 +52,7 @@ class RaftFrame(_message.Message):
     TO_NODE_FIELD_NUMBER: _builtins.int
     MESSAGES_FIELD_NUMBER: _builtins.int
     FROM_ADDRESS_FIELD_NUMBER: _builtins.int
+    BOOT_FIELD_NUMBER: _builtins.int
     from_replica: _builtins.str
     """set in the first frame of a stream"""
     cluster_id: _builtins.str
@@ -64,6 +65,10 @@ class RaftFrame(_message.Message):
     """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupMessage]: ...
+    @_builtins.property
+    def boot(self) -> Global___BootRecord:
+        """Set in the first frame of a stream: which start of the sender's disk this is."""
+
     def __init__(
         self,
         *,
@@ -72,14 +77,82 @@ class RaftFrame(_message.Message):
         to_node: _builtins.str = ...,
         messages: _abc.Iterable[Global___GroupMessage] | None = ...,
         from_address: _builtins.str = ...,
+        boot: Global___BootRecord | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "from_address", b"from_address", "from_replica", b"from_replica", "messages", b"messages", "to_node", b"to_node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "cluster_id", b"cluster_id", "from_address", b"from_address", "from_replica", b"from_replica", "messages", b"messages", "to_node", b"to_node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RaftFrame: _TypeAlias = RaftFrame  # noqa: Y015
+
+@_typing.final
+class BootRecord(_message.Message):
+    """One start of a disk. Made durable before the node says anything; a peer compares it with the last
+    one that it knows, so a disk that was restored or copied is told from the one that went on.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTER_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    FORMER_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    counter: _builtins.int
+    """how often this disk was started, this time included"""
+    nonce: _builtins.bytes
+    """random; tells this start from one of a copy"""
+    @_builtins.property
+    def former(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """nonces of the starts before it, the newest last; the last 512"""
+
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupStanding]:
+        """what the disk held when this start began"""
+
+    def __init__(
+        self,
+        *,
+        counter: _builtins.int = ...,
+        nonce: _builtins.bytes = ...,
+        former: _abc.Iterable[_builtins.bytes] | None = ...,
+        groups: _abc.Iterable[Global___GroupStanding] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counter", b"counter", "former", b"former", "groups", b"groups", "nonce", b"nonce"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BootRecord: _TypeAlias = BootRecord  # noqa: Y015
+
+@_typing.final
+class GroupStanding(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    LAST_INDEX_FIELD_NUMBER: _builtins.int
+    group: _builtins.int
+    term: _builtins.int
+    """of the vote file"""
+    last_index: _builtins.int
+    """of the log"""
+    def __init__(
+        self,
+        *,
+        group: _builtins.int = ...,
+        term: _builtins.int = ...,
+        last_index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "last_index", b"last_index", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GroupStanding: _TypeAlias = GroupStanding  # noqa: Y015
 
 @_typing.final
 class RaftHello(_message.Message):
@@ -845,6 +918,7 @@ class IdentifyResponse(_message.Message):
     FORMER_CLUSTER_ID_FIELD_NUMBER: _builtins.int
     FOUNDING_DIGEST_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
+    BOOT_NONCE_FIELD_NUMBER: _builtins.int
     LEVEL_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     replica_id: _builtins.str
@@ -855,6 +929,8 @@ class IdentifyResponse(_message.Message):
     """Not formed, but it was once: its disk was emptied. Nobody begins a cluster anew over that."""
     founding_digest: _builtins.bytes
     """With bootstrap_expect: SHA-256 of who is expected, the same on all who begin a cluster together."""
+    boot_nonce: _builtins.bytes
+    """of the start that answers"""
     level: _builtins.int
     """of the commands that its program knows; 0: the first"""
     @_builtins.property
@@ -876,11 +952,12 @@ class IdentifyResponse(_message.Message):
         former_cluster_id: _builtins.str = ...,
         founding_digest: _builtins.bytes = ...,
         members: _abc.Iterable[_log_pb2.Replica] | None = ...,
+        boot_nonce: _builtins.bytes = ...,
         level: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["configuration", b"configuration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "configuration", b"configuration", "former_cluster_id", b"former_cluster_id", "founding_digest", b"founding_digest", "level", b"level", "members", b"members", "node", b"node", "peer_address", b"peer_address", "replica_id", b"replica_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_nonce", b"boot_nonce", "cluster_id", b"cluster_id", "configuration", b"configuration", "former_cluster_id", b"former_cluster_id", "founding_digest", b"founding_digest", "level", b"level", "members", b"members", "node", b"node", "peer_address", b"peer_address", "replica_id", b"replica_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -893,6 +970,7 @@ class RejoinRequest(_message.Message):
     NODE_FIELD_NUMBER: _builtins.int
     REPLICA_ID_FIELD_NUMBER: _builtins.int
     PEER_ADDRESS_FIELD_NUMBER: _builtins.int
+    BOOT_FIELD_NUMBER: _builtins.int
     LEVEL_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     replica_id: _builtins.str
@@ -900,17 +978,22 @@ class RejoinRequest(_message.Message):
     peer_address: _builtins.str
     level: _builtins.int
     """of the commands that its program knows; 0: the first"""
+    @_builtins.property
+    def boot(self) -> Global___BootRecord:
+        """of the replica, when it is a member already and tells a new address"""
+
     def __init__(
         self,
         *,
         node: _builtins.str = ...,
         replica_id: _builtins.str = ...,
         peer_address: _builtins.str = ...,
+        boot: Global___BootRecord | None = ...,
         level: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["level", b"level", "node", b"node", "peer_address", b"peer_address", "replica_id", b"replica_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "level", b"level", "node", b"node", "peer_address", b"peer_address", "replica_id", b"replica_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -93,7 +93,8 @@ async def test_restarted_member_remembers_its_cluster(network: Network, tmp_path
     network.down = set(PEERS)  # nobody has to be asked
     again = await Node(network, tmp_path, "n2").task
     assert (again.cluster_id, again.replica_id) == (before[1].cluster_id, before[1].replica_id)
-    assert again.boot_nonce != before[1].boot_nonce
+    assert again.boot.nonce != before[1].boot.nonce
+    assert again.boot.former == (before[1].boot.nonce,)
 
 
 @pytest.mark.parametrize("wiped", ["n1", "n3"])
