@@ -189,17 +189,7 @@ class _Core:
         roster = Roster(self._configurations)
         contact = Contact(settings.data_dir, identity, GROUPS, self._clients, _end_process)
         self._contact = contact
-        transport = PeerTransport(
-            replica_id=identity.replica_id,
-            node=identity.node,
-            cluster_id=identity.cluster_id,
-            address=settings.formation.peer_address,
-            credentials=settings.credentials,
-            roster=roster,
-            metrics=self._metrics,
-            disks=contact.disks,
-            on_wrong_disk=contact.refused,
-        )
+        transport = self._make_transport(contact, roster)
         checks = ReplacementChecks(disk.layouts, disk.held, settings.limits, self._metrics)
         stack.push_async_callback(checks.close)
         packs = PackExchange(
@@ -295,6 +285,20 @@ class _Core:
         )
         stack.callback(self._admission.close)
         self._service.admission = self._admission
+
+    def _make_transport(self, contact: Contact, roster: Roster) -> PeerTransport:
+        settings, identity = self._settings, self._formation.identity
+        return PeerTransport(
+            replica_id=identity.replica_id,
+            node=identity.node,
+            cluster_id=identity.cluster_id,
+            address=settings.formation.peer_address,
+            credentials=settings.credentials,
+            roster=roster,
+            metrics=self._metrics,
+            disks=contact.disks,
+            on_wrong_disk=contact.refused,
+        )
 
     def _make_host(
         self,

@@ -92,6 +92,10 @@ SLOW = {
     "layout.write.before_fsync": "emptied",
     "layout.write.before_rename": "emptied",
     "layout.write.before_dir_fsync": "emptied",
+    "boots.before_write": "emptied",
+    "boots.after_write": "emptied",
+    "known.before_save": "emptied",
+    "known.after_save": "emptied",
     "repair.before_promote": "lost",
 }
 
