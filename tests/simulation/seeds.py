@@ -9,8 +9,8 @@ may be absent.
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 __all__ = ["ROOT", "base_of_tree", "code_under_simulation"]
@@ -53,7 +53,7 @@ def code_under_simulation(root: Path = ROOT) -> dict[str, Path]:
         found[name] = path
         if path.name == "__init__.py":
             found.update({f"{name} {sql.name}": sql for sql in path.parent.glob("*.sql")})
-        waiting += _imports(path)
+        waiting += _imports(path.read_bytes())
         waiting.append(name.rpartition(".")[0])  # a package's own code runs first
     return found
 
@@ -70,11 +70,13 @@ def _path_of(root: Path, name: str) -> Path | None:
     return None
 
 
-def _imports(path: Path) -> Iterator[str]:
+@functools.cache
+def _imports(source: bytes) -> tuple[str, ...]:
     """Every name that may be a module; the project imports absolutely."""
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    names: list[str] = []
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return tuple(names)
