@@ -8,7 +8,10 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from grpc import aio
+from grpc._cython import cygrpc  # type: ignore[attr-defined]
 from prometheus_client import CollectorRegistry
 
 from quorepo.cluster.metrics import ClusterMetrics
@@ -29,6 +32,26 @@ GROUP = 1
 SERVICE = peer_pb2.DESCRIPTOR.services_by_name["Peer"]
 METHODS = [method.name for method in SERVICE.methods]
 KEEPALIVE = Keepalive(interval_s=0.4, timeout_s=0.4)
+
+
+async def ended_with(method: Any, *sent: bytes) -> tuple[str, str]:
+    """The status code and words of a stream that the other end may end before it was written to.
+
+    grpc.aio loses that answer when it is in the middle of the write, and says INTERNAL in its
+    place: then once more.
+    """
+    while True:
+        call = method(timeout=60)
+        ended = (aio.AioRpcError, asyncio.InvalidStateError, cygrpc.ExecuteBatchError)
+        with contextlib.suppress(*ended):
+            for data in sent:
+                await call.write(data)
+            await call.done_writing()
+            while await call.read() is not aio.EOF:
+                pass  # the status comes behind what was said before
+        code = (await call.code()).name
+        if code != "INTERNAL":
+            return code, await call.details()
 
 
 async def wait_until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:

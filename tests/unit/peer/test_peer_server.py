@@ -18,6 +18,7 @@ from support.peer_nodes import (
     Handler,
     Lab,
     Node,
+    ended_with,
     message,
     wait_until,
 )
@@ -77,11 +78,10 @@ async def test_certificate_that_names_no_node_is_refused(lab: Lab, method: str) 
     """Signed by the CA, as an operator's may be that is for something else."""
     node = await lab.node("n1")
     async with open_channel(node.peer, credentials_of("www.shop"), KEEPALIVE) as channel:
-        call: Any = channel.stream_stream(f"/{SERVICE.full_name}/{method}")()
-        await call.write(b"")
-        await call.done_writing()
-        assert (await call.code()).name == "PERMISSION_DENIED"
-        assert "names no node" in await call.details()
+        call: Any = channel.stream_stream(f"/{SERVICE.full_name}/{method}")
+        code, words = await ended_with(call, b"")
+        assert code == "PERMISSION_DENIED"
+        assert "names no node" in words
 
 
 async def test_unknown_method_is_told_so(lab: Lab) -> None:
@@ -135,11 +135,10 @@ async def test_removed_node_gets_nothing_that_is_stored(lab: Lab) -> None:
     one.configuration = log_pb2.Configuration(removed_replica_ids=["n2@d1"])
     async with open_channel(one.peer, credentials_of("n2"), KEEPALIVE) as channel:
         for method in set(METHODS) - {"Identify", "Rejoin"}:
-            call: Any = channel.stream_stream(f"/{SERVICE.full_name}/{method}")()
-            await call.write(b"")
-            await call.done_writing()
-            assert (await call.code()).name == "PERMISSION_DENIED", method
-            assert "node 'n2' was removed" in await call.details()
+            call: Any = channel.stream_stream(f"/{SERVICE.full_name}/{method}")
+            code, words = await ended_with(call, b"")
+            assert code == "PERMISSION_DENIED", method
+            assert "node 'n2' was removed" in words
     # It may ask who is there, and whether it may come back.
     await two.clients.identify(one.peer, peer_pb2.IdentifyRequest(), 5.0)
     rejoin = peer_pb2.RejoinRequest(node="n2", replica_id="n2@d2")
