@@ -120,4 +120,6 @@ def pool_manager(
     manager.pool_classes_by_scheme = {"https": HttpsPool}
     if allow_http:
         manager.pool_classes_by_scheme["http"] = HttpPool
+    else:
+        del manager.key_fn_by_scheme["http"]  # URLSchemeUnknown, as for every other scheme
     return manager

@@ -142,7 +142,7 @@ def _reason(error: BaseException, host: str) -> _Failed:
         if isinstance(seen, AddressRefused):
             return _Failed("SourceNotAllowed", f"{seen}, which is not public")
         if isinstance(seen, URLSchemeUnknown):
-            return _Failed("SourceNotAllowed", f"{host} redirects to another scheme than https")
+            return _Failed("SourceNotAllowed", f"{host} redirects to a scheme that is not allowed")
         if isinstance(seen, MaxRetryError) and "redirect" in str(seen.reason):
             return _Failed(
                 "LimitExceeded",

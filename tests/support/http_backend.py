@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ssl
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -21,15 +22,16 @@ class Backend:
     `instead`: asked first; True when it answered. `authorization`: what a request has to carry.
     """
 
-    def __init__(self, root: Path, address: str) -> None:
+    def __init__(self, root: Path, address: str, scheme: str = "http") -> None:
         self.root = root
         self.address = address
+        self.scheme = scheme
         self.instead: Callable[[BaseHTTPRequestHandler], bool] | None = None
         self.authorization = ""
         self.seen: list[tuple[str, str]] = []  # path and Authorization of each request
 
     def url(self, name: str) -> str:
-        return f"http://{self.address}/{name}"
+        return f"{self.scheme}://{self.address}/{name}"
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -85,12 +87,19 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def backend(root: Path) -> Iterator[Backend]:
-    """Serves the bare repositories below `root` until the block ends."""
+def backend(root: Path, tls: ssl.SSLContext | None = None) -> Iterator[Backend]:
+    """Serves the bare repositories below `root` until the block ends; over TLS at "localhost"."""
     handler = type("Handler", (_Handler,), {})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
-    found = Backend(root, f"127.0.0.1:{server.server_address[1]}")
+    port = server.server_address[1]
+    found = Backend(root, f"127.0.0.1:{port}")
+    if tls is not None:
+        # In the thread of each connection, so that one that fails its handshake harms no other.
+        server.socket = tls.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
+        found = Backend(root, f"localhost:{port}", "https")
     handler.backend = found  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()

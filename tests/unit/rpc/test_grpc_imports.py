@@ -3,9 +3,11 @@ misbehave."""
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import logging
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
@@ -16,8 +18,10 @@ import pytest
 from support.git import WorkTree, clone, git, refs_of
 from support.grpc_api import Api, serving_api
 from support.http_backend import Backend, backend, bare_clone
+from support.peer_certificates import authority, now
 from support.waiting import eventually
 
+from quorepo.cluster.peer.authority import issue_listener_certificate
 from quorepo.rpc.imports.config import ImportsSection
 from quorepo.rpc.imports.network import AddressRefused, is_public, pool_manager
 from quorepo.rpc.request_ids import new_request_uuid
@@ -414,6 +418,39 @@ def test_by_default_only_https_to_public_addresses(api: Api, path: str, source: 
     assert source.seen == []
 
 
+def test_https_with_a_certificate_that_is_trusted_and_one_that_is_not(
+    api: Api, history: WorkTree, path: str, tmp_path: Path
+) -> None:
+    """Also: a redirect that leads from https to http is not followed."""
+    bare_clone(history.path, tmp_path / "served" / "app.git")
+    lifetime = datetime.timedelta(days=1)
+    issued = issue_listener_certificate(authority("public"), ["localhost"], now(), lifetime)
+    pair = tmp_path / "pair.pem"
+    pair.write_bytes(issued.certificate_pem + issued.key_pem)
+    ca_file = tmp_path / "ca.pem"
+    ca_file.write_bytes(authority("public").certificate_pem)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(pair)
+    with backend(tmp_path / "served", tls) as source:
+        configure(api, allow_http=False)
+        unknown = failed(api, path, source.url("app.git"))
+        assert unknown.error_reason == "SOURCE_FAILED"
+        assert "certificate" in unknown.error_message.lower()
+        configure(api, allow_http=False, ca_file=ca_file)
+        another = failed(api, path, source.url("app.git").replace("localhost", "127.0.0.1"))
+        assert "certificate" in another.error_message.lower()
+        imported(api, path, source.url("app.git"))
+
+        def redirect(handler: BaseHTTPRequestHandler) -> bool:
+            answer(handler, 302, Location=f"http://{source.address}{handler.path}")
+            return True
+
+        source.instead = redirect
+        downgraded = failed(api, f"{path}-2", source.url("app.git"))
+        assert downgraded.error_reason == "SOURCE_NOT_ALLOWED", downgraded
+        assert "a scheme that is not allowed" in downgraded.error_message
+
+
 def test_what_was_judged_is_connected_to_and_a_name_is_asked_once(
     source: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -445,17 +482,22 @@ def test_what_was_judged_is_connected_to_and_a_name_is_asked_once(
     assert judged == answers[:2]
 
 
-def test_a_redirect_is_judged_like_the_first_address(api: Api, path: str, source: Backend) -> None:
-    """http may be spoken, but not the scheme that a redirect leads to."""
-
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("ftp://127.0.0.1/app.git/info/refs", "SOURCE_NOT_ALLOWED"),
+        ("file:///etc/passwd", "SOURCE_FAILED"),
+    ],
+)
+def test_a_redirect_to_another_scheme_is_not_followed(
+    api: Api, path: str, source: Backend, target: str, reason: str
+) -> None:
     def redirect(handler: BaseHTTPRequestHandler) -> bool:
-        answer(handler, 302, Location="file:///etc/passwd")
+        answer(handler, 302, Location=target)
         return True
 
     source.instead = redirect
-    operation = failed(api, path, source.url("app.git"))
-    assert operation.error_reason in ("SOURCE_NOT_ALLOWED", "SOURCE_FAILED")
-    assert not exists(api, path)
+    assert failed(api, path, source.url("app.git")).error_reason == reason
 
 
 @pytest.mark.parametrize(

@@ -7,18 +7,20 @@ import hashlib
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from support.edge import TOKEN, EdgeUnderTest
+from support.edge import TOKEN, EdgeUnderTest, edge_config, running_edge
 from support.git import WorkTree, clone, git, refs_of, through_the_api
 from support.grpc_api import Api, Refused, serving_api
 from support.raw_http import ZERO, blob_entry, blob_id, commands, pack, packets
 from support.waiting import eventually
 
 from quorepo.rpc.auth import Authenticator, TokenDigest
+from quorepo.rpc.grpc.server import GrpcServer
 from quorepo.v1 import transfer_pb2, transfer_pb2_grpc
 
 READER = "a-token-that-may-only-read"
@@ -315,6 +317,32 @@ def test_a_proposed_push_goes_on_without_its_client(api: Api, path: str) -> None
     release_commits(under_test)
     under_test.settle()
     assert refs_of(under_test.url(path)) == {TAG_REF: blob_id(BLOB)}
+
+
+def test_a_push_that_is_being_served_is_answered_before_the_server_ends(tmp_path: Path) -> None:
+    """What began before a node stops gets its report, as over HTTP; what comes later is refused."""
+    with running_edge(edge_config(tmp_path / "node" / "data")) as under_test:
+        address = under_test.edge.config.listen.grpc
+
+        async def start() -> GrpcServer:
+            server = GrpcServer(under_test.edge, address)
+            await server.start()
+            return server
+
+        server = under_test.do(start())
+        hold_commits(under_test)
+        with grpc.insecure_channel(address) as channel, ThreadPoolExecutor(2) as threads:
+            one = Api(under_test, channel)
+            body = commands(CREATE) + pack(blob_entry(BLOB))
+            pushing = threads.submit(push, one, "team/app", body)
+            eventually(under_test.core.holding.is_set, timeout_s=60, what="it is proposed")
+            under_test.edge.stop_taking()
+            stopping = threads.submit(under_test.do, server.stop(0.1))
+            with pytest.raises(Refused, match="stopping"):
+                fetch(one, header("team/app", advertise=True))
+            release_commits(under_test)
+            assert report(pushing.result(60)) == ["unpack ok", f"ok {TAG_REF}"]
+            stopping.result(60)
 
 
 def test_an_outcome_that_is_not_known_is_a_ref_without_a_line(api: Api, path: str) -> None:
