@@ -129,12 +129,16 @@ def _select(
 
 
 class _Meter:
-    """Progress in the words of git's pack-objects, at most one line per interval."""
+    """Progress in the words of git's pack-objects, at most one line per interval.
+
+    Of work that is over sooner nothing is told: nobody would be shown it, and each line wakes the
+    process that waits for the pack.
+    """
 
     def __init__(self, progress: Progress | None, clock: Callable[[], float]) -> None:
         self._progress = progress
         self._clock = clock
-        self._next_s = clock() + _PROGRESS_INTERVAL_S
+        self._quiet_until_s = self._next_s = clock() + _PROGRESS_INTERVAL_S
 
     def enumerating(self, count: int) -> None:
         if self._due():
@@ -158,5 +162,5 @@ class _Meter:
         return True
 
     def _tell(self, line: str) -> None:
-        if self._progress is not None:
+        if self._progress is not None and self._clock() >= self._quiet_until_s:
             self._progress(line)

@@ -104,6 +104,16 @@ def test_progress_is_told_at_most_every_half_second(
     assert 4 < len(told) < next(ticks) / 4
 
 
+def test_nothing_is_told_of_work_that_is_over_at_once(
+    stored: StoredRepository, tmp_path: Path
+) -> None:
+    request = FetchRequest(version=2, wants=tuple(stored.view().tips()), done=True)
+    told: list[str] = []
+    reader = CommitReader(stored.objects())
+    build_pack(reader, request, Negotiation(), [], tmp_path / "out", told.append, lambda: 0.0)
+    assert told == []
+
+
 def test_failed_build_leaves_no_file(stored: StoredRepository, tmp_path: Path) -> None:
     request = FetchRequest(version=2, wants=tuple(stored.view().tips()), done=True)
 
@@ -119,6 +129,7 @@ def test_failed_build_leaves_no_file(stored: StoredRepository, tmp_path: Path) -
             [],
             tmp_path / "out",
             fail,
+            itertools.count().__next__,
         )
     assert list(tmp_path.glob("out*")) == []
 
@@ -132,7 +143,9 @@ def test_full_disk_is_told_as_such(stored: StoredRepository, tmp_path: Path) -> 
 
     reader = CommitReader(stored.objects())
     with pytest.raises(StorageFull, match="No space left"):
-        build_pack(reader, request, Negotiation(), [], tmp_path / "out", fail)
+        build_pack(
+            reader, request, Negotiation(), [], tmp_path / "out", fail, itertools.count().__next__
+        )
     assert not (tmp_path / "out").exists()
 
 
