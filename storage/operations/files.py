@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from quorepo.storage.errors import AlreadyExists, InvalidArgument, NotFound, Rejected
-from quorepo.storage.operations.objects import NewObjects
+from quorepo.storage.operations.objects import NewObjects, encode_tree
 from quorepo.storage.packs import BLOB, TREE
 
 __all__ = ["Action", "edit"]
@@ -58,12 +58,7 @@ class _Folder:
                 self.entries[name] = (_FOLDER, oid)
         if not self.entries:
             return None
-        ordered = sorted(
-            self.entries.items(), key=lambda e: e[0] + b"/" if e[1][0] == _FOLDER else e[0]
-        )
-        return self._objects.add(
-            TREE, b"".join(b"%o %b\0%b" % (mode, name, oid) for name, (mode, oid) in ordered)
-        )
+        return self._objects.add(TREE, encode_tree(self.entries))
 
 
 def edit(objects: NewObjects, tree: bytes | None, actions: Iterable[Action]) -> bytes:

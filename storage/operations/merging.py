@@ -1,7 +1,8 @@
 """Merges, cherry-picks, reverts and rebases by libgit2, in a private folder over the stored packs.
 
 The folder is a repository of its own whose alternate is the stored one: nothing is written there,
-and what libgit2 makes is taken from the folder as new objects. libgit2 knows SHA-1 only.
+and what libgit2 makes is taken from the folder as new objects. libgit2 knows SHA-1 only; trees of
+another format are translated for it (translation.py).
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from quorepo.storage.errors import InvalidArgument, LimitExceeded, Rejected
 from quorepo.storage.failpoints import failpoint
 from quorepo.storage.history.merge_base import merge_bases
 from quorepo.storage.history.source import Caches, History
+from quorepo.storage.history.walk import LogQuery, commits_of
 from quorepo.storage.layout import GroupLayout
 from quorepo.storage.libgit2 import cut_off
 from quorepo.storage.objectformat import ObjectFormat
 from quorepo.storage.operations.objects import NewObjects
+from quorepo.storage.operations.translation import Translation
 from quorepo.storage.packs import TREE, PackSet
 
 __all__ = ["KINDS"]
@@ -59,30 +62,30 @@ class _Merger:
 
     def _tree(self, index: Any, commit: bytes) -> bytes:
         if index.conflicts is not None:
-            found = sorted(_conflict(*sides) for sides in index.conflicts)
-            raise _Conflicted(
-                {
-                    "conflicts": [list(each) for each in found[:_CONFLICTS_MAX]],
-                    "count": len(found),
-                    "commit": commit.hex(),
-                }
-            )
+            raise _conflicted([_conflict(*sides) for sides in index.conflicts], commit)
         tree: bytes = index.write_tree(self.git).raw
         return tree
 
     def parent_tree(self, commit: bytes, mainline: int) -> bytes:
         """The tree to compare a commit with. Raises InvalidArgument."""
-        found: Any = self.git[_oid(commit)]
-        parents = found.parents
+        parents = self.objects.parents_of(commit)
         if len(parents) > 1 and not mainline:
             raise InvalidArgument(f"commit {commit.hex()} is a merge: mainline is needed")
         if mainline > len(parents) or (mainline and len(parents) == 1):
             raise InvalidArgument(f"commit {commit.hex()} has {len(parents)} parents")
         if not parents:
-            empty: bytes = self.git.TreeBuilder().write().raw
-            return empty
-        tree: bytes = parents[max(0, mainline - 1)].tree.id.raw
-        return tree
+            return self.empty_tree()
+        return self.objects.tree_of(parents[max(0, mainline - 1)])
+
+    def empty_tree(self) -> bytes:
+        """A tree without entries."""
+        empty: bytes = self.git.TreeBuilder().write().raw
+        return empty
+
+    def commits_behind(self, tip: bytes, upstream: bytes) -> list[bytes]:
+        """What `tip` has and `upstream` has not, parents before their children."""
+        query = LogQuery((tip,), (upstream,), topological=True)
+        return list(commits_of(History(self._packs, Caches()), query))[::-1]
 
     def keep(self) -> None:
         """Takes what libgit2 wrote as new objects."""
@@ -92,7 +95,56 @@ class _Merger:
             self.objects.add(int(type_num), content)
 
 
-def _conflict(*sides: Any) -> tuple[str, str, str, str]:
+class _TranslatingMerger(_Merger):
+    """Of a repository that libgit2 can't read."""
+
+    def __init__(self, objects: NewObjects, packs: PackSet, folder: Path, stored: Path) -> None:
+        super().__init__(objects, packs, folder, stored)
+        self._translation = Translation(objects, self.git)
+
+    def merged(self, ours: bytes, theirs: bytes) -> bytes:
+        bases = self.bases(ours, theirs)
+        if len(bases) > 1:
+            raise Rejected(
+                f"the commits have {len(bases)} merge bases (their histories cross), and those of "
+                "SHA-256 repositories are not merged by the server",
+                next_step="merge in a clone and push",
+            )
+        tree_of = self.objects.tree_of
+        base = tree_of(bases[0]) if bases else self.empty_tree()
+        return self.applied(base, tree_of(ours), tree_of(theirs), theirs)
+
+    def applied(self, ancestor: bytes, ours: bytes, theirs: bytes, commit: bytes) -> bytes:
+        made = self._translation.merge(ancestor, ours, theirs)
+        if isinstance(made, bytes):
+            return made
+        raise _conflicted(
+            [
+                (c.path.hex(), *("" if side is None else side.hex() for side in c.sides))
+                for c in made
+            ],
+            commit,
+        )
+
+    def empty_tree(self) -> bytes:
+        return self.objects.add(TREE, b"")
+
+    def keep(self) -> None:
+        """Translated back they are new objects already."""
+
+
+def _conflicted(found: list[tuple[str, ...]], commit: bytes) -> _Conflicted:
+    found.sort()
+    return _Conflicted(
+        {
+            "conflicts": [list(each) for each in found[:_CONFLICTS_MAX]],
+            "count": len(found),
+            "commit": commit.hex(),
+        }
+    )
+
+
+def _conflict(*sides: Any) -> tuple[str, ...]:
     path = next(side.path for side in sides if side is not None)
     return (
         path.encode("utf-8", "surrogateescape").hex(),
@@ -106,18 +158,15 @@ def _oid(raw: bytes) -> pygit2.Oid:
 
 @contextlib.contextmanager
 def _merger(objects: NewObjects, repository: Mapping[str, Any], folder: Path) -> Iterator[_Merger]:
-    if objects.object_format is not ObjectFormat.SHA1:
-        raise Rejected(
-            "commits of SHA-256 repositories are not merged by the server",
-            next_step="merge in a clone and push",
-        )
     layout = GroupLayout(Path(repository["data_dir"]), int(repository["group"]))
     cut_off()
     folder.parent.mkdir(mode=0o700, exist_ok=True)
     folder.mkdir(mode=0o700)
     try:
         stored = layout.repository(repository["repository_id"]) / "objects"
-        yield _Merger(objects, PackSet.from_description(dict(repository)), folder, stored)
+        is_known = objects.object_format is ObjectFormat.SHA1
+        kind = _Merger if is_known else _TranslatingMerger
+        yield kind(objects, PackSet.from_description(dict(repository)), folder, stored)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -156,7 +205,9 @@ def _check(merger: _Merger, spec: Mapping[str, Any]) -> _Made:
         "up_to_date": theirs in bases,
         "fast_forward": ours in bases,
     }
-    return ours, answer | {"tree": merger.merged(ours, theirs).hex()}
+    answer["tree"] = merger.merged(ours, theirs).hex()
+    merger.objects.drop()
+    return ours, answer
 
 
 def _pick(merger: _Merger, spec: Mapping[str, Any]) -> _Made:
@@ -182,28 +233,26 @@ def _pick(merger: _Merger, spec: Mapping[str, Any]) -> _Made:
 
 def _rebase(merger: _Merger, spec: Mapping[str, Any]) -> _Made:
     ours, onto, upstream = _raw(spec, "ours"), _raw(spec, "onto"), _raw(spec, "upstream")
-    order = pygit2.enums.SortMode.TOPOLOGICAL | pygit2.enums.SortMode.REVERSE
-    walker = merger.git.walk(_oid(ours), order)
-    walker.hide(_oid(upstream))
-    commits = list(walker)
+    commits = merger.commits_behind(ours, upstream)
     if len(commits) > spec["commits_max"]:
         raise LimitExceeded(
             f"{len(commits)} commits to replay, api.rebase_commits_max is {spec['commits_max']}",
             limit="api.rebase_commits_max",
         )
-    linear = all(len(commit.parents) == 1 for commit in commits)
+    parents = {commit: len(merger.objects.parents_of(commit)) for commit in commits}
+    linear = all(count == 1 for count in parents.values())
     if upstream == onto and linear and onto in merger.bases(ours, onto):
         return ours, {"commit": ours.hex(), "replayed": 0, "dropped": 0}
     tip, tree, replayed, dropped = onto, merger.objects.tree_of(onto), 0, 0
     for commit in commits:
-        if len(commit.parents) > 1:
+        if parents[commit] > 1:
             continue
-        before = merger.parent_tree(commit.id.raw, 0)
-        made = merger.applied(before, tree, commit.tree.id.raw, commit.id.raw)
-        if made == tree and before != commit.tree.id.raw:
+        before, after = merger.parent_tree(commit, 0), merger.objects.tree_of(commit)
+        made = merger.applied(before, tree, after, commit)
+        if made == tree and before != after:
             dropped += 1
             continue
-        author, message = _author_and_message(merger.objects, commit.id.raw)
+        author, message = _author_and_message(merger.objects, commit)
         tip = merger.objects.add_commit(made, [tip], author, _raw(spec, "committer"), message)
         tree, replayed = made, replayed + 1
     merger.keep()

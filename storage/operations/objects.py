@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from quorepo.storage.errors import NotFound
@@ -10,7 +11,17 @@ from quorepo.storage.git.pack_entries import encode_header
 from quorepo.storage.objectformat import ObjectFormat
 from quorepo.storage.packs import COMMIT, TAG, TREE, TYPE_NAMES, PackSet
 
-__all__ = ["NewObjects"]
+__all__ = ["NewObjects", "encode_tree"]
+
+_FOLDER = 0o040000
+
+
+def encode_tree(entries: Mapping[bytes, tuple[int, bytes]]) -> bytes:
+    """The content of a tree; name to (mode, raw id)."""
+    ordered = sorted(
+        entries.items(), key=lambda entry: entry[0] + b"/" if entry[1][0] == _FOLDER else entry[0]
+    )
+    return b"".join(b"%o %b\0%b" % (mode, name, oid) for name, (mode, oid) in ordered)
 
 
 class NewObjects:
@@ -52,6 +63,14 @@ class NewObjects:
         if type_num != COMMIT:
             raise NotFound(f"object {commit.hex()} is no commit")
         return bytes.fromhex(content[5 : content.index(b"\n")].decode("ascii"))
+
+    def parents_of(self, commit: bytes) -> list[bytes]:
+        """The raw ids of a commit's parents."""
+        type_num, content = self.get(commit)
+        if type_num != COMMIT:
+            raise NotFound(f"object {commit.hex()} is no commit")
+        lines = content.partition(b"\n\n")[0].split(b"\n")
+        return [bytes.fromhex(line[7:].decode()) for line in lines if line.startswith(b"parent ")]
 
     def entries(self, tree: bytes) -> dict[bytes, tuple[int, bytes]]:
         """Name to (mode, raw id)."""
