@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import random
 import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.git import WorkTree, refs_of
+from support.git import WorkTree, git, refs_of
 from support.grpc_api import Api, serving_api
 
 from quorepo.storage.failpoints import ENVIRONMENT_VARIABLE
-from quorepo.v1 import commit_pb2, errors_pb2, operation_pb2
+from quorepo.v1 import commit_pb2, common_pb2, errors_pb2, operation_pb2, repository_pb2
 
 PB = operation_pb2
 ADA = commit_pb2.Signature(name=b"Ada", email=b"ada@example.org")
@@ -187,3 +188,59 @@ def test_a_check_needs_no_place_among_the_pushes(api: Api, path: str, work: Work
         assert api.refused(api.operations.Merge, merge(path)).code == "UNAVAILABLE"
         check = PB.MergeCheckRequest(repository=path, target=b"one", source=b"two")
         assert api.call(api.operations.MergeCheck, check).clean
+
+
+def test_sha256_repository_is_merged_too(api: Api, path: str, tmp_path: Path) -> None:
+    api.call(api.repositories.CreateRepository, repository_pb2.CreateRepositoryRequest(
+        path=path, default_branch=b"main", object_format=common_pb2.OBJECT_FORMAT_SHA256
+    ))  # fmt: skip
+    lines = [f"line {number}\n" for number in range(40)]
+
+    def commit(branch: bytes, start: bytes, **files: str) -> str:
+        request = PB.CommitFilesRequest
+        parts = [request(header=request.Header(
+            repository=path, branch=branch, start=start, message=branch, author=ADA
+        ))]  # fmt: skip
+        for name, text in files.items():
+            parts.append(request(action=request.Action(
+                kind=request.KIND_WRITE, path=name.encode(), content=text.encode()
+            )))  # fmt: skip
+        content = "".join(files.values()).encode()
+        parts.append(request(sha256=hashlib.sha256(content).digest()))
+        answer: PB.CommitFilesResponse = api.call(api.operations.CommitFiles, iter(parts))
+        return answer.commit_oid
+
+    commit(b"main", b"", file="".join(lines), other="same\n")
+    commit(b"one", b"main", file="".join(["one\n", *lines[1:]]))
+    commit(b"two", b"main", file="".join([*lines[:-1], "two\n"]), new="new\n")
+    commit(b"wrong", b"main", file="".join(["wrong\n", *lines[1:]]))
+    check = PB.MergeCheckRequest(repository=path, target=b"one", source=b"two")
+    checked = api.call(api.operations.MergeCheck, check)
+    assert checked.clean
+    answer = api.call(api.operations.Merge, merge(path))
+    assert len(answer.commit_oid) == 64
+    picked = api.call(api.operations.CherryPick, PB.CherryPickRequest(
+        repository=path, branch=b"wrong", commit=b"two", committer=ADA
+    ))  # fmt: skip
+    rebased = api.call(api.operations.Rebase, PB.RebaseRequest(
+        repository=path, branch=b"two", onto=b"wrong~1", committer=ADA
+    ))  # fmt: skip
+    assert rebased.commits_replayed == 1
+    error = api.refused(api.operations.Merge, merge(path, branch=b"one", source=b"wrong"))
+    (conflict,) = error.detail(errors_pb2.MergeConflict).conflicts
+    assert conflict.path == b"file"
+    assert {len(conflict.our_oid), len(conflict.their_oid), len(conflict.ancestor_oid)} == {64}
+
+    folder = tmp_path / "clone"
+    git("clone", "--quiet", api.under_test.url(path), str(folder))
+    git("fsck", "--strict", cwd=folder)
+
+    def shown(name: str) -> str:
+        return git("show", name, cwd=folder).stdout
+
+    assert shown("origin/one:file") == "".join(["one\n", *lines[1:-1], "two\n"])
+    assert shown(f"{picked.commit_oid}:file") == "".join(["wrong\n", *lines[1:-1], "two\n"])
+    assert shown("origin/two:file") == shown(f"{picked.commit_oid}:file")
+    assert shown("origin/one:other") == "same\n"
+    tree = git("rev-parse", "origin/one^{tree}", cwd=folder).stdout.strip()
+    assert tree == checked.tree_oid
