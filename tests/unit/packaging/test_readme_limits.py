@@ -10,10 +10,12 @@ from pydantic import BaseModel
 
 from quorepo.cluster.raft.interface import RaftConfig
 from quorepo.rpc.config import WorkersSection
+from quorepo.rpc.imports.config import ImportsSection
 from quorepo.storage.limits import StorageLimits
 
 README = Path(__file__).parents[3] / "README.md"
 MODELS: dict[str, type[BaseModel]] = {
+    "imports": ImportsSection,
     "limits": StorageLimits,
     "workers": WorkersSection,
     "raft": RaftConfig,
