@@ -147,6 +147,7 @@ class Members:
         plan = add_plan(status, node, found.replica_id, keep_learner=keep_learner)
         if not plan.impossible:
             plan.impossible.extend(_newcomer_problems(status, found))
+            plan.newcomer_silent = bool(found.problem)
         begin = log_pb2.BeginMembershipChange(
             kind=log_pb2.MEMBERSHIP_KIND_ADD,
             node=node,
@@ -198,6 +199,7 @@ class Members:
         plan = replace_plan(status, node, found.replica_id)
         if not plan.impossible:
             plan.impossible.extend(_newcomer_problems(status, found))
+            plan.newcomer_silent = bool(found.problem)
         begin = log_pb2.BeginMembershipChange(
             kind=log_pb2.MEMBERSHIP_KIND_REPLACE,
             node=node,

@@ -795,9 +795,12 @@ class MembershipPlan(_message.Message):
     REFUSALS_FIELD_NUMBER: _builtins.int
     IMPOSSIBLE_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    NEWCOMER_SILENT_FIELD_NUMBER: _builtins.int
     action: _builtins.str
     """add, promote, remove, replace, drain, undrain, transfer"""
     node: _builtins.str
+    newcomer_silent: _builtins.bool
+    """impossible now, because the node that is to come does not answer yet"""
     @_builtins.property
     def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupPlan]: ...
     @_builtins.property
@@ -824,10 +827,11 @@ class MembershipPlan(_message.Message):
         refusals: _abc.Iterable[_builtins.str] | None = ...,
         impossible: _abc.Iterable[_builtins.str] | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        newcomer_silent: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "groups", b"groups", "impossible", b"impossible", "node", b"node", "refusals", b"refusals", "steps", b"steps", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "groups", b"groups", "impossible", b"impossible", "newcomer_silent", b"newcomer_silent", "node", b"node", "refusals", b"refusals", "steps", b"steps", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

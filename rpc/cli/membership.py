@@ -83,10 +83,12 @@ def carry_out(
     cluster_name: str | None,
     dry_run: bool,
     request_id: uuid.UUID | None,
+    wait_s: float = 0,
 ) -> dict[str, Any]:
     """Plans, asks, begins, waits for the end. Returns what to print.
 
     Args:
+        wait_s: for a newcomer that does not answer yet.
         request_id: of an earlier attempt whose outcome was not known; what it began is waited for.
 
     Raises:
@@ -103,6 +105,10 @@ def carry_out(
             return {"plan": None, "change": change_document(done)}
         request.dry_run = True
         plan = client.call(getattr(client.cluster, method), request).plan
+        deadline = time.monotonic() + wait_s
+        while plan.newcomer_silent and time.monotonic() < deadline:
+            time.sleep(_POLL_INTERVAL_S)
+            plan = client.call(getattr(client.cluster, method), request).plan
         show_plan(plan)
         document = {"plan": plan_document(plan), "change": None}
         refuse_impossible(plan)

@@ -161,6 +161,13 @@ def _run(settings: Settings, method: str, request: Any, **how: Any) -> None:
 @click.command("add")
 @click.argument("node")
 @click.option("--peer-address", default="", metavar="HOST:PORT", help="Where the newcomer waits.")
+@click.option(
+    "--wait",
+    "wait_s",
+    type=click.FloatRange(min=0),
+    default=0,
+    help="Seconds to wait for a newcomer that does not answer yet.",
+)
 @click.option("--learner", is_flag=True, help="Keep it a learner until `quorepo node promote`.")
 @_change_options
 @common_options
@@ -168,8 +175,9 @@ def add(settings: Settings, node: str, peer_address: str, learner: bool, **how: 
     """Takes in a node that was started and waits: a learner until it has caught up, then a voter.
 
     \b
-    Example:
+    Examples:
       quorepo node add n4 --peer-address 10.0.0.4:7423
+      quorepo node add n4 --peer-address 10.0.0.4:7423 --wait 60 --learner
     """
     from quorepo.v1 import cluster_pb2
 

@@ -43,7 +43,7 @@ quorepo demo: {len(layout.nodes)} node(s) ready after {seconds:.1f} s
 
   Look at the cluster:
     {command} --endpoint {first.grpc} status
-{_kill_the_leader(layout, pids, leader, command)}
+{_kill_the_leader(layout, pids, leader, command)}{_add_a_node(layout, command)}
   Data, configuration, logs and tokens: {_shown(layout.root)}
   Ctrl-C stops every node; {stays}.
 """
@@ -66,6 +66,23 @@ def _kill_the_leader(layout: DemoLayout, pids: Sequence[int], leader: str, comma
 
   Bring it back; it catches up by itself:
     {shlex.join(victim.argv)} &
+"""
+
+
+def _add_a_node(layout: DemoLayout, command: str) -> str:
+    if not layout.spares:
+        return ""
+    first = layout.nodes[0]
+    lines = "\n".join(
+        f"    {shlex.join(node.argv)} &\n"
+        f"    {command} --endpoint {first.grpc} node add {node.name} --peer-address {node.peer} "
+        "--wait 60 --yes"
+        for node in layout.spares
+    )
+    return f"""
+  Add nodes (the demo neither starts nor stops them, so do it yourself; `kill %1` ends the first):
+{lines}
+    {command} --endpoint {first.grpc} node list
 """
 
 

@@ -1,7 +1,7 @@
 """The folder of a demo: configuration, secrets and data of every node, and where each one listens.
 
     D/layout.json                 how many nodes, which base port, ephemeral or not; never changes
-    D/config/<node>.toml          written at every start
+    D/config/<node>.toml          written at every start, for two nodes more than are started
     D/secrets/admin-token, tokens  made once, mode 0600, outside every data directory
     D/secrets/ca.*, <node>.*      the CA and the certificates of the nodes, likewise
     D/<node>/                     the node's data directory
@@ -32,8 +32,10 @@ DEFAULT_BASE_PORT = 7420
 NODES_MAX = 9
 _OVERRIDABLE = ("raft", "storage", "limits", "workers")
 _PORTS_PER_NODE = 10
+_SPARES = 2
 _VERSION = 1
 _HOST = "127.0.0.1"
+_PORT_MAX = 65535
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -100,6 +102,7 @@ class DemoLayout:
     nodes: tuple[DemoNode, ...]
     admin_token: str
     ephemeral: bool
+    spares: tuple[DemoNode, ...] = ()  # not started: nodes to add by hand
 
     @property
     def json_path(self) -> Path:
@@ -167,12 +170,23 @@ def prepare(
         DemoNode(f"n{number + 1}", root, base_port + number * _PORTS_PER_NODE)
         for number in range(nodes)
     )
+    spares = _spares(root, nodes, base_port)
     now = datetime.datetime.now(datetime.UTC)
-    provide_certificates(root / "secrets", [node.name for node in members], now)
+    provide_certificates(root / "secrets", [node.name for node in (*members, *spares)], now)
     for node in members:
         text = _node_toml(node, members, create_on_push=create_on_push) + more
         write_durably(node.config, text.encode(), 0o600)
-    return DemoLayout(root, members, token, ephemeral)
+    for node in spares:
+        text = _node_toml(node, (*members, node), create_on_push=create_on_push) + more
+        write_durably(node.config, text.encode(), 0o600)
+    return DemoLayout(root, members, token, ephemeral, spares)
+
+
+def _spares(root: Path, nodes: int, base_port: int) -> tuple[DemoNode, ...]:
+    """Nodes that have all but a process: started, they wait to be added."""
+    numbers = range(nodes, min(nodes + _SPARES, NODES_MAX))
+    made = (DemoNode(f"n{n + 1}", root, base_port + n * _PORTS_PER_NODE) for n in numbers)
+    return tuple(node for node in made if node.first_port + 3 <= _PORT_MAX)
 
 
 def _shape(root: Path, nodes: int | None, base_port: int | None, ephemeral: bool) -> dict[str, int]:
@@ -236,7 +250,7 @@ def _check_ports(nodes: int, base_port: int) -> None:
     if not 1 <= nodes <= NODES_MAX:
         raise ConfigError(f"a demo has 1 to {NODES_MAX} nodes, got {nodes}")
     last = base_port + (nodes - 1) * _PORTS_PER_NODE + 3
-    if base_port < 1024 or last > 65535:
+    if base_port < 1024 or last > _PORT_MAX:
         raise ConfigError(f"ports {base_port} to {last} are not all between 1024 and 65535")
 
 

@@ -5,10 +5,13 @@ what becomes of the majority first.
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
-from support.demo import Demo
+from support.demo import Demo, free_base_port
 from support.membership import background, configurations, members, peer_address
 from support.waiting import eventually
 
@@ -144,3 +147,25 @@ def test_a_node_tells_all_about_itself(cluster: Demo) -> None:
     nobody = cluster.cli("node", "info", "n9", check=False)
     assert nobody.returncode == 1
     assert "next: quorepo node list" in nobody.stderr
+
+
+def test_a_node_is_added_to_the_demo_as_it_says(tmp_path: Path) -> None:
+    """The lines that the demo prints, in a shell."""
+    with Demo(tmp_path / "demo", base_port=free_base_port(5)) as demo:
+        (section,) = re.findall(r"Add nodes.*?:\n(.*?)\n\n", demo.output(), re.DOTALL)
+        serve, add, *_, listed = (line.strip() for line in section.splitlines())
+        assert serve.endswith(" &")
+        with (tmp_path / "n4.log").open("wb") as log:
+            node = subprocess.Popen(
+                shlex.split(serve.removesuffix(" &")), stdout=log, stderr=log, cwd="/"
+            )
+        try:
+            for line in (add, listed):
+                done = subprocess.run(
+                    shlex.split(line), capture_output=True, text=True, timeout=120, check=False
+                )
+                assert done.returncode == 0, done.stderr
+            assert members(demo, "n1") == dict.fromkeys(("n1", "n2", "n3", "n4"), "voter")
+        finally:
+            node.terminate()
+            node.wait(timeout=60)

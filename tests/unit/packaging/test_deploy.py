@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 from prometheus_client import CollectorRegistry, generate_latest
+from support.cli import all_commands
 
 from quorepo.cluster.metrics import ClusterMetrics
 from quorepo.rpc.metrics import EdgeMetrics
@@ -28,6 +29,36 @@ def test_alerts_name_metrics_that_exist() -> None:
     used = set(re.findall(r"quorepo_[a-z_]+", "\n".join(re.findall(r"expr: (.*)", rules))))
     assert len(used) >= 6
     assert {name.removesuffix("_bucket") for name in used} <= declared
+
+
+def test_every_alert_says_what_is_wrong_and_what_to_do() -> None:
+    groups = yaml.safe_load((ROOT / "deploy" / "prometheus" / "quorepo.rules.yml").read_text())
+    rules = [rule for group in groups["groups"] for rule in group["rules"]]
+    names = [rule["alert"] for rule in rules]
+    assert len(set(names)) == len(names)
+    for rule in rules:
+        assert re.fullmatch(r"Quorepo[A-Za-z]+", rule["alert"])
+        assert rule["annotations"].keys() >= {"summary", "action"}, rule["alert"]
+        assert re.fullmatch(r"\d+[smhd]", rule.get("for", "0s")), rule["alert"]
+        balanced = rule["expr"]
+        assert balanced.count("(") == balanced.count(")"), rule["alert"]
+        assert balanced.count("{") == balanced.count("}"), rule["alert"]
+    # What the words tell an operator to type is there.
+    told = " ".join(rule["annotations"]["action"] for rule in rules)
+    commands = {name for name, _ in all_commands()}
+    # "quorepo" may also stand before a word that is no command ("the quorepo on them").
+    for words in re.findall(r"quorepo ((?:node|cluster|config|certificate) [a-z-]+)", told):
+        assert words in commands, words
+
+
+def test_what_operators_must_act_on_in_membership_and_repair_has_an_alert() -> None:
+    rules = (ROOT / "deploy" / "prometheus" / "quorepo.rules.yml").read_text()
+    for metric in (
+        "quorepo_packs_missing", "quorepo_membership_change_running", "quorepo_node_draining",
+        "quorepo_level_cluster", "quorepo_scrub_faults_left", "quorepo_raft_has_leader",
+        "quorepo_peer_certificate_expiry_seconds",
+    ):  # fmt: skip
+        assert metric in rules, metric
 
 
 def test_systemd_does_not_restart_what_must_not_be_restarted() -> None:

@@ -45,6 +45,17 @@ def test_every_written_configuration_can_be_served(tmp_path: Path) -> None:
         assert load_peer_credentials(config).node == node.name
 
 
+def test_two_more_nodes_are_prepared_to_be_added(tmp_path: Path) -> None:
+    layout = prepare(tmp_path / "d", 3, 9000)
+    assert [node.name for node in layout.spares] == ["n4", "n5"]
+    for node in layout.spares:
+        config = load_config(node.config)
+        assert load_peer_credentials(config).node == node.name
+        assert set(config.cluster.peers) == {"n1", "n2", "n3", node.name}
+    assert [node.name for node in prepare(tmp_path / "e", 8, 9000).spares] == ["n9"]
+    assert prepare(tmp_path / "f", 3, 65510).spares == ()
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -95,7 +106,8 @@ def test_demo_with_a_useless_authority_gets_another_one(
     harm(root / "secrets")
     before = contents(root / "secrets")
     layout = prepare(root)
-    made = {"ca.pem", "ca.key", "n1.pem", "n1.key", "n2.pem", "n2.key"}
+    nodes = [node.name for node in (*layout.nodes, *layout.spares)]
+    made = {f"{name}.{kind}" for name in ("ca", *nodes) for kind in ("pem", "key")}
     assert changed(before, root / "secrets") == made
     for node in layout.nodes:
         assert load_peer_credentials(load_config(node.config))
@@ -231,6 +243,7 @@ def test_the_guide_can_be_copied_and_pasted(tmp_path: Path) -> None:
     assert "kill -9 12" in text
     assert "@127.0.0.1:9020/hello.git main\n" in text.split("kill -9")[1]
     assert "status" in text
+    assert "node add n5 --peer-address 127.0.0.1:9043 --wait 60 --yes" in text
     assert "Ctrl-C stops every node; the data stays." in text
     assert "kill -9" not in guide(layout, [11, 12, 13], "", 1.0)
 

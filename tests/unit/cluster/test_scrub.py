@@ -1,0 +1,242 @@
+"""The pass over the stored packs, and the search for lost ones, over real files and a real state;
+other nodes are played by a folder of good copies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import hashlib
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from support.state_log import REPOSITORY, Log, RecordingFiles, transaction, update
+
+from quorepo.cluster import scrub
+from quorepo.cluster.metrics import ClusterMetrics
+from quorepo.cluster.pack_repair import PackRepair
+from quorepo.cluster.peer.held import HeldPacks
+from quorepo.cluster.scrub import Scrubber
+from quorepo.cluster.state.store import StateStore
+from quorepo.internal.v1 import core_pb2, log_pb2, peer_pb2
+from quorepo.storage.errors import Unavailable
+from quorepo.storage.layout import GroupLayout, ensure_repository
+from quorepo.storage.objectformat import ObjectFormat
+
+GROUP = 1
+CONTENTS = [b"the first pack" * 1000, b"the second pack" * 2000]
+
+
+class Others:
+    """PackExchange as far as it is used here: every other node has `copies`."""
+
+    def __init__(self, layout: GroupLayout, held: HeldPacks) -> None:
+        self._layout, self._held = layout, held
+        self.copies: dict[bytes, tuple[bytes, bytes]] = {}
+        self.fetched: list[bytes] = []
+
+    async def fetch(self, sources: Sequence[object], header: peer_pb2.PackHeader, *,
+                    pace: Callable[[int], Coroutine[Any, Any, None]]) -> None:  # fmt: skip
+        if header.digest not in self.copies:
+            raise Unavailable("no node has it")
+        files = self._layout.quarantine_paths(header.digest)
+        for path, content in zip(files, self.copies[header.digest], strict=True):
+            await pace(len(content))
+            path.write_bytes(content)
+        self._held.add(GROUP, header.digest)
+        self.fetched.append(header.digest)
+
+    async def write_file(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
+
+class Host:
+    """Runs at once what is meant for the Raft thread."""
+
+    def run_on(self, group: int, function: Callable[[Any], Any]) -> concurrent.futures.Future[Any]:
+        done: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        done.set_result(function(None))
+        return done
+
+
+class Node:
+    """A node with two packs, and what looks after them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.layout = GroupLayout(folder, GROUP)
+        self.layout.create()
+        self.registry = CollectorRegistry()
+        self.held = HeldPacks()
+        self.others = Others(self.layout, self.held)
+        self.digests = [self._store(content) for content in CONTENTS]
+        log = Log()
+        added = [self._addition(content) for content in CONTENTS]
+        log.command(transaction(update("refs/heads/main", 1), packs=added), request=1)
+        store = StateStore.open(self.layout)
+        store.apply_batch(log.entries, RecordingFiles())
+        store.close()
+        metrics = ClusterMetrics(self.registry)
+        self.repair = PackRepair(
+            layouts={GROUP: self.layout}, held=self.held, packs=self.others,  # type: ignore[arg-type]
+            sources=lambda group, replica: [], bytes_per_s=0, interval_s=60, metrics=metrics,
+        )  # fmt: skip
+        self.scrubber = self.another_start(metrics)
+
+    def another_start(self, metrics: ClusterMetrics, bytes_per_s: int = 0) -> Scrubber:
+        """What a start of the node makes of the same disk."""
+        return Scrubber(
+            node="n1", host=Host(), layouts={GROUP: self.layout},  # type: ignore[arg-type]
+            held=self.held, packs=self.others, repair=self.repair,  # type: ignore[arg-type]
+            sources=lambda group, replica: [], interval_s=0, bytes_per_s=bytes_per_s,
+            metrics=metrics,
+        )  # fmt: skip
+
+    def _addition(self, content: bytes) -> log_pb2.PackAddition:
+        index = content[::-1]
+        return log_pb2.PackAddition(
+            digest=hashlib.sha256(content).digest(), index_digest=hashlib.sha256(index).digest(),
+            pack_bytes=len(content), index_bytes=len(index), object_count=1,
+            encoding=log_pb2.PACK_ENCODING_FILE,
+        )  # fmt: skip
+
+    def _store(self, content: bytes) -> bytes:
+        digest = hashlib.sha256(content).digest()
+        ensure_repository(self.layout, REPOSITORY, ObjectFormat.SHA1)
+        for path, data in zip(self.paths(digest), (content, content[::-1]), strict=True):
+            path.write_bytes(data)
+        self.held.add(GROUP, digest)
+        return digest
+
+    def paths(self, digest: bytes) -> Sequence[Path]:
+        return self.layout.pack_paths(REPOSITORY, digest)
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(name, labels) or 0.0
+
+
+async def one_pass(scrubber: Scrubber, *, asked: bool = True) -> core_pb2.CoreNodeVerification:
+    """Until a pass ended; with `asked` an operator asked for it."""
+    if asked:
+        await scrubber.verify(core_pb2.CoreVerifyRequest(start=True))
+    running = asyncio.create_task(scrubber.run())
+    try:
+        async with asyncio.timeout(60):
+            while not (report := await scrubber.verify(core_pb2.CoreVerifyRequest())).passes:
+                await asyncio.sleep(0.01)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    return report
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    return Node(tmp_path)
+
+
+def flip(path: Path) -> bytes:
+    """One bit, as a disk does it."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    return bytes(data)
+
+
+def test_packs_that_are_right_are_read_to_the_end_and_left_alone(node: Node) -> None:
+    report = asyncio.run(one_pass(node.scrubber))
+    everything = 2 * sum(map(len, CONTENTS))
+    assert (report.packs_checked, report.bytes_checked) == (2, everything)
+    assert list(report.faults) == []
+    assert node.metric("quorepo_scrub_bytes_total") == everything
+    assert node.others.fetched == []
+
+
+def test_every_byte_that_is_read_passes_the_throttle(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    used: list[int] = []
+
+    class Counting:
+        def __init__(self, bytes_per_s: int) -> None:
+            made.append(bytes_per_s)
+
+        async def __call__(self, size_bytes: int) -> None:
+            used.append(size_bytes)
+
+    monkeypatch.setattr(scrub, "Pace", Counting)
+    asyncio.run(one_pass(node.another_start(ClusterMetrics(CollectorRegistry()), 12345)))
+    assert made == [12345]
+    assert sum(used) == 2 * sum(map(len, CONTENTS))
+
+
+@pytest.mark.parametrize("part", [0, 1], ids=["pack", "index"])
+def test_a_damaged_pack_is_put_aside_and_replaced_by_another_nodes_copy(
+    node: Node, part: int
+) -> None:
+    digest = node.digests[1]
+    node.others.copies[digest] = (CONTENTS[1], CONTENTS[1][::-1])
+    damaged = flip(node.paths(digest)[part])
+    report = asyncio.run(one_pass(node.scrubber))
+    assert [(f.digest, f.kind, f.healed) for f in report.faults] == [(digest, "damaged", True)]
+    assert [path.read_bytes() for path in node.paths(digest)] == [CONTENTS[1], CONTENTS[1][::-1]]
+    assert damaged in [path.read_bytes() for path in node.layout.damaged.iterdir()]
+    assert node.metric("quorepo_scrub_faults_total", group="1", kind="damaged") == 1
+    assert node.metric("quorepo_scrub_faults_left") == 0
+    assert node.held.has(GROUP, digest)
+
+
+def test_damage_that_nobody_can_heal_stays_and_is_taken_up_after_a_restart(node: Node) -> None:
+    """Most of it may be readable. The next start does not wait a week for the next pass."""
+    digest = node.digests[0]
+    damaged = flip(node.paths(digest)[0])
+    report = asyncio.run(one_pass(node.scrubber))
+    assert [(f.healed, f.problem) for f in report.faults] == [(False, "no node has it")]
+    assert node.paths(digest)[0].read_bytes() == damaged
+    assert node.metric("quorepo_scrub_faults_left") == 1
+    assert not node.held.has(GROUP, digest), "this node does not vouch for it"
+    node.others.copies[digest] = (CONTENTS[0], CONTENTS[0][::-1])
+    started = node.another_start(ClusterMetrics(CollectorRegistry()))
+    report = asyncio.run(one_pass(started, asked=False))
+    assert [f.healed for f in report.faults] == [True]
+    assert node.paths(digest)[0].read_bytes() == CONTENTS[0]
+
+
+def test_a_start_after_a_good_pass_does_not_begin_another(node: Node) -> None:
+    asyncio.run(one_pass(node.scrubber))
+
+    async def started() -> bool:
+        scrubber = node.another_start(ClusterMetrics(CollectorRegistry()))
+        return await scrubber._in_thread(scrubber._was_interrupted)  # type: ignore[no-any-return]
+
+    assert not asyncio.run(started())
+
+
+def test_packs_that_are_missing_are_counted_until_they_are_back(node: Node) -> None:
+    """quorepo_packs_missing is what the alert QuorepoPacksMissing looks at."""
+    digest = node.digests[0]
+    for path in node.paths(digest):
+        path.unlink()
+    asyncio.run(node.repair.look(GROUP))
+    assert node.metric("quorepo_packs_missing", group="1") == 1
+    status = core_pb2.CoreGroupStatus(group=GROUP)
+    node.repair.describe(status)
+    assert (status.packs_total, status.packs_missing) == (2, 1)
+    assert status.missing_bytes == 2 * len(CONTENTS[0])
+    assert list(status.missing_digests) == [digest]
+    node.others.copies[digest] = (CONTENTS[0], CONTENTS[0][::-1])
+    asyncio.run(node.repair.look(GROUP))
+    assert node.metric("quorepo_packs_missing", group="1") == 0
+    assert node.metric("quorepo_packs_repaired_total", group="1", outcome="restored") == 1
+    assert node.paths(digest)[0].read_bytes() == CONTENTS[0]
+
+
+def test_a_pass_finds_a_missing_pack_too(node: Node) -> None:
+    digest = node.digests[0]
+    node.paths(digest)[0].unlink()
+    node.others.copies[digest] = (CONTENTS[0], CONTENTS[0][::-1])
+    report = asyncio.run(one_pass(node.scrubber))
+    assert [(f.kind, f.healed) for f in report.faults] == [("missing", True)]
