@@ -8,9 +8,11 @@ filters would make the answer depend on the node, and whose mistakes would make 
 from __future__ import annotations
 
 import pygit2
-from pygit2.enums import ConfigLevel
+from pygit2.enums import ConfigLevel, MergeFlag
 
-__all__ = ["cut_off"]
+__all__ = ["RENAMES", "cut_off"]
+
+RENAMES = MergeFlag.FIND_RENAMES  # what every merge is asked for, as git's are by default
 
 
 def cut_off() -> None:

@@ -15,13 +15,13 @@ from typing import Any
 
 import pygit2
 
+from quorepo.storage import libgit2
 from quorepo.storage.errors import InvalidArgument, LimitExceeded, Rejected
 from quorepo.storage.failpoints import failpoint
 from quorepo.storage.history.merge_base import merge_bases
 from quorepo.storage.history.source import Caches, History
 from quorepo.storage.history.walk import LogQuery, commits_of
 from quorepo.storage.layout import GroupLayout
-from quorepo.storage.libgit2 import cut_off
 from quorepo.storage.objectformat import ObjectFormat
 from quorepo.storage.operations.objects import NewObjects
 from quorepo.storage.operations.translation import Translation
@@ -54,11 +54,13 @@ class _Merger:
 
     def merged(self, ours: bytes, theirs: bytes) -> bytes:
         """The tree of a merge of two commits. Raises _Conflicted."""
-        return self._tree(self.git.merge_commits(_oid(ours), _oid(theirs)), theirs)
+        found = self.git.merge_commits(_oid(ours), _oid(theirs), flags=libgit2.RENAMES)
+        return self._tree(found, theirs)
 
     def applied(self, ancestor: bytes, ours: bytes, theirs: bytes, commit: bytes) -> bytes:
         """The tree `ours` with what changed from tree `ancestor` to tree `theirs`."""
-        return self._tree(self.git.merge_trees(_oid(ancestor), _oid(ours), _oid(theirs)), commit)
+        sides = (_oid(ancestor), _oid(ours), _oid(theirs))
+        return self._tree(self.git.merge_trees(*sides, flags=libgit2.RENAMES), commit)
 
     def _tree(self, index: Any, commit: bytes) -> bytes:
         if index.conflicts is not None:
@@ -159,7 +161,7 @@ def _oid(raw: bytes) -> pygit2.Oid:
 @contextlib.contextmanager
 def _merger(objects: NewObjects, repository: Mapping[str, Any], folder: Path) -> Iterator[_Merger]:
     layout = GroupLayout(Path(repository["data_dir"]), int(repository["group"]))
-    cut_off()
+    libgit2.cut_off()
     folder.parent.mkdir(mode=0o700, exist_ok=True)
     folder.mkdir(mode=0o700)
     try:

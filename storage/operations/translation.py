@@ -15,6 +15,7 @@ from typing import Any
 import pygit2
 from pygit2.enums import ObjectType
 
+from quorepo.storage import libgit2
 from quorepo.storage.operations.objects import NewObjects, encode_tree
 from quorepo.storage.packs import BLOB, TREE
 
@@ -47,7 +48,9 @@ class Translation:
         """The id of the merged tree, which is kept as a new object; or what conflicts."""
         self._same.clear()
         sides = self._translated(b"", [ancestor, ours, theirs])
-        index = self._git.merge_trees(*(pygit2.Oid(raw=side) for side in sides))
+        index = self._git.merge_trees(
+            *(pygit2.Oid(raw=side) for side in sides), flags=libgit2.RENAMES
+        )
         if index.conflicts is not None:
             return [self._conflict(found) for found in index.conflicts]
         root: dict[bytes, Any] = {}
