@@ -18,23 +18,24 @@ looks at it. Blocking code; must not know of the network, nor of the engine.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
 from quorepo.cluster.raft.journal import Journal
-from quorepo.cluster.state.database import connect_reader
+from quorepo.cluster.state.database import check_format, connect_reader
 from quorepo.cluster.state.generations import install
 from quorepo.cluster.state.machine import load_position
 from quorepo.cluster.state.pack_table import PackPlace, live_packs
 from quorepo.cluster.state.store import StateStore
 from quorepo.internal.v1 import peer_pb2
-from quorepo.storage.errors import CorruptPack, FatalError
+from quorepo.storage.errors import CorruptPack, FatalError, InvalidArgument
 from quorepo.storage.failpoints import failpoint
 from quorepo.storage.layout import (
     GroupLayout,
@@ -99,7 +100,8 @@ class StagedSnapshot:
     def verify(self) -> None:
         """Checks what came against the manifest, and makes it durable.
 
-        Raises CorruptPack when it is something else; nothing is kept of it then.
+        Raises CorruptPack when it is something else; nothing is kept of it then. InvalidArgument:
+        it is a state of a newer format.
         """
         if self.complete:
             return
@@ -133,22 +135,38 @@ class StagedSnapshot:
                 f"{manifest.index} of {manifest.term}"
             )
 
-    def _position(self) -> tuple[int, int]:
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """A reader of what came, once it is known to be a state that this program knows.
+
+        A newer one stays staged, so that it is not fetched again and again while it waits for the
+        newer program. Once in force it would keep this node from starting.
+        """
         connection = connect_reader(self._database, _BUSY_TIMEOUT_S)
         try:
-            position = load_position(connection)
+            check_format(connection, self._database, self._layout.group, older=True)
+            yield connection
+        except FatalError as error:
+            raise InvalidArgument(
+                f"the snapshot cannot be used, and nothing was changed: {error}",
+                next_step="bring all nodes to one version of quorepo",
+            ) from error
         finally:
             connection.close()
+
+    def _position(self) -> tuple[int, int]:
+        with self._reading() as connection:
+            position = load_position(connection)
         return position.applied_index, position.applied_term
 
     def packs(self) -> list[PackPlace]:
-        """The packs without which the snapshot must not come into force. Raises CorruptPack."""
+        """The packs without which the snapshot must not come into force.
+
+        Raises CorruptPack, and InvalidArgument for a state that this program doesn't know.
+        """
         try:
-            connection = connect_reader(self._database, _BUSY_TIMEOUT_S)
-            try:
+            with self._reading() as connection:
                 return list(live_packs(connection))
-            finally:
-                connection.close()
         except sqlite3.Error as error:
             self.discard()
             raise CorruptPack(f"the snapshot's pack table cannot be read: {error}") from error

@@ -5,6 +5,7 @@ every change ends in the old configuration or the new one.
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from support.waiting import eventually
 pytestmark = pytest.mark.system
 
 STORAGE = 1
+DIED = re.compile(r"killed by SIGKILL|worker died")
 STEPS = (
     "before_add", "after_add", "before_promote", "after_promote",
     "before_remove", "after_remove", "before_end", "after_end",
@@ -138,6 +140,8 @@ def test_a_leader_killed_in_the_middle_of_a_step(demo: Demo, work: WorkTree, ste
     )  # fmt: skip
     demo.cli("node", "remove", "n3", "--yes", node="n2")
     assert members(demo, "n2") == {"n1": "voter", "n2": "voter", "n4": "voter"}
+    log = demo.directory.parent / "n1.restart.log"
+    assert DIED.search(log.read_text()), "the failpoint was never reached: nothing was tested"
     work.commit("second")
     work.git("push", "-q", demo.url("n4", "team/repo"), "main")
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,7 +26,7 @@ from quorepo.cluster.raft.votes import VoteFile
 from quorepo.cluster.snapshot.staging import FORMAT_VERSION, StagedSnapshot, finish_interrupted
 from quorepo.cluster.state.store import StateStore
 from quorepo.internal.v1 import log_pb2, peer_pb2
-from quorepo.storage.errors import CorruptPack
+from quorepo.storage.errors import CorruptPack, InvalidArgument
 from quorepo.storage.failpoints import ENVIRONMENT_VARIABLE
 from quorepo.storage.layout import GroupLayout
 
@@ -116,6 +118,37 @@ def test_what_is_not_as_announced_is_thrown_away(tmp_path: Path, damage: str) ->
     with pytest.raises(CorruptPack):
         staged.verify()
     assert not (layout.state_dir / "snapshot.tmp").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("PRAGMA user_version=99", "newer state format 99"),
+        ("UPDATE position SET group_id = 7", "holds the state of group 7"),
+    ],
+)
+def test_state_that_this_program_does_not_know_never_comes_into_force(
+    tmp_path: Path, change: str, words: str
+) -> None:
+    """In force it would keep the node from starting. It is not fetched again while it waits."""
+    copy, manifest, _ = source_state(tmp_path)
+    with contextlib.closing(sqlite3.connect(copy)) as connection, connection:
+        connection.execute(change)
+    manifest.database_digest = hashlib.sha256(copy.read_bytes()).digest()
+    manifest.database_bytes = copy.stat().st_size
+    layout = receiver(tmp_path)
+    before = start_again(layout)
+    with pytest.raises(InvalidArgument, match=words) as refused:
+        take(layout, manifest, copy)
+    assert "nothing was changed" in str(refused.value)
+    assert "one version of quorepo" in refused.value.next_step
+    again = StagedSnapshot.begin(layout, manifest)
+    assert again.complete
+    with pytest.raises(InvalidArgument, match=words):
+        again.packs()
+    with pytest.raises(InvalidArgument, match=words):
+        again.put_into_force()
+    assert start_again(layout) == before
 
 
 def install(layout: GroupLayout, manifest: peer_pb2.SnapshotManifest, copy: Path) -> None:
