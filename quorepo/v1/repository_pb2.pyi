@@ -207,6 +207,48 @@ class GetRepositoryResponse(_message.Message):
 Global___GetRepositoryResponse: _TypeAlias = GetRepositoryResponse  # noqa: Y015
 
 @_typing.final
+class RepositoryFilter(_message.Message):
+    """Which repositories a listing shows: those that all fields which are set hold for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_CONTAINS_FIELD_NUMBER: _builtins.int
+    OBJECT_FORMAT_FIELD_NUMBER: _builtins.int
+    READ_ONLY_FIELD_NUMBER: _builtins.int
+    IS_FORK_FIELD_NUMBER: _builtins.int
+    FORKED_FROM_ID_FIELD_NUMBER: _builtins.int
+    path_contains: _builtins.str
+    """a text"""
+    object_format: _common_pb2.ObjectFormat.ValueType
+    read_only: _builtins.bool
+    is_fork: _builtins.bool
+    forked_from_id: _builtins.str
+    """repository_id"""
+    def __init__(
+        self,
+        *,
+        path_contains: _builtins.str = ...,
+        object_format: _common_pb2.ObjectFormat.ValueType = ...,
+        read_only: _builtins.bool | None = ...,
+        is_fork: _builtins.bool | None = ...,
+        forked_from_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_is_fork", b"_is_fork", "_read_only", b"_read_only", "is_fork", b"is_fork", "read_only", b"read_only"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_is_fork", b"_is_fork", "_read_only", b"_read_only", "forked_from_id", b"forked_from_id", "is_fork", b"is_fork", "object_format", b"object_format", "path_contains", b"path_contains", "read_only", b"read_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__is_fork: _TypeAlias = _typing.Literal["is_fork"]  # noqa: Y015
+    _WhichOneofArgType__is_fork: _TypeAlias = _typing.Literal["_is_fork", b"_is_fork"]  # noqa: Y015
+    _WhichOneofReturnType__read_only: _TypeAlias = _typing.Literal["read_only"]  # noqa: Y015
+    _WhichOneofArgType__read_only: _TypeAlias = _typing.Literal["_read_only", b"_read_only"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__is_fork) -> _WhichOneofReturnType__is_fork | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__read_only) -> _WhichOneofReturnType__read_only | None: ...
+
+Global___RepositoryFilter: _TypeAlias = RepositoryFilter  # noqa: Y015
+
+@_typing.final
 class ListRepositoriesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -214,6 +256,7 @@ class ListRepositoriesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     CONSISTENCY_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     path_prefix: _builtins.str
     page_size: _builtins.int
     """default 100, at most 1000"""
@@ -222,6 +265,8 @@ class ListRepositoriesRequest(_message.Message):
     def consistency(self) -> _common_pb2.Consistency:
         """at_least is refused: it names one repository's revision"""
 
+    @_builtins.property
+    def filter(self) -> Global___RepositoryFilter: ...
     def __init__(
         self,
         *,
@@ -229,10 +274,11 @@ class ListRepositoriesRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         consistency: _common_pb2.Consistency | None = ...,
+        filter: Global___RepositoryFilter | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "page_size", b"page_size", "page_token", b"page_token", "path_prefix", b"path_prefix"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "filter", b"filter", "page_size", b"page_size", "page_token", b"page_token", "path_prefix", b"path_prefix"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -248,7 +294,7 @@ class ListRepositoriesResponse(_message.Message):
     """empty at the end"""
     @_builtins.property
     def repositories(self) -> _containers.RepeatedCompositeFieldContainer[Global___Repository]:
-        """each with its own revision"""
+        """each with its own revision; with a filter maybe few or none"""
 
     def __init__(
         self,

@@ -84,20 +84,29 @@ def create(
 
 @command.command("list")
 @click.option("--prefix", default="", help="Only paths that start with this.")
+@click.option("--contains", default="", help="Only paths with this text.")
+@click.option("--read-only/--writable", default=None, help="Only those; default: both.")
+@click.option("--forks/--no-forks", default=None, help="Only those; default: both.")
 @common_options
-def list_(prefix: str, settings: Settings) -> None:
+def list_(
+    prefix: str, contains: str, read_only: bool | None, forks: bool | None, settings: Settings
+) -> None:
     """Lists repositories in order of their paths.
 
     \b
     Examples:
       quorepo repo list
       quorepo repo list --prefix team/ -o json
+      quorepo repo list --contains app --writable
     """
     from quorepo.rpc.cli.api import api_client
     from quorepo.rpc.cli.output import emit, print_table
 
     with api_client(settings) as client:
-        documents = [_document(repository) for repository in client.repositories.list(prefix)]
+        listed = client.repositories.list(
+            prefix, path_contains=contains, read_only=read_only, is_fork=forks
+        )
+        documents = [_document(repository) for repository in listed]
     keys = ("path", "revision", "ref_count", "pack_count", "head", "create_time")
     emit(
         documents,

@@ -91,15 +91,17 @@ class RepositoryService(
     ) -> repository_pb2.ListRepositoriesResponse:
         """A page of repositories in order of their paths."""
         self._edge.authenticator.authorize(caller(), "read", request.path_prefix)
-        key = PageKey("repositories", request.path_prefix)
+        chosen = [request.filter.SerializeToString(deterministic=True)]
+        key = PageKey("repositories", request.path_prefix, *filter(None, chosen))
         after = key.key(request.page_token).decode("utf-8", "replace")
         size = page_size(request.page_size, _PAGE_SIZE, _PAGE_SIZE_MAX)
         await confirm(self._edge, context, request.consistency)
         views, following = await self._edge.repositories.list(
             after=after, limit=size, prefix=request.path_prefix, consistency="local"
         )
+        found = [repository_message(view) for view in views]
         return repository_pb2.ListRepositoriesResponse(
-            repositories=[repository_message(view) for view in views],
+            repositories=[one for one in found if _is_chosen(one, request.filter)],
             next_page_token=key.token(following.encode()) if following else "",
         )
 
@@ -223,4 +225,17 @@ def repository_message(view: RepositoryView) -> repository_pb2.Repository:
         read_only=bool(view.row.read_only),
         detached_head_oid=(view.row.detached_head or b"").hex(),
         forked_from_id=view.row.forked_from or "",
+    )
+
+
+def _is_chosen(
+    repository: repository_pb2.Repository, chosen: repository_pb2.RepositoryFilter
+) -> bool:
+    """Whether all fields of a filter that are set hold for a repository."""
+    return (
+        chosen.path_contains in repository.path
+        and chosen.object_format in (0, repository.object_format)
+        and (not chosen.HasField("read_only") or chosen.read_only == repository.read_only)
+        and (not chosen.HasField("is_fork") or chosen.is_fork == bool(repository.forked_from_id))
+        and chosen.forked_from_id in ("", repository.forked_from_id)
     )

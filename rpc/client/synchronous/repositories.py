@@ -32,6 +32,7 @@ _FORMATS = {
     "sha1": common_pb2.OBJECT_FORMAT_SHA1,
     "sha256": common_pb2.OBJECT_FORMAT_SHA256,
 }
+_ANY_FORMAT = {"": common_pb2.OBJECT_FORMAT_UNSPECIFIED, **_FORMATS}
 _ARCHIVES = {
     "tar": pb.ARCHIVE_FORMAT_TAR,
     "tar.gz": pb.ARCHIVE_FORMAT_TAR_GZ,
@@ -99,13 +100,33 @@ class Repositories:
         return answer.exists
 
     def list(
-        self, path_prefix: str = "", *, page_size: int = 1000, consistency: str | None = None
+        self,
+        path_prefix: str = "",
+        *,
+        path_contains: str = "",
+        object_format: str = "",
+        read_only: bool | None = None,
+        is_fork: bool | None = None,
+        forked_from_id: str = "",
+        page_size: int = 1000,
+        consistency: str | None = None,
     ) -> Iterator[Repository]:
-        """Repositories in order of their paths, page by page as they are looked at."""
+        """Repositories in order of their paths, page by page as they are looked at.
+
+        Args:
+            read_only: and the others: None or empty: any.
+        """
         request = pb.ListRepositoriesRequest(
             path_prefix=path_prefix,
             page_size=page_size,
             consistency=self._session.wanted_of_all(consistency),
+            filter=pb.RepositoryFilter(
+                path_contains=path_contains,
+                object_format=codecs.choice("object_format", _ANY_FORMAT, object_format),
+                read_only=read_only,
+                is_fork=is_fork,
+                forked_from_id=forked_from_id,
+            ),
         )
         while True:
             answer = self._transport.unary(

@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.edge import TOKEN
@@ -198,6 +199,26 @@ def test_diffs(reader: quorepo.Client, work: WorkTree) -> None:
     )
     stats = reader.diffs.stats(PATH, "v1", "main", paths=["src"])
     assert (stats.files, stats.additions, stats.deletions) == (1, 1, 1)
+
+
+def test_repositories_are_chosen_by_what_they_are(client: quorepo.Client, path: str) -> None:
+    made = client.repositories.create(f"{path}/one")
+    client.repositories.create(f"{path}/two", object_format="sha256")
+    client.repositories.fork(f"{path}/one", f"{path}/fork-of-one")
+    client.repositories.update(f"{path}/two", read_only=True)
+
+    def listed(**chosen: Any) -> list[str]:
+        found = client.repositories.list(f"{path}/", page_size=1, **chosen)
+        return [repository.path.rpartition("/")[2] for repository in found]
+
+    assert listed() == ["fork-of-one", "one", "two"]
+    assert listed(path_contains="one") == ["fork-of-one", "one"]
+    assert listed(object_format="sha256") == ["two"]
+    assert listed(read_only=True) == ["two"]
+    assert listed(read_only=False, is_fork=False) == ["one"]
+    assert listed(is_fork=True) == ["fork-of-one"]
+    assert listed(forked_from_id=made.repository_id) == ["fork-of-one"]
+    assert listed(forked_from_id="0" * 32) == []
 
 
 def test_what_a_repository_is_as_a_whole(
