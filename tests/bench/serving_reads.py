@@ -31,7 +31,7 @@ def full_clone(bench: Bench, source: Path, name: str) -> bytes:
     bench.check(name, body, source, everything, everything)
     small = len(everything) < SMALL_OBJECTS_MAX
     goal = Goal(wall=1.0) if small else Goal(wall=0.2, cpu=0.2)
-    bench.row("full clone", name, itertools.repeat(post(body)), goal, repeats=4 if small else 1)
+    bench.row("full clone", name, itertools.repeat(post(body)), goal, repeats=4)
     return body
 
 
