@@ -45,6 +45,8 @@ _SQLITE_VERSION_MIN = (3, 37, 0)  # STRICT tables
 
 _WRITER_BUSY_TIMEOUT_S = 5.0
 _WAL_BYTES_KEPT = 64 * 1024 * 1024
+# A page that many batches write goes into the file once for all of them: 16 MiB of log.
+_WAL_PAGES_PER_CHECKPOINT = 4096
 _WRITER_CACHE_KIB = 32 * 1024
 
 _IO_CODES = (
@@ -122,6 +124,7 @@ def connect_writer(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA foreign_keys=OFF")
         connection.execute("PRAGMA temp_store=MEMORY")
         connection.execute(f"PRAGMA cache_size=-{_WRITER_CACHE_KIB}")
+        connection.execute(f"PRAGMA wal_autocheckpoint={_WAL_PAGES_PER_CHECKPOINT}")
         connection.execute(f"PRAGMA journal_size_limit={_WAL_BYTES_KEPT}")
     except BaseException:
         connection.close()

@@ -10,11 +10,28 @@ import dataclasses
 import hashlib
 import sqlite3
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from quorepo.internal.v1 import log_pb2
 from quorepo.storage.objectformat import ObjectFormat
 
-__all__ = ["Applied", "Context", "PackPromotion", "next_checksum", "object_format_of"]
+if TYPE_CHECKING:
+    from quorepo.cluster.state.machine_batch import Batch
+
+__all__ = [
+    "UPDATE_REPOSITORY",
+    "Applied",
+    "Context",
+    "PackPromotion",
+    "next_checksum",
+    "object_format_of",
+]
+
+UPDATE_REPOSITORY = (
+    "UPDATE repositories SET counter = ?, checksum = ?, head = ?, head_open = ?,"
+    " deleted_ms = ?, detached_head = ?, description = ?, read_only = ?, purge_ms = ?,"
+    " deleted_path = ? WHERE repository_id = ?"
+)
 
 PackPromotion = tuple[str, bytes, ObjectFormat]
 
@@ -39,6 +56,7 @@ class Context:
     """One command on its way through the machine."""
 
     connection: sqlite3.Connection
+    batch: Batch
     log_index: int
     time_ms: int  # log time
     actor: str

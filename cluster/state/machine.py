@@ -53,6 +53,7 @@ from quorepo.cluster.state.commands import (
     rejection,
 )
 from quorepo.cluster.state.effects import Applied, Context
+from quorepo.cluster.state.machine_batch import Batch
 from quorepo.internal.v1 import log_pb2
 from quorepo.storage.errors import FatalError
 
@@ -127,19 +128,27 @@ def apply_entries(connection: sqlite3.Connection, entries: Iterable[Entry]) -> l
     command that this program can't know.
     """
     position = load_position(connection)
+    batch = Batch(connection)
     effects = []
     for entry in entries:
         if _is_applied(position, entry):
             effects.append(_NOTHING)
             continue
-        position, applied = _advance(connection, position, entry)
+        position, applied = _advance(connection, batch, position, entry)
         effects.append(applied)
+    batch.settle()
     _save_position(connection, position)
     return effects
 
 
 def _is_applied(position: Position, entry: Entry) -> bool:
     """Whether the entry was applied before; refuses one that can't follow on `position`."""
+    if (
+        entry.index == position.applied_index + 1
+        and entry.term >= position.applied_term
+        and entry.group == position.group
+    ):
+        return False  # as almost always
     where = f"entry {entry.index} of term {entry.term} in group {entry.group}"
     at = f"applied index {position.applied_index} of term {position.applied_term}"
     if entry.group != position.group:
@@ -150,28 +159,30 @@ def _is_applied(position: Position, entry: Entry) -> bool:
         return True
     if entry.index != position.applied_index + 1:
         raise FatalError(f"{where} leaves a gap after {at}")
-    if entry.term < position.applied_term:
-        raise FatalError(f"{where} follows {at}: terms never go back")
-    return False
+    raise FatalError(f"{where} follows {at}: terms never go back")
 
 
 def _advance(
-    connection: sqlite3.Connection, position: Position, entry: Entry
+    connection: sqlite3.Connection, batch: Batch, position: Position, entry: Entry
 ) -> tuple[Position, Applied]:
-    position = dataclasses.replace(
-        position,
-        applied_index=entry.index,
-        applied_term=entry.term,
-        log_time_ms=max(position.log_time_ms, entry.time_ms),
+    position = Position(
+        position.group,
+        entry.index,
+        entry.term,
+        max(position.log_time_ms, entry.time_ms),
+        position.configuration,
+        position.configuration_index,
     )
     applied = _NOTHING
     if entry.kind == "command":
-        applied = _apply_command(connection, position, entry.data)
+        applied = _apply_command(connection, batch, position, entry.data)
     elif entry.kind == "configuration":
         _check_configuration(entry)
+        batch.settle()
         machine_membership.keep_configuration(
             Context(
                 connection=connection,
+                batch=batch,
                 log_index=entry.index,
                 time_ms=position.log_time_ms,
                 actor="",
@@ -184,7 +195,7 @@ def _advance(
         )
     elif entry.kind != "noop":
         raise FatalError(f"entry {entry.index} in group {entry.group} is of kind {entry.kind!r}")
-    _forget_requests(connection, position.log_time_ms)
+    batch.forget(position.log_time_ms - REQUEST_WINDOW_MS, _FORGOTTEN_PER_ENTRY_MAX)
     return position, applied
 
 
@@ -197,30 +208,39 @@ def _check_configuration(entry: Entry) -> None:
         ) from error
 
 
-def _apply_command(connection: sqlite3.Connection, position: Position, data: bytes) -> Applied:
+def _apply_command(
+    connection: sqlite3.Connection, batch: Batch, position: Position, data: bytes
+) -> Applied:
     command = decode_command(data)
     problem = malformed(command, position.group)
     if problem is not None:
         return Applied(result=rejection(log_pb2.REJECTION_REASON_INVALID, problem))
     scope = command_scope(command)
-    known = _known_result(connection, command.request_id, scope)
+    known = batch.result(command.request_id, scope)
     if known is not None:
-        return Applied(result=known)
+        return Applied(result=log_pb2.Result.FromString(known))
     problem = _outside_window(command, position.log_time_ms)
     if problem is not None:
         return Applied(result=rejection(log_pb2.REJECTION_REASON_REQUEST_EXPIRED, problem))
     context = Context(
         connection=connection,
+        batch=batch,
         log_index=position.applied_index,
         time_ms=position.log_time_ms,
         actor=command.actor,
         request_id=command.request_id,
     )
-    applied = _dispatch(context, command_kind(command), command)
+    kind = command_kind(command)
+    if kind != "transaction":
+        batch.defer(on=False)
+    applied = _dispatch(context, kind, command)
+    if kind != "transaction":
+        batch.defer(on=True)
     assert applied.result is not None
     if applied.result.rejection.reason not in _NOT_KEPT:
         age_ms = max(position.log_time_ms, command.first_seen_ms)
-        _keep_result(context, scope, age_ms, applied.result)
+        kept = applied.result.SerializeToString(deterministic=True)
+        batch.keep(command.request_id, scope, position.applied_index, age_ms, kept)
     return applied
 
 
@@ -280,36 +300,3 @@ def _outside_window(command: log_pb2.Command, log_time_ms: int) -> str | None:
             f" {FIRST_SEEN_AHEAD_MS_MAX} ms after log time {log_time_ms} ms: check the clocks"
         )
     return None
-
-
-def _known_result(
-    connection: sqlite3.Connection, request_id: bytes, scope: str
-) -> log_pb2.Result | None:
-    row = connection.execute(
-        "SELECT result FROM requests WHERE request_id = ? AND scope = ?", (request_id, scope)
-    ).fetchone()
-    return None if row is None else log_pb2.Result.FromString(row[0])
-
-
-def _keep_result(context: Context, scope: str, age_ms: int, result: log_pb2.Result) -> None:
-    context.connection.execute(
-        "INSERT INTO requests (request_id, scope, log_index, age_ms, result)"
-        " VALUES (?, ?, ?, ?, ?)",
-        (
-            context.request_id,
-            scope,
-            context.log_index,
-            age_ms,
-            result.SerializeToString(deterministic=True),
-        ),
-    )
-
-
-def _forget_requests(connection: sqlite3.Connection, log_time_ms: int) -> None:
-    old = connection.execute(
-        "SELECT request_id, scope FROM requests WHERE age_ms < ?"
-        " ORDER BY age_ms, request_id, scope LIMIT ?",
-        (log_time_ms - REQUEST_WINDOW_MS, _FORGOTTEN_PER_ENTRY_MAX),
-    ).fetchall()
-    if old:
-        connection.executemany("DELETE FROM requests WHERE request_id = ? AND scope = ?", old)

@@ -63,6 +63,27 @@ class Repository:
     deleted_path: str | None = None
     forked_from: str | None = None
 
+    def moved_to(self, counter: int, checksum: bytes) -> Repository:
+        """At another revision; spelled out, because `replace` takes longer than the rest."""
+        return Repository(
+            self.repository_id,
+            self.incarnation,
+            counter,
+            self.object_format,
+            self.head,
+            self.head_open,
+            self.prune_epoch,
+            checksum,
+            self.created_ms,
+            self.deleted_ms,
+            self.detached_head,
+            self.description,
+            self.read_only,
+            self.purge_ms,
+            self.deleted_path,
+            self.forked_from,
+        )
+
 
 _COLUMNS = ", ".join(field.name for field in dataclasses.fields(Repository))
 
@@ -111,11 +132,9 @@ def advance(
             *effect,
         ],
     )
-    repository = dataclasses.replace(repository, counter=counter, checksum=checksum)
-    context.connection.execute(
-        "UPDATE repositories SET counter = ?, checksum = ?, head = ?, head_open = ?,"
-        " deleted_ms = ?, detached_head = ?, description = ?, read_only = ?, purge_ms = ?,"
-        " deleted_path = ? WHERE repository_id = ?",
+    repository = repository.moved_to(counter, checksum)
+    context.batch.update(
+        repository,
         (
             repository.counter,
             repository.checksum,
@@ -136,9 +155,8 @@ def advance(
 
 def record_transaction(context: Context, repository: Repository, kind: str) -> None:
     """Writes who moved the repository to its present revision, and when."""
-    context.connection.execute(
-        "INSERT INTO transactions (repository_id, counter, kind, log_index, time_ms, actor,"
-        " request_id) VALUES (?, ?, ?, ?, ?, ?, ?)",
+    context.batch.insert(
+        "transactions",
         (
             repository.repository_id,
             repository.counter,

@@ -39,7 +39,9 @@ _PREFERRED_HEADS = (b"refs/heads/main", b"refs/heads/master")
 def transact(context: Context, command: log_pb2.Transaction) -> Applied:
     """Applies one push. See the module's docstring for what is refused, and in which order."""
     repository_id = command.repository_id
-    existing = repositories.load(context.connection, repository_id)
+    existing = context.batch.repository(repository_id)
+    if existing is None:
+        existing = repositories.load(context.connection, repository_id)
     if existing is None and not command.create_if_missing:
         return repositories.not_found(repository_id)
     if existing is not None and existing.deleted_ms is not None:
@@ -70,7 +72,7 @@ def transact(context: Context, command: log_pb2.Transaction) -> Applied:
     object_format = object_format_of(repository.object_format)
     assert object_format is not None
     promote = tuple((repository_id, digest, object_format) for digest in added)
-    return dataclasses.replace(applied, promote=promote)
+    return Applied(applied.result, promote=promote)
 
 
 def _result(
@@ -166,23 +168,17 @@ def _write_refs(
     context: Context, repository_id: str, counter: int, changes: Sequence[RefChange]
 ) -> None:
     connection = context.connection
-    connection.executemany(
-        "DELETE FROM refs WHERE repository_id = ? AND name = ?",
-        [(repository_id, change.name) for change in changes if change.new_oid is None],
-    )
+    gone = [(repository_id, change.name) for change in changes if change.new_oid is None]
+    if gone:
+        connection.executemany("DELETE FROM refs WHERE repository_id = ? AND name = ?", gone)
     connection.executemany(
         "INSERT OR REPLACE INTO refs (repository_id, name, oid) VALUES (?, ?, ?)",
         [(repository_id, change.name, change.new_oid) for change in changes if change.new_oid],
     )
-    connection.executemany(
-        "INSERT INTO ref_changes (repository_id, counter, position, name, old_oid, new_oid)"
-        " VALUES (?, ?, ?, ?, ?, ?)",
-        [
-            (repository_id, counter, position, change.name, change.old_oid, change.new_oid)
-            for position, change in enumerate(changes)
-            if change.old_oid or change.new_oid
-        ],
-    )
+    for position, change in enumerate(changes):
+        if change.old_oid or change.new_oid:
+            row = (repository_id, counter, position, change.name, change.old_oid, change.new_oid)
+            context.batch.insert("ref_changes", row)
 
 
 def _with_head(repository: Repository, changes: Sequence[RefChange]) -> Repository:

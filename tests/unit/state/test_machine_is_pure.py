@@ -33,6 +33,7 @@ QUOREPO_IMPORTS = {
     "quorepo.cluster.state",
     "quorepo.cluster.state.commands",
     "quorepo.cluster.state.effects",
+    "quorepo.cluster.state.machine_batch",
     "quorepo.cluster.state.machine_level",
     "quorepo.cluster.state.machine_packs",
     "quorepo.cluster.state.machine_refs",
