@@ -21,6 +21,7 @@ from quorepo.cluster.state.reader import StateReader
 from quorepo.cluster.state.rows import PackRow, PathRow, RepositoryRow, RepositorySnapshot
 from quorepo.rpc.core_client import Core
 from quorepo.rpc.git_settings import is_hidden
+from quorepo.rpc.read_rounds import ReadRounds
 from quorepo.rpc.ref_tables import PeeledCache, RefTables, StoredTable, table_of
 from quorepo.storage.errors import NotFound, Unavailable
 from quorepo.storage.git.advertise import RefsView
@@ -197,8 +198,8 @@ class Reads:
         """`readers` and `layouts` by group id; the directory's reader is `readers[0]`.
         `hidden_prefixes` are those of refs that git clients may not see.
         """
-        self._core = core
         self._readers = readers
+        self._rounds = ReadRounds(lambda left_s: core.read_index(sorted(readers), left_s))
         self._layouts = layouts
         self._pack_cache = pack_cache
         self._hidden = hidden_prefixes
@@ -227,12 +228,37 @@ class Reads:
             Unavailable: no leader that a majority confirms within `timeout_s`, or no core.
         """
         try:
-            await self._core.read_index(sorted(self._readers), timeout_s)
-        except Unavailable as error:
+            await self._rounds.confirm(timeout_s)
+        except (Unavailable, TimeoutError) as error:
+            why = error.message if isinstance(error, Unavailable) else "no answer"
             raise Unavailable(
-                f"no leader could confirm this request within {timeout_s:g} s ({error.message})",
+                f"no leader could confirm this request within {timeout_s:g} s ({why})",
                 next_step="try again, or try another node",
             ) from error
+
+    def look(self, path: str) -> RepositoryView | None:
+        """What a change of refs has to know of the repository at a normalized path: its row and
+        its objects. The refs, which may be many and change with every call, are not read: `refs`
+        is empty. Blocks; this node's state, so `confirm` first.
+        """
+        path_row = self._directory.path(path)
+        reader = None if path_row is None else self._readers.get(path_row.group)
+        if path_row is None or reader is None:
+            return None
+        # In this order: packs that were removed since leave a prune epoch that apply refuses.
+        row = reader.repository(path_row.repository_id)
+        if row is None or row.deleted:
+            return None
+        packs = reader.packs(row.repository_id)
+        return RepositoryView(
+            path_row,
+            RepositorySnapshot(row, [], packs, generation=0, applied_index=0),
+            self._layouts[path_row.group],
+            self._pack_cache,
+            self._peeled,
+            self._tables[path_row.group],
+            self._hidden,
+        )
 
     async def in_thread(self, function: Callable[[], _T]) -> _T:
         """Runs a blocking read of SQLite or of packs off the event loop."""

@@ -47,6 +47,9 @@ class StorageLimits(BaseModel):
         4096, ge=1, le=65_535, description="Longest chain of deltas in a pushed pack."
     )
     refs_per_push_max: int = Field(10_000, ge=1, description="Most ref updates in one push.")
+    batch_requests_max: int = Field(
+        256, ge=1, le=4096, description="Most transactions in one BatchUpdateRefs call."
+    )
     ref_name_bytes_max: int = Field(1024, ge=16, le=4096, description="Longest ref name, in bytes.")
     push_options_max: int = Field(64, ge=0, description="Most push options in one push.")
     push_options_bytes_max: int = Field(

@@ -69,6 +69,11 @@ class RefServiceStub:
                 request_serializer=quorepo_dot_v1_dot_ref__pb2.UpdateRefsRequest.SerializeToString,
                 response_deserializer=quorepo_dot_v1_dot_ref__pb2.UpdateRefsResponse.FromString,
                 _registered_method=True)
+        self.BatchUpdateRefs = channel.unary_unary(
+                '/quorepo.v1.RefService/BatchUpdateRefs',
+                request_serializer=quorepo_dot_v1_dot_ref__pb2.BatchUpdateRefsRequest.SerializeToString,
+                response_deserializer=quorepo_dot_v1_dot_ref__pb2.BatchUpdateRefsResponse.FromString,
+                _registered_method=True)
         self.DeleteRefs = channel.unary_unary(
                 '/quorepo.v1.RefService/DeleteRefs',
                 request_serializer=quorepo_dot_v1_dot_ref__pb2.DeleteRefsRequest.SerializeToString,
@@ -137,6 +142,15 @@ class RefServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchUpdateRefs(self, request, context):
+        """Many such transactions, of one or several repositories, in one call. Each one stands for itself:
+        it has its own request id and its own outcome, and no order is promised between them. When the
+        call itself fails, the outcome of all of them is unknown: repeat it with the same request ids.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteRefs(self, request, context):
         """Deletes refs in one transaction: all or none. One that does not exist is no error.
         """
@@ -195,6 +209,11 @@ def add_RefServiceServicer_to_server(servicer, server):
                     servicer.UpdateRefs,
                     request_deserializer=quorepo_dot_v1_dot_ref__pb2.UpdateRefsRequest.FromString,
                     response_serializer=quorepo_dot_v1_dot_ref__pb2.UpdateRefsResponse.SerializeToString,
+            ),
+            'BatchUpdateRefs': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchUpdateRefs,
+                    request_deserializer=quorepo_dot_v1_dot_ref__pb2.BatchUpdateRefsRequest.FromString,
+                    response_serializer=quorepo_dot_v1_dot_ref__pb2.BatchUpdateRefsResponse.SerializeToString,
             ),
             'DeleteRefs': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteRefs,
@@ -401,6 +420,33 @@ class RefService:
             '/quorepo.v1.RefService/UpdateRefs',
             quorepo_dot_v1_dot_ref__pb2.UpdateRefsRequest.SerializeToString,
             quorepo_dot_v1_dot_ref__pb2.UpdateRefsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchUpdateRefs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.v1.RefService/BatchUpdateRefs',
+            quorepo_dot_v1_dot_ref__pb2.BatchUpdateRefsRequest.SerializeToString,
+            quorepo_dot_v1_dot_ref__pb2.BatchUpdateRefsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,11 @@ class RefServiceStub:
     """The branches and tags whose history has a commit, in order of their names."""
     UpdateRefs: _grpc.UnaryUnaryMultiCallable[_ref_pb2.UpdateRefsRequest, _ref_pb2.UpdateRefsResponse]
     """Creates, moves and deletes refs to objects that the repository has, in one transaction."""
+    BatchUpdateRefs: _grpc.UnaryUnaryMultiCallable[_ref_pb2.BatchUpdateRefsRequest, _ref_pb2.BatchUpdateRefsResponse]
+    """Many such transactions, of one or several repositories, in one call. Each one stands for itself:
+    it has its own request id and its own outcome, and no order is promised between them. When the
+    call itself fails, the outcome of all of them is unknown: repeat it with the same request ids.
+    """
     DeleteRefs: _grpc.UnaryUnaryMultiCallable[_ref_pb2.DeleteRefsRequest, _ref_pb2.DeleteRefsResponse]
     """Deletes refs in one transaction: all or none. One that does not exist is no error."""
     SetDefaultBranch: _grpc.UnaryUnaryMultiCallable[_ref_pb2.SetDefaultBranchRequest, _ref_pb2.SetDefaultBranchResponse]
@@ -67,6 +72,11 @@ class RefServiceAsyncStub(RefServiceStub):
     """The branches and tags whose history has a commit, in order of their names."""
     UpdateRefs: _aio.UnaryUnaryMultiCallable[_ref_pb2.UpdateRefsRequest, _ref_pb2.UpdateRefsResponse]  # type: ignore[assignment]
     """Creates, moves and deletes refs to objects that the repository has, in one transaction."""
+    BatchUpdateRefs: _aio.UnaryUnaryMultiCallable[_ref_pb2.BatchUpdateRefsRequest, _ref_pb2.BatchUpdateRefsResponse]  # type: ignore[assignment]
+    """Many such transactions, of one or several repositories, in one call. Each one stands for itself:
+    it has its own request id and its own outcome, and no order is promised between them. When the
+    call itself fails, the outcome of all of them is unknown: repeat it with the same request ids.
+    """
     DeleteRefs: _aio.UnaryUnaryMultiCallable[_ref_pb2.DeleteRefsRequest, _ref_pb2.DeleteRefsResponse]  # type: ignore[assignment]
     """Deletes refs in one transaction: all or none. One that does not exist is no error."""
     SetDefaultBranch: _aio.UnaryUnaryMultiCallable[_ref_pb2.SetDefaultBranchRequest, _ref_pb2.SetDefaultBranchResponse]  # type: ignore[assignment]
@@ -129,6 +139,17 @@ class RefServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ref_pb2.UpdateRefsResponse, _abc.Awaitable[_ref_pb2.UpdateRefsResponse]]:
         """Creates, moves and deletes refs to objects that the repository has, in one transaction."""
+
+    @_abc_1.abstractmethod
+    def BatchUpdateRefs(
+        self,
+        request: _ref_pb2.BatchUpdateRefsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ref_pb2.BatchUpdateRefsResponse, _abc.Awaitable[_ref_pb2.BatchUpdateRefsResponse]]:
+        """Many such transactions, of one or several repositories, in one call. Each one stands for itself:
+        it has its own request id and its own outcome, and no order is promised between them. When the
+        call itself fails, the outcome of all of them is unknown: repeat it with the same request ids.
+        """
 
     @_abc_1.abstractmethod
     def DeleteRefs(

@@ -85,6 +85,8 @@ def test_every_mutating_request_has_a_request_id_and_every_response_a_revision()
                 assert method.input_type.name == f"{method.name}Request"
                 assert method.output_type.name == f"{method.name}Response"
                 checked += 1
+                if method.name == "BatchUpdateRefs":
+                    continue  # one of each per item
                 if OF_NO_REPOSITORY.match(method.name):
                     continue
                 wanted = "consistency" if READS.match(method.name) else "request_id"
