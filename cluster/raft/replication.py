@@ -12,6 +12,7 @@ no harm (defects S1, S4, S6).
 from __future__ import annotations
 
 import logging
+import math
 
 from quorepo.cluster.raft.engine import Engine, Node
 from quorepo.cluster.raft.progress import Flow, Progress
@@ -69,7 +70,10 @@ class Replication(Engine):
 
     def send_heartbeats(self) -> None:
         """To every follower an append, an empty one when there is nothing to say."""
-        self.heartbeat_at = self.now + self.config.heartbeat_interval_s
+        # At the next whole multiple: the heartbeats of all groups that this node leads fall into
+        # one step, and into one frame for each peer.
+        interval_s = self.config.heartbeat_interval_s
+        self.heartbeat_at = (math.floor(self.now / interval_s) + 1) * interval_s
         for node in self.peers:
             self._send_appends(node, heartbeat=True)
 

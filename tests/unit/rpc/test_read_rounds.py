@@ -64,14 +64,15 @@ async def test_a_failed_question_fails_those_who_shared_it_and_no_others() -> No
 
 async def test_who_gives_up_holds_up_nobody() -> None:
     questions = Questions()
-    rounds = ReadRounds(questions.ask)
+    rounds = ReadRounds(questions.ask, under_way_max=1)
     with pytest.raises(TimeoutError):
         await rounds.confirm(0.01)
     gone = asyncio.create_task(rounds.confirm(30))
-    await _settle()
-    gone.cancel()
     patient = asyncio.create_task(rounds.confirm(30))
     await _settle()
-    for answer in questions.open:
-        answer.set_result(None)
+    gone.cancel()
+    questions.open.pop().set_result(None)  # nobody waits for this one any more
+    await _settle()
+    questions.open.pop().set_result(None)
     await patient
+    assert gone.cancelled()
