@@ -73,7 +73,8 @@ class Replication(Engine):
         # At the next whole multiple: the heartbeats of all groups that this node leads fall into
         # one step, and into one frame for each peer.
         interval_s = self.config.heartbeat_interval_s
-        self.heartbeat_at = (math.floor(self.now / interval_s) + 1) * interval_s
+        due = (math.floor(self.now / interval_s) + 1) * interval_s
+        self.heartbeat_at = due if due > self.now else due + interval_s  # of floats
         for node in self.peers:
             self._send_appends(node, heartbeat=True)
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import status_pb2
 
 from quorepo.rpc.client import types
 from quorepo.rpc.client.errors import InvalidArgument, LimitExceeded
@@ -178,6 +179,11 @@ def ref_update_result(message: ref_pb2.RefUpdateResult) -> types.RefUpdateResult
         actual_oid=message.actual_old_oid,
         conflicting_name=message.conflicting_name,
     )
+
+
+def status(error: ref_pb2.BatchError) -> status_pb2.Status:
+    """The error of one item of a batch as the status that a call of its own would have had."""
+    return status_pb2.Status(code=error.code, message=error.message, details=error.details)
 
 
 def signature_message(signature: types.Signature | None) -> commit_pb2.Signature | None:

@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 _STATUS_KEY = "grpc-status-details-bin"
+_CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 _Detail = TypeVar("_Detail", bound=Message)
 
 
@@ -77,6 +78,18 @@ class ApiError(Exception):
         self.next_step = self.metadata.get("next_step", "")
         self.request_id = request_id
         self.retry_delay_s = retry_delay_s
+
+    def of_request(self, request_id: str) -> ApiError:
+        """The same, for one of several requests that a call carried."""
+        return type(self)(
+            str(self),
+            reason=self.reason,
+            code=self.code,
+            conclusion=self.conclusion,
+            metadata={**self.metadata, "request_id": request_id},
+            request_id=request_id,
+            retry_delay_s=self.retry_delay_s,
+        )
 
     def _take_details(self, status: status_pb2.Status) -> None:
         """Reads the typed details that belong to this class."""
@@ -267,12 +280,18 @@ def from_rpc_error(error: grpc.RpcError, endpoint: str, request_id: str = "") ->
             conclusion="unknown" if request_id else "rejected",
             request_id=request_id,
         )
+    return from_status(status, request_id)
+
+
+def from_status(status: status_pb2.Status, request_id: str = "") -> ApiError:
+    """What a node said, of a call or of one item of a batch."""
+    info = _detail(status, error_details_pb2.ErrorInfo) or error_details_pb2.ErrorInfo()
     retry = _detail(status, error_details_pb2.RetryInfo)
     kind = _BY_REASON.get(info.reason, ApiError)
     made = kind(
-        text,
+        status.message,
         reason=info.reason,
-        code=code,
+        code=_CODES.get(status.code, "UNKNOWN"),
         conclusion=info.metadata.get("conclusion", "unknown"),
         metadata=dict(info.metadata),
         request_id=request_id,

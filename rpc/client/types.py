@@ -5,7 +5,9 @@ repository: commits, trees, blobs, diffs."""
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from quorepo.rpc.client.content_types import (
     BatchBlob,
@@ -26,6 +28,9 @@ from quorepo.rpc.client.content_types import (
     Signature,
     TreeEntry,
 )
+
+if TYPE_CHECKING:  # it would import gRPC
+    from quorepo.rpc.client.errors import ApiError
 
 __all__ = [
     "BatchBlob",
@@ -57,6 +62,8 @@ __all__ = [
     "PackChange",
     "Ref",
     "RefChange",
+    "RefTransaction",
+    "RefTransactionOutcome",
     "RefUpdate",
     "RefUpdateResult",
     "RenamedRepository",
@@ -235,6 +242,30 @@ class RefUpdateResult:
     status: str
     actual_oid: str
     conflicting_name: bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RefTransaction:
+    """One transaction of `refs.update_many`; its fields are the arguments of `refs.update`."""
+
+    repository: str
+    updates: Sequence[RefUpdate]
+    allow_partial: bool = False
+    request_id: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RefTransactionOutcome:
+    """What became of one transaction of `refs.update_many`.
+
+    Attributes:
+        error: what `refs.update` would have raised; None: it was applied, and the rest is set.
+    """
+
+    request_id: str
+    error: ApiError | None = None
+    revision: Revision | None = None
+    results: tuple[RefUpdateResult, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

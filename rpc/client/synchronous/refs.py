@@ -6,9 +6,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from quorepo.rpc.client import codecs
+from quorepo.rpc.client.errors import ApiError, from_status
 from quorepo.rpc.client.session import Session
 from quorepo.rpc.client.synchronous.transport import Transport
-from quorepo.rpc.client.types import DefaultBranch, Ref, RefUpdate, RefUpdateResult, Revision
+from quorepo.rpc.client.types import (
+    DefaultBranch,
+    Ref,
+    RefTransaction,
+    RefTransactionOutcome,
+    RefUpdate,
+    RefUpdateResult,
+    Revision,
+)
 from quorepo.v1 import ref_pb2 as pb
 
 __all__ = ["Refs"]
@@ -154,6 +163,57 @@ class Refs:
         self._session.saw(repository, answer.revision)
         results = tuple(codecs.ref_update_result(result) for result in answer.results)
         return codecs.revision(answer.revision), results
+
+    def update_many(
+        self, transactions: Sequence[RefTransaction]
+    ) -> tuple[RefTransactionOutcome, ...]:
+        """Many transactions of `update` in one call, of one or several repositories.
+
+        Each one stands for itself, and no order is promised between them. One that was refused, or
+        whose outcome is not known, raises nothing: look at `error` of its outcome.
+
+        Raises:
+            InvalidArgument, LimitExceeded, Unavailable: and nothing was changed.
+        """
+        requests = [
+            pb.UpdateRefsRequest(
+                request_id=codecs.request_uuid(transaction.request_id),
+                repository=transaction.repository,
+                updates=[codecs.ref_update(update) for update in transaction.updates],
+                allow_partial=transaction.allow_partial,
+            )
+            for transaction in transactions
+        ]
+        try:
+            answer = self._transport.unary(
+                pb.BatchUpdateRefsResponse,
+                "RefService/BatchUpdateRefs",
+                pb.BatchUpdateRefsRequest(requests=requests),
+                request_id=requests[0].request_id if requests else "",
+            )
+        except ApiError as error:
+            if error.conclusion != "unknown":
+                raise
+            return tuple(
+                RefTransactionOutcome(request.request_id, error.of_request(request.request_id))
+                for request in requests
+            )
+        return tuple(
+            self._outcome(request.repository, item)
+            for request, item in zip(requests, answer.items, strict=True)
+        )
+
+    def _outcome(self, repository: str, item: pb.BatchUpdateRefsItem) -> RefTransactionOutcome:
+        if item.WhichOneof("outcome") == "error":
+            status = codecs.status(item.error)
+            return RefTransactionOutcome(item.request_id, from_status(status, item.request_id))
+        self._session.saw(repository, item.response.revision)
+        return RefTransactionOutcome(
+            item.request_id,
+            None,
+            codecs.revision(item.response.revision),
+            tuple(codecs.ref_update_result(result) for result in item.response.results),
+        )
 
     def delete(
         self, repository: str, names: Sequence[str | bytes], *, request_id: str | None = None

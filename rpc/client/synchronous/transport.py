@@ -76,11 +76,13 @@ class Transport:
         *,
         timeout_s: float | None = None,
         patient: bool = False,
+        request_id: str = "",
     ) -> _Answer:
         """One call with one answer, repeated as `Attempts` allows.
 
         Args:
             method: SERVICE/METHOD of quorepo.v1.
+            request_id: of a request that has none of its own and still changes something.
             timeout_s: of all attempts together; default: the client's.
             patient: one attempt may take all the time there is.
 
@@ -95,7 +97,7 @@ class Transport:
                 response_deserializer=kind.FromString,
             )(request, timeout=attempt_timeout_s, metadata=self._options.metadata())
 
-        answer: _Answer = self._attempt(start, request, timeout_s, patient)
+        answer: _Answer = self._attempt(start, request, timeout_s, patient, request_id)
         return answer
 
     def upload(
@@ -176,8 +178,9 @@ class Transport:
         request: Any,
         timeout_s: float | None,
         patient: bool,
+        request_id: str = "",
     ) -> Any:
-        request_id = getattr(request, "request_id", "")
+        request_id = request_id or getattr(request, "request_id", "")
         attempts = self._attempts(request_id, timeout_s)
         while True:
             endpoint = self._pick(attempts, _is_local(request))

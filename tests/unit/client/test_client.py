@@ -6,6 +6,7 @@ import asyncio
 import re
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from support.grpc_api import Api
 import quorepo
 from quorepo import aio, errors
 from quorepo.rpc.client.unasync import generated
-from quorepo.types import FileAction, RefUpdate, Signature
+from quorepo.types import FileAction, RefTransaction, RefUpdate, Signature
 
 ROOT = Path(__file__).resolve().parents[3]
 ADA = Signature("Ada", "ada@example.org")
@@ -107,6 +108,26 @@ def test_refs_are_compared_and_swapped(client: quorepo.Client, path: str) -> Non
     assert names == [b"refs/heads/b", b"refs/heads/c", b"refs/heads/main"]
     client.refs.delete(path, ["refs/heads/b", "refs/heads/c"])
     assert [ref.name for ref in client.refs.list(path)] == [b"refs/heads/main"]
+
+
+def test_many_transactions_of_refs_each_have_an_outcome(client: quorepo.Client, path: str) -> None:
+    client.repositories.create(path, default_branch="main")
+    first = write(client, path, "a", b"1")
+    given = str(uuid.uuid4())
+    made, stale = client.refs.update_many(
+        [
+            RefTransaction(path, [RefUpdate("refs/heads/b", first, "")], request_id=given),
+            RefTransaction(path, [RefUpdate("refs/heads/main", first, "0" * 39 + "1")]),
+        ]
+    )
+    assert (made.request_id, made.error) == (given, None)
+    assert [result.status for result in made.results] == ["ok"]
+    assert isinstance(stale.error, errors.ReferenceMismatch)
+    assert stale.error.mismatches[0].actual_oid == first
+    assert stale.error.request_id == stale.request_id
+    assert client.refs.get(path, "refs/heads/b").oid == first
+    with pytest.raises(errors.InvalidArgument):
+        client.refs.update_many([])
 
 
 def test_large_content_goes_and_comes_whole(client: quorepo.Client, path: str) -> None:
