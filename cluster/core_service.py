@@ -105,16 +105,31 @@ class CoreService(core_pb2_grpc.CoreServicer):
     async def Propose(
         self, request: core_pb2.ProposeRequest, context: Context
     ) -> core_pb2.ProposeResponse:
+        try:
+            return await self._propose(request)
+        except InvalidArgument as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+
+    async def ProposeMany(
+        self, request: core_pb2.ProposeManyRequest, context: Context
+    ) -> core_pb2.ProposeManyResponse:
+        answers = await asyncio.gather(*(self._propose_one(one) for one in request.requests))
+        return core_pb2.ProposeManyResponse(answers=answers)
+
+    async def _propose_one(self, request: core_pb2.ProposeRequest) -> core_pb2.ProposeManyAnswer:
+        try:
+            return core_pb2.ProposeManyAnswer(response=await self._propose(request))
+        except InvalidArgument as error:
+            return core_pb2.ProposeManyAnswer(invalid=str(error))
+
+    async def _propose(self, request: core_pb2.ProposeRequest) -> core_pb2.ProposeResponse:
         if self._driver is None or request.group not in self._stores:
             # Nothing was proposed: the edge may tell its client "certainly not applied".
             return core_pb2.ProposeResponse(
                 outcome=core_pb2.OUTCOME_NOT_APPLIED, reason=self._not_serving(request.group)
             )
-        try:
-            # What is wrong in any state must never get into a log: every replica would end on it.
-            check_command(request.command.SerializeToString(deterministic=True), request.group)
-        except InvalidArgument as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        # What is wrong in any state must never get into a log: every replica would end on it.
+        check_command(request.command.SerializeToString(deterministic=True), request.group)
         timeout_s = min(request.timeout_ms / 1000, self._deadline_s_max)
         answer = await self._driver.propose(request.group, request.command, timeout_s)
         return core_pb2.ProposeResponse(

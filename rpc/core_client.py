@@ -20,6 +20,7 @@ import grpc
 import grpc.aio
 
 from quorepo.internal.v1 import core_pb2, core_pb2_grpc, log_pb2
+from quorepo.rpc.core_batches import ProposalBatches, may_share
 from quorepo.rpc.core_member_calls import MemberCallsClient
 from quorepo.rpc.rejections import (
     PacksChanged,
@@ -132,6 +133,7 @@ class CoreClient(MemberCallsClient):
             ],
         )
         self._stub: Any = core_pb2_grpc.CoreStub(self._channel)
+        self._batches = ProposalBatches(self._stub)
 
     async def close(self) -> None:
         """Closes the channel; calls under way are cancelled."""
@@ -163,10 +165,14 @@ class CoreClient(MemberCallsClient):
                 )
                 try:
                     failpoint("edge.propose.before_send")
-                    response = await self._stub.Propose(
-                        request, timeout=deadline.left_s() + _ANSWER_MARGIN_S
+                    response = await self._propose_once(
+                        request, deadline.left_s() + _ANSWER_MARGIN_S
                     )
                     failpoint("edge.propose.after_answer")
+                except InvalidArgument as error:
+                    if not doubt:
+                        raise
+                    reason = error.message
                 except grpc.aio.AioRpcError as error:
                     refused = _refusal(error)
                     if refused is not None and not doubt:
@@ -183,6 +189,14 @@ class CoreClient(MemberCallsClient):
             if deadline.left_s() <= _RETRY_PAUSE_S:
                 raise _unresolved(doubt, reason)
             await asyncio.sleep(_RETRY_PAUSE_S)
+
+    async def _propose_once(
+        self, request: core_pb2.ProposeRequest, timeout_s: float
+    ) -> core_pb2.ProposeResponse:
+        if may_share(request):
+            return await self._batches.propose(request, timeout_s)
+        response: core_pb2.ProposeResponse = await self._stub.Propose(request, timeout=timeout_s)
+        return response
 
     async def read_index(self, groups: Sequence[int], timeout_s: float) -> Mapping[int, Position]:
         """Confirms with the leaders how far this node has to be, and waits until it is.
@@ -305,6 +319,8 @@ class CoreClient(MemberCallsClient):
 
     async def _connected(self, deadline: _Deadline) -> bool:
         """Waits for the socket. False at the deadline: then nothing was sent, which is certain."""
+        if self._channel.get_state() is grpc.ChannelConnectivity.READY:
+            return True
         try:
             await asyncio.wait_for(self._channel.channel_ready(), max(deadline.left_s(), 0.001))
         except TimeoutError:

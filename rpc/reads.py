@@ -13,7 +13,7 @@ import asyncio
 import collections
 import dataclasses
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
@@ -21,8 +21,8 @@ from quorepo.cluster.state.reader import StateReader
 from quorepo.cluster.state.rows import PackRow, PathRow, RepositoryRow, RepositorySnapshot
 from quorepo.rpc.core_client import Core
 from quorepo.rpc.git_settings import is_hidden
-from quorepo.rpc.read_rounds import ReadRounds
 from quorepo.rpc.ref_tables import PeeledCache, RefTables, StoredTable, table_of
+from quorepo.rpc.rounds import Rounds
 from quorepo.storage.errors import NotFound, Unavailable
 from quorepo.storage.git.advertise import RefsView
 from quorepo.storage.git.ref_table import RefMap, RefTable
@@ -198,8 +198,9 @@ class Reads:
         """`readers` and `layouts` by group id; the directory's reader is `readers[0]`.
         `hidden_prefixes` are those of refs that git clients may not see.
         """
+        self._core = core
         self._readers = readers
-        self._rounds = ReadRounds(lambda left_s: core.read_index(sorted(readers), left_s))
+        self._rounds: Rounds[None, None] = Rounds(self._ask_core)
         self._layouts = layouts
         self._pack_cache = pack_cache
         self._hidden = hidden_prefixes
@@ -228,13 +229,17 @@ class Reads:
             Unavailable: no leader that a majority confirms within `timeout_s`, or no core.
         """
         try:
-            await self._rounds.confirm(timeout_s)
+            await self._rounds.ask(None, timeout_s)
         except (Unavailable, TimeoutError) as error:
             why = error.message if isinstance(error, Unavailable) else "no answer"
             raise Unavailable(
                 f"no leader could confirm this request within {timeout_s:g} s ({why})",
                 next_step="try again, or try another node",
             ) from error
+
+    async def _ask_core(self, waiting: Sequence[None], timeout_s: float) -> Sequence[None]:
+        await self._core.read_index(sorted(self._readers), timeout_s)
+        return waiting
 
     def look(self, path: str) -> RepositoryView | None:
         """What a change of refs has to know of the repository at a normalized path: its row and

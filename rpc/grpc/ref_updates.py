@@ -21,8 +21,16 @@ from quorepo.rpc.grpc.errors import NameConflict, ReferencesMismatch, to_status
 from quorepo.rpc.objects import parse_oid
 from quorepo.rpc.push_checks import Change
 from quorepo.rpc.reads import READ_INDEX_TIMEOUT_S, RepositoryView
+from quorepo.rpc.rounds import Rounds
 from quorepo.rpc.transactions import Target, Transactions, Verified
-from quorepo.storage.errors import InvalidArgument, LimitExceeded, NotFound, QuorepoError, Rejected
+from quorepo.storage.errors import (
+    InvalidArgument,
+    LimitExceeded,
+    NotFound,
+    QuorepoError,
+    Rejected,
+    Unavailable,
+)
 from quorepo.storage.git.refnames import check_ref_name
 from quorepo.storage.names import normalize_path
 from quorepo.storage.packs import COMMIT
@@ -64,6 +72,8 @@ class RefUpdates:
     def __init__(self, edge: EdgeContext, transactions: Transactions) -> None:
         self._edge = edge
         self._transactions = transactions
+        self._looks: Rounds[Sequence[_Request], Sequence[_Ready | QuorepoError]]
+        self._looks = Rounds(self._look)
 
     async def batch(
         self, request: ref_pb2.BatchUpdateRefsRequest, identity: Identity, timeout_s: float
@@ -106,16 +116,26 @@ class RefUpdates:
         """Looks at the repositories as they are now, and whether they have the objects."""
         if not requests:
             return ()
-        reads = self._edge.reads
         try:
-            await reads.confirm(timeout_s)
-        except QuorepoError as error:
-            return [error] * len(requests)
+            return await self._looks.ask(requests, timeout_s)
+        except (Unavailable, TimeoutError) as error:
+            # One for each: an error is told with the request id of its own request.
+            return [_not_looked_at(error) for _ in requests]
 
-        def look() -> list[_Ready | QuorepoError]:
-            paths = dict.fromkeys(request.path for request in requests)
+    async def _look(
+        self, calls: Sequence[Sequence[_Request]], timeout_s: float
+    ) -> Sequence[Sequence[_Ready | QuorepoError]]:
+        """The same for all calls that wait: one read index, one visit to the disk."""
+        reads = self._edge.reads
+        await reads.confirm(timeout_s)
+
+        def look() -> list[list[_Ready | QuorepoError]]:
+            paths = dict.fromkeys(request.path for requests in calls for request in requests)
             views = {path: reads.look(path) for path in paths}
-            return [_checked(request, views[request.path]) for request in requests]
+            return [
+                [_checked(request, views[request.path]) for request in requests]
+                for requests in calls
+            ]
 
         return await reads.in_thread(look)
 
@@ -229,6 +249,12 @@ class RefUpdates:
             ),
             results=[_result_message(ref) for ref in result.refs],
         )
+
+
+def _not_looked_at(error: Exception) -> Unavailable:
+    if isinstance(error, Unavailable):
+        return Unavailable(error.message, next_step=error.next_step)
+    return Unavailable("this node's state was not read in time", next_step="try again")
 
 
 def _item(outcome: Outcome) -> ref_pb2.BatchUpdateRefsItem:

@@ -21,16 +21,23 @@ from bench.engine import EngineCluster
 _SETTLE_S = 5.0
 
 
+def pass_by(seconds: float) -> None:
+    """Lets nothing happen for a while: that is what is measured."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(left)
+
+
 def per_cent(groups: int, seconds: float) -> list[dict[str, float]]:
     """Of a core, by thread, of each node."""
     with (
         tempfile.TemporaryDirectory(prefix="quorepo-bench-") as name,
         EngineCluster(Path(name) / "engine", groups=groups) as cluster,
     ):
-        time.sleep(_SETTLE_S)
+        pass_by(_SETTLE_S)
         before = [node.ask(do="usage")["cpu_s"] for node in cluster.nodes]
         started = time.monotonic()
-        time.sleep(seconds)
+        pass_by(seconds)
         after = [node.ask(do="usage")["cpu_s"] for node in cluster.nodes]
         elapsed = time.monotonic() - started
     return [

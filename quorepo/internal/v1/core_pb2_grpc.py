@@ -39,6 +39,11 @@ class CoreStub:
                 request_serializer=quorepo_dot_internal_dot_v1_dot_core__pb2.ProposeRequest.SerializeToString,
                 response_deserializer=quorepo_dot_internal_dot_v1_dot_core__pb2.ProposeResponse.FromString,
                 _registered_method=True)
+        self.ProposeMany = channel.unary_unary(
+                '/quorepo.internal.v1.Core/ProposeMany',
+                request_serializer=quorepo_dot_internal_dot_v1_dot_core__pb2.ProposeManyRequest.SerializeToString,
+                response_deserializer=quorepo_dot_internal_dot_v1_dot_core__pb2.ProposeManyResponse.FromString,
+                _registered_method=True)
         self.ReadIndex = channel.unary_unary(
                 '/quorepo.internal.v1.Core/ReadIndex',
                 request_serializer=quorepo_dot_internal_dot_v1_dot_core__pb2.CoreReadIndexRequest.SerializeToString,
@@ -86,6 +91,14 @@ class CoreServicer:
 
     def Propose(self, request, context):
         """Orders one command. Retries inside its deadline, always with the same request id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ProposeMany(self, request, context):
+        """The same for many commands at once, each with an answer of its own; answered when all are. For
+        commands that have to wait for nothing but the log.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -153,6 +166,11 @@ def add_CoreServicer_to_server(servicer, server):
                     servicer.Propose,
                     request_deserializer=quorepo_dot_internal_dot_v1_dot_core__pb2.ProposeRequest.FromString,
                     response_serializer=quorepo_dot_internal_dot_v1_dot_core__pb2.ProposeResponse.SerializeToString,
+            ),
+            'ProposeMany': grpc.unary_unary_rpc_method_handler(
+                    servicer.ProposeMany,
+                    request_deserializer=quorepo_dot_internal_dot_v1_dot_core__pb2.ProposeManyRequest.FromString,
+                    response_serializer=quorepo_dot_internal_dot_v1_dot_core__pb2.ProposeManyResponse.SerializeToString,
             ),
             'ReadIndex': grpc.unary_unary_rpc_method_handler(
                     servicer.ReadIndex,
@@ -222,6 +240,33 @@ class Core:
             '/quorepo.internal.v1.Core/Propose',
             quorepo_dot_internal_dot_v1_dot_core__pb2.ProposeRequest.SerializeToString,
             quorepo_dot_internal_dot_v1_dot_core__pb2.ProposeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProposeMany(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorepo.internal.v1.Core/ProposeMany',
+            quorepo_dot_internal_dot_v1_dot_core__pb2.ProposeManyRequest.SerializeToString,
+            quorepo_dot_internal_dot_v1_dot_core__pb2.ProposeManyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,6 +33,10 @@ class CoreStub:
     def __new__(cls, channel: _aio.Channel) -> CoreAsyncStub: ...
     Propose: _grpc.UnaryUnaryMultiCallable[_core_pb2.ProposeRequest, _core_pb2.ProposeResponse]
     """Orders one command. Retries inside its deadline, always with the same request id."""
+    ProposeMany: _grpc.UnaryUnaryMultiCallable[_core_pb2.ProposeManyRequest, _core_pb2.ProposeManyResponse]
+    """The same for many commands at once, each with an answer of its own; answered when all are. For
+    commands that have to wait for nothing but the log.
+    """
     ReadIndex: _grpc.UnaryUnaryMultiCallable[_core_pb2.CoreReadIndexRequest, _core_pb2.CoreReadIndexResponse]
     """Confirms with the leaders of the groups how far this node has to be, and waits until it is."""
     ReplicatePack: _grpc.UnaryUnaryMultiCallable[_core_pb2.ReplicatePackRequest, _core_pb2.ReplicatePackResponse]
@@ -54,6 +58,10 @@ class CoreAsyncStub(CoreStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Propose: _aio.UnaryUnaryMultiCallable[_core_pb2.ProposeRequest, _core_pb2.ProposeResponse]  # type: ignore[assignment]
     """Orders one command. Retries inside its deadline, always with the same request id."""
+    ProposeMany: _aio.UnaryUnaryMultiCallable[_core_pb2.ProposeManyRequest, _core_pb2.ProposeManyResponse]  # type: ignore[assignment]
+    """The same for many commands at once, each with an answer of its own; answered when all are. For
+    commands that have to wait for nothing but the log.
+    """
     ReadIndex: _aio.UnaryUnaryMultiCallable[_core_pb2.CoreReadIndexRequest, _core_pb2.CoreReadIndexResponse]  # type: ignore[assignment]
     """Confirms with the leaders of the groups how far this node has to be, and waits until it is."""
     ReplicatePack: _aio.UnaryUnaryMultiCallable[_core_pb2.ReplicatePackRequest, _core_pb2.ReplicatePackResponse]  # type: ignore[assignment]
@@ -78,6 +86,16 @@ class CoreServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_core_pb2.ProposeResponse, _abc.Awaitable[_core_pb2.ProposeResponse]]:
         """Orders one command. Retries inside its deadline, always with the same request id."""
+
+    @_abc_1.abstractmethod
+    def ProposeMany(
+        self,
+        request: _core_pb2.ProposeManyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_core_pb2.ProposeManyResponse, _abc.Awaitable[_core_pb2.ProposeManyResponse]]:
+        """The same for many commands at once, each with an answer of its own; answered when all are. For
+        commands that have to wait for nothing but the log.
+        """
 
     @_abc_1.abstractmethod
     def ReadIndex(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class ScriptedCore(core_pb2_grpc.CoreServicer):
     def __init__(self, *script: core_pb2.ProposeResponse | grpc.StatusCode | str) -> None:
         self.script = list(script)
         self.proposals: list[core_pb2.ProposeRequest] = []
+        self.shared: list[int] = []  # commands of each call that carried several
 
     async def Propose(self, request: core_pb2.ProposeRequest, context: Any) -> Any:
         self.proposals.append(request)
@@ -50,6 +51,17 @@ class ScriptedCore(core_pb2_grpc.CoreServicer):
         if step == "hang":
             await asyncio.Event().wait()
         return step
+
+    async def ProposeMany(self, request: core_pb2.ProposeManyRequest, context: Any) -> Any:
+        self.shared.append(len(request.requests))
+        answers = []
+        for one in request.requests:
+            if not one.command.request_id:
+                answers.append(core_pb2.ProposeManyAnswer(invalid="no request id"))
+            else:
+                answer = await self.Propose(one, context)
+                answers.append(core_pb2.ProposeManyAnswer(response=answer))
+        return core_pb2.ProposeManyResponse(answers=answers)
 
     async def ReadIndex(self, request: core_pb2.CoreReadIndexRequest, context: Any) -> Any:
         return core_pb2.CoreReadIndexResponse(
@@ -215,3 +227,69 @@ async def test_the_other_calls_pass_through(socket_path: Path) -> None:
         assert (await client.status()).node == "n1"
         assert await client.metrics() == b"metric 1\n"
         await client.close()
+
+
+def moving(number: int, *, packs: bool = False) -> log_pb2.Command:
+    command = log_pb2.Command(version=1, request_id=b"%016d" % number)
+    command.transaction.repository_id = f"r{number}"
+    if packs:
+        command.transaction.packs_added.add(digest=b"d" * 32)
+    return command
+
+
+async def propose_together(
+    socket_path: Path, core: ScriptedCore, commands: Sequence[log_pb2.Command]
+) -> list[Any]:
+    """All in the same moment, over a connection that stands."""
+    async with serving(core, socket_path):
+        client = CoreClient(socket_path)
+        try:
+            await client.read_index([1], 5.0)
+            return await asyncio.gather(
+                *(client.propose(1, command, 5.0) for command in commands), return_exceptions=True
+            )
+        finally:
+            await client.close()
+
+
+async def test_commands_of_one_moment_share_a_call_and_keep_their_answers(
+    socket_path: Path,
+) -> None:
+    answers = [
+        core_pb2.ProposeResponse(
+            outcome=core_pb2.OUTCOME_APPLIED,
+            result=log_pb2.Result(path=log_pb2.PathResult(path=str(number))),
+        )
+        for number in range(20)
+    ]
+    core = ScriptedCore(*answers)
+    results = await propose_together(socket_path, core, [moving(n) for n in range(20)])
+    assert [result.path.path for result in results] == [str(number) for number in range(20)]
+    assert core.shared == [20]
+
+
+async def test_a_refused_command_fails_alone(socket_path: Path) -> None:
+    invalid = moving(1)
+    invalid.request_id = b""
+    core = ScriptedCore(NO_LEADER, APPLIED)
+    results = await propose_together(socket_path, core, [moving(0), invalid, moving(2)])
+    assert [type(result) for result in results] == [Unavailable, InvalidArgument, log_pb2.Result]
+
+
+async def test_a_broken_call_leaves_each_of_its_commands_in_doubt_until_asked_again(
+    socket_path: Path,
+) -> None:
+    core = ScriptedCore(grpc.StatusCode.INTERNAL, NO_LEADER, APPLIED)
+    results = await propose_together(socket_path, core, [moving(0), moving(1)])
+    # What was in doubt is never "certainly not applied": both are asked again until they have it.
+    assert [type(result) for result in results] == [log_pb2.Result, log_pb2.Result]
+    asked = {bytes(request.command.request_id) for request in core.proposals}
+    assert asked == {moving(0).request_id, moving(1).request_id}
+
+
+async def test_a_command_that_may_wait_for_packs_holds_up_no_other(socket_path: Path) -> None:
+    core = ScriptedCore(APPLIED)
+    commands = [moving(0, packs=True), moving(1, packs=True)]
+    results = await propose_together(socket_path, core, commands)
+    assert [type(result) for result in results] == [log_pb2.Result, log_pb2.Result]
+    assert core.shared == []

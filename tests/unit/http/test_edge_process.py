@@ -36,6 +36,13 @@ class _Service(core_pb2_grpc.CoreServicer):
         result = self._core.apply(request.group, request.command)
         return core_pb2.ProposeResponse(outcome=core_pb2.OUTCOME_APPLIED, result=result)
 
+    async def ProposeMany(self, request: core_pb2.ProposeManyRequest, context: Any) -> Any:
+        answers = [
+            core_pb2.ProposeManyAnswer(response=await self.Propose(one, context))
+            for one in request.requests
+        ]
+        return core_pb2.ProposeManyResponse(answers=answers)
+
     async def ReadIndex(self, request: core_pb2.CoreReadIndexRequest, context: Any) -> Any:
         try:
             positions = await self._core.read_index(request.groups, 1.0)

@@ -1,12 +1,13 @@
-"""Read indexes shared between requests: nobody is answered by a question older than itself."""
+"""Questions shared between requests: nobody is answered by a question older than itself."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
-from quorepo.rpc.read_rounds import ReadRounds
+from quorepo.rpc.rounds import Rounds
 from quorepo.storage.errors import Unavailable
 
 
@@ -17,11 +18,12 @@ class Questions:
         self.open: list[asyncio.Future[None]] = []
         self.asked = 0
 
-    async def ask(self, _timeout_s: float) -> None:
+    async def ask(self, items: Sequence[int], _timeout_s: float) -> Sequence[int]:
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.asked += 1
         self.open.append(answer)
         await answer
+        return [-item for item in items]
 
 
 async def _settle() -> None:
@@ -31,10 +33,10 @@ async def _settle() -> None:
 
 async def test_who_comes_while_a_question_is_open_waits_for_the_next_one() -> None:
     questions = Questions()
-    rounds = ReadRounds(questions.ask, under_way_max=1)
-    first = asyncio.create_task(rounds.confirm(30))
+    rounds = Rounds(questions.ask, under_way_max=1)
+    first = asyncio.create_task(rounds.ask(1, 30))
     await _settle()
-    later = [asyncio.create_task(rounds.confirm(30)) for _ in range(10)]
+    later = [asyncio.create_task(rounds.ask(number, 30)) for number in range(10)]
     await _settle()
     assert questions.asked == 1
     questions.open.pop().set_result(None)
@@ -43,16 +45,16 @@ async def test_who_comes_while_a_question_is_open_waits_for_the_next_one() -> No
     assert not any(task.done() for task in later)
     assert questions.asked == 2
     questions.open.pop().set_result(None)
-    await asyncio.gather(*later)
+    assert await asyncio.gather(*later) == [-number for number in range(10)]
     assert questions.asked == 2
 
 
 async def test_a_failed_question_fails_those_who_shared_it_and_no_others() -> None:
     questions = Questions()
-    rounds = ReadRounds(questions.ask, under_way_max=1)
-    first = asyncio.create_task(rounds.confirm(30))
+    rounds = Rounds(questions.ask, under_way_max=1)
+    first = asyncio.create_task(rounds.ask(1, 30))
     await _settle()
-    second = asyncio.create_task(rounds.confirm(30))
+    second = asyncio.create_task(rounds.ask(1, 30))
     await _settle()
     questions.open.pop().set_exception(Unavailable("no leader"))
     with pytest.raises(Unavailable, match="no leader"):
@@ -64,11 +66,11 @@ async def test_a_failed_question_fails_those_who_shared_it_and_no_others() -> No
 
 async def test_who_gives_up_holds_up_nobody() -> None:
     questions = Questions()
-    rounds = ReadRounds(questions.ask, under_way_max=1)
+    rounds = Rounds(questions.ask, under_way_max=1)
     with pytest.raises(TimeoutError):
-        await rounds.confirm(0.01)
-    gone = asyncio.create_task(rounds.confirm(30))
-    patient = asyncio.create_task(rounds.confirm(30))
+        await rounds.ask(1, 0.01)
+    gone = asyncio.create_task(rounds.ask(1, 30))
+    patient = asyncio.create_task(rounds.ask(1, 30))
     await _settle()
     gone.cancel()
     questions.open.pop().set_result(None)  # nobody waits for this one any more

@@ -1,0 +1,114 @@
+"""Proposals that an edge makes in the same moment travel to the core in one call.
+
+Owns which commands may share a call, and how large one gets. Each keeps its own answer: whoever
+proposes sees no difference to a call of its own. A call that breaks breaks for all commands in it,
+and each of its proposers draws the conclusion that it would draw alone. Must not know what may be
+concluded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+
+from quorepo.internal.v1 import core_pb2
+from quorepo.storage.errors import InvalidArgument
+
+__all__ = ["ProposalBatches", "may_share"]
+
+_COMMANDS_MAX = 128
+_BYTES_MAX = 4 * 1024 * 1024
+_SHARED_BYTES_MAX = 64 * 1024  # a larger command saves nothing by company
+
+_Answer = asyncio.Future[core_pb2.ProposeResponse]
+_Waiting = tuple[core_pb2.ProposeRequest, float, _Answer]
+
+
+def may_share(request: core_pb2.ProposeRequest) -> bool:
+    """Whether a command waits for nothing but the log: one with packs may wait for them, and would
+    hold up the others' answers."""
+    command = request.command
+    return (
+        command.WhichOneof("kind") == "transaction"
+        and not command.transaction.packs_added
+        and request.ByteSize() <= _SHARED_BYTES_MAX
+    )
+
+
+class ProposalBatches:
+    """Lives in one event loop."""
+
+    def __init__(self, stub: Any) -> None:
+        """`stub` is that of the Core service."""
+        self._stub = stub
+        self._waiting: list[_Waiting] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def propose(
+        self, request: core_pb2.ProposeRequest, timeout_s: float
+    ) -> core_pb2.ProposeResponse:
+        """The answer to one command, which `may_share` a call.
+
+        Raises:
+            InvalidArgument: it must not get into a log.
+            AioRpcError: the call that carried it broke.
+        """
+        loop = asyncio.get_running_loop()
+        answer: _Answer = loop.create_future()
+        if not self._waiting:
+            loop.call_soon(self._send)  # behind everything that is ready to run now
+        self._waiting.append((request, timeout_s, answer))
+        try:
+            async with asyncio.timeout(timeout_s):  # others of the call may have more patience
+                return await answer
+        except TimeoutError:
+            return core_pb2.ProposeResponse(outcome=core_pb2.OUTCOME_UNKNOWN, reason="timeout")
+
+    def _send(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        batch: list[_Waiting] = []
+        size = 0
+        for one in waiting:
+            size += one[0].ByteSize()
+            if batch and (len(batch) == _COMMANDS_MAX or size > _BYTES_MAX):
+                self._begin(batch)
+                batch, size = [], one[0].ByteSize()
+            batch.append(one)
+        self._begin(batch)
+
+    def _begin(self, batch: list[_Waiting]) -> None:
+        task = asyncio.get_running_loop().create_task(self._call(batch), name="propose")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _call(self, batch: list[_Waiting]) -> None:
+        try:
+            # The core ends each at its own deadline; the call waits for the most patient one.
+            timeout_s = max(one[1] for one in batch)
+            if len(batch) == 1:
+                response = await self._stub.Propose(batch[0][0], timeout=timeout_s)
+                _tell(batch[0][2], response)
+                return
+            many = core_pb2.ProposeManyRequest(requests=[request for request, _, _ in batch])
+            answers = (await self._stub.ProposeMany(many, timeout=timeout_s)).answers
+            for (_, _, answer), told in zip(batch, answers, strict=True):
+                _tell(answer, InvalidArgument(told.invalid) if told.invalid else told.response)
+        except grpc.aio.AioRpcError as error:
+            for _, _, answer in batch:
+                _tell(answer, error)
+        finally:
+            for _, _, answer in batch:
+                if not answer.done():
+                    answer.cancel()
+
+
+def _tell(answer: _Answer, told: core_pb2.ProposeResponse | Exception) -> None:
+    """Whoever asked may have gone."""
+    if answer.done():
+        return
+    if isinstance(told, Exception):
+        answer.set_exception(told)
+    else:
+        answer.set_result(told)
