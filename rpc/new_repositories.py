@@ -103,6 +103,15 @@ class NewRepositories:
             raise _exists(path)
         return None
 
+    def check_room(self) -> None:
+        """Told before anything is received: a node that is drained or full takes no packs.
+
+        Raises:
+            Unavailable, StorageFull
+        """
+        with self._edge.push_slots.take():
+            self._edge.disk.check_new()
+
     async def made(self, origin: Origin) -> Made | None:
         """What this request made, as far as the log still keeps it.
 

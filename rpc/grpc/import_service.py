@@ -69,6 +69,7 @@ class ImportService(import_pb2_grpc.ImportServiceServicer):
             with telling_the_end(self._edge, "bundle", path, origin) as told:
                 made = await self._new.made_before(path, origin)
                 if made is None:
+                    self._new.check_room()
                     on_bytes = self._edge.metrics.bytes_received.labels("bundle").inc
                     incoming = Incoming(request.chunks(), on_bytes)
                     made = await self._from_bundle(path, origin, incoming)

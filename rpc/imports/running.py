@@ -90,7 +90,8 @@ class Imports:
             path: normalized.
 
         Raises:
-            InvalidArgument, SourceNotAllowed, AlreadyExists, Unavailable: nothing was begun.
+            InvalidArgument, SourceNotAllowed, AlreadyExists, Unavailable, StorageFull: nothing was
+                begun.
         """
         source.check(self._config)
         name = self._prefix + str(uuid.UUID(bytes=origin.request_id))
@@ -106,6 +107,7 @@ class Imports:
         if made is not None:
             self._done(operation, made)
         else:
+            self._new.check_room()
             running = sum(not o.over for o in self._operations.values())
             if running >= self._config.concurrent_max:
                 raise Unavailable(

@@ -232,6 +232,19 @@ def test_a_stream_that_was_cut_makes_nothing(api: Api, history: WorkTree, path: 
         assert not exists(api, path)
 
 
+def test_a_drained_node_takes_no_bundle(api: Api, history: WorkTree, path: str) -> None:
+    slots = api.under_test.edge.push_slots
+    api.under_test.core.draining = True
+    try:
+        eventually(lambda: slots.drained, timeout_s=60, what="the edge knows")
+        error = refused(api, path, all_of(history))
+        assert error.info.reason == "UNAVAILABLE"
+        assert "drained" in error.text
+    finally:
+        api.under_test.core.draining = False
+        eventually(lambda: not slots.drained, timeout_s=60, what="the edge knows")
+
+
 def test_more_refs_than_the_limit(api: Api, history: WorkTree, path: str) -> None:
     oid = history.head().encode()
     lines = b"".join(b"%b refs/heads/b%d\n" % (oid, n) for n in range(10_001))

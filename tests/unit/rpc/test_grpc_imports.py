@@ -356,6 +356,21 @@ def test_more_imports_at_a_time_than_the_limit(api: Api, path: str, source: Back
     assert end_of(api, operation).state == STATES.STATE_DONE
 
 
+def test_a_node_that_is_drained_begins_no_import(api: Api, path: str, source: Backend) -> None:
+    slots = api.under_test.edge.push_slots
+    api.under_test.core.draining = True
+    try:
+        eventually(lambda: slots.drained, timeout_s=60, what="the edge knows")
+        request = PB.ImportRepositoryRequest(path=path, url=source.url("app.git"))
+        error = api.refused(api.imports.ImportRepository, request)
+        assert error.code == "UNAVAILABLE"
+        assert "drained" in error.text
+        assert source.seen == []
+    finally:
+        api.under_test.core.draining = False
+        eventually(lambda: not slots.drained, timeout_s=60, what="the edge knows")
+
+
 def test_refs_without_end_meet_the_limit_of_memory(api: Api, path: str, source: Backend) -> None:
     """Half a gigabyte of refs before any pack."""
     configure(api, memory_bytes_max=96 * 2**20, timeout_s=300)

@@ -295,10 +295,10 @@ def test_a_push_whose_client_goes_away_leaves_nothing_behind(api: Api, path: str
 
     call: Any = stub.ReceivePack(requests(), metadata=AUTHORIZATION)
     assert sent.wait(60)
-    eventually(lambda: api.under_test.uploads() != [], what="the upload has begun")
+    eventually(lambda: api.under_test.uploads() != [], timeout_s=60, what="the upload has begun")
     call.cancel()
     gone.set()
-    eventually(lambda: api.under_test.uploads() == [], what="the upload is gone")
+    eventually(lambda: api.under_test.uploads() == [], timeout_s=60, what="the upload is gone")
     with pytest.raises(Refused) as refused:
         fetch(api, header(path, advertise=True))
     assert refused.value.info.reason == "NOT_FOUND"
@@ -311,7 +311,7 @@ def test_a_proposed_push_goes_on_without_its_client(api: Api, path: str) -> None
     body = commands(CREATE) + pack(blob_entry(BLOB))
     stub = transfer_pb2_grpc.TransferServiceStub(api.channel)
     call: Any = stub.ReceivePack(messages(kind, header(path), body), metadata=AUTHORIZATION)
-    eventually(under_test.core.holding.is_set, what="the transaction is proposed")
+    eventually(under_test.core.holding.is_set, timeout_s=60, what="the transaction is proposed")
     call.cancel()
     under_test.settle_requests()
     release_commits(under_test)
