@@ -243,6 +243,7 @@ _BY_REASON: dict[str, type[ApiError]] = {
     "INVALID_ARGUMENT": InvalidArgument,
     "AMBIGUOUS_OBJECT_ID": InvalidArgument,
     "NOT_FOUND": NotFound,
+    "REPOSITORY_DELETED": NotFound,
     "ALREADY_EXISTS": AlreadyExists,
     "REFERENCE_MISMATCH": ReferenceMismatch,
     "REFERENCE_NAME_CONFLICT": NameConflict,
