@@ -31,6 +31,7 @@ from quorepo.cluster.gate import StagedPackGate
 from quorepo.cluster.identity import NodeIdentity
 from quorepo.cluster.intentions import CommittedMembers
 from quorepo.cluster.levels import Levels, refuse_older_program
+from quorepo.cluster.lost_majority import refuse_unfinished
 from quorepo.cluster.member_calls import MemberCalls
 from quorepo.cluster.membership import Membership
 from quorepo.cluster.metrics import ClusterMetrics
@@ -103,6 +104,7 @@ def run(settings: CoreSettings) -> int:
             exit_code=FatalError.EXIT_CONFIG,
         ) from error
     try:
+        refuse_unfinished(settings.data_dir)
         asyncio.run(_Core(settings).run())
     finally:
         lock.release()

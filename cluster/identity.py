@@ -43,8 +43,9 @@ class NodeIdentity:
         return bool(self.cluster_id)
 
     @classmethod
-    def open(cls, data_dir: Path, node: str) -> NodeIdentity:
-        """Reads the identity, or makes one for an empty directory; each start has a new boot nonce.
+    def open(cls, data_dir: Path, node: str, *, start: bool = True) -> NodeIdentity:
+        """Reads the identity, or makes one for an empty directory; each start is put on record.
+        Without `start` the directory is only looked at: nothing is written.
 
         Raises FatalError (EXIT_CONFIG) when the directory is another node's, newer or unreadable.
         """
@@ -84,7 +85,7 @@ class NodeIdentity:
                 f"{node!r}; nothing was changed; correct node.name or node.data_dir",
                 exit_code=FatalError.EXIT_CONFIG,
             )
-        return identity._started(data_dir)
+        return identity._started(data_dir) if start else identity
 
     def _started(self, data_dir: Path, *, new: bool = False) -> NodeIdentity:
         """This identity with one more start on record, durably."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from quorepo.rpc.cli.cluster_health import health
+from quorepo.rpc.cli.cluster_recover import recover
 from quorepo.rpc.cli.cluster_verify import verify
 from quorepo.rpc.cli.debug_bundle import debug_bundle
 from quorepo.rpc.cli.groups import CommandGroup
@@ -26,6 +27,7 @@ def command() -> None:
 
 command.add_command(health)
 command.add_command(verify)
+command.add_command(recover)
 command.add_command(debug_bundle)
 for _command in CLUSTER_COMMANDS:
     command.add_command(_command)

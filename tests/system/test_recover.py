@@ -1,0 +1,104 @@
+"""The majority is lost for good: `quorepo cluster recover` goes on with what one survivor holds."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+
+import pytest
+from support.demo import Demo
+from support.git import WorkTree, git
+from support.pusher import Pusher
+from support.waiting import eventually
+
+pytestmark = pytest.mark.system
+
+PATH = "kept/repo"
+
+
+def refs(demo: Demo, name: str) -> str:
+    process = git("ls-remote", demo.url(name, PATH), check=False)
+    return process.stdout if process.returncode == 0 else ""
+
+
+def voters(demo: Demo, name: str) -> set[str]:
+    return {
+        replica["node"]
+        for group in demo.status(name)["groups"]
+        for replica in group["replicas"]
+        if replica["votes"]
+    }
+
+
+def is_voter(demo: Demo, ask: str, name: str) -> bool:
+    return name in voters(demo, ask)
+
+
+def test_two_of_three_are_lost_under_pushes_and_the_survivor_goes_on(
+    own_cluster: Demo, work: WorkTree
+) -> None:
+    demo = own_cluster
+    work.commit("first")
+    work.git("push", "--quiet", demo.url("n1", PATH), "main")
+    pusher = Pusher(demo, work, PATH, list(demo.nodes))
+    pusher.start()
+    eventually(lambda: len(pusher.acknowledged) >= 10, timeout_s=60, what="ten pushes")
+    survivor, lost = "n1", ["n2", "n3"]
+    for name in lost:
+        demo.kill(name)
+    pusher.finish()
+    config = str(demo.directory / "config" / f"{survivor}.toml")
+    cluster_id = demo.status(survivor)["cluster_id"]
+    running = demo.cli("cluster", "recover", "--config", config, "--dry-run", check=False)
+    assert running.returncode == 5
+    assert "a node runs on" in running.stderr
+    demo.kill(survivor)
+
+    data_dir = demo.nodes[survivor].data_dir
+    before = (data_dir / "node.json").read_bytes()
+    dry = demo.cli("cluster", "recover", "--config", config, "--dry-run", "-o", "json")
+    preview = json.loads(dry.stdout)
+    storage = next(g for g in preview["groups"] if g["group"] == 1)
+    assert [r["path"] for r in preview["repositories"]] == [PATH]
+    kept = [ref for entry in storage["not_certain"] for ref in entry["refs"]]
+    assert (data_dir / "node.json").read_bytes() == before
+    refused = demo.cli(
+        "cluster", "recover", "--config", config, "--force", "--cluster-name", "x", check=False
+    )
+    assert refused.returncode == 5
+    assert "nothing was changed" in refused.stderr
+    done = demo.cli(
+        "cluster", "recover", "--config", config, "--force", "--cluster-name", cluster_id
+    )
+    assert "only member of the new cluster" in done.stdout
+
+    demo.restart(survivor)
+    eventually(lambda: refs(demo, survivor), timeout_s=60, what="the survivor serves")
+    have = refs(demo, survivor)
+    missing = [ref for ref, oid in pusher.acknowledged.items() if f"{oid}\t{ref}" not in have]
+    # What it never received is lost, and was told: at most what came after its log's end.
+    assert len(missing) <= 1
+    assert all(ref in have for ref in kept)
+    assert demo.status(survivor)["cluster_id"] != cluster_id
+    assert voters(demo, survivor) == {survivor}
+    work.commit("after the loss")
+    work.git("push", "--quiet", demo.url(survivor, PATH), "HEAD:refs/heads/after")
+
+    for name in lost:  # with their old disks: neither side talks to the other
+        demo.restart(name)
+    log = demo.directory.parent / f"{survivor}.restart.log"
+    eventually(
+        lambda: "belongs to cluster" in log.read_text(), timeout_s=60, what="an old one is refused"
+    )
+    assert voters(demo, survivor) == {survivor}
+    work.git("push", "--quiet", demo.url(survivor, PATH), "HEAD:refs/heads/beside")
+    for name in lost:
+        demo.kill(name)
+        shutil.rmtree(demo.nodes[name].data_dir)
+        demo.restart(name)
+        back = functools.partial(is_voter, demo, survivor, name)
+        eventually(back, timeout_s=60, what=f"{name} is back")
+    assert voters(demo, survivor) == set(demo.nodes)
+    demo.kill(survivor)
+    eventually(lambda: "refs/heads/after" in refs(demo, "n2"), timeout_s=60, what="n2 has it")
