@@ -196,7 +196,7 @@ def _look_at(
         entry = decode_entry(group, index, term, data)
         last_time_ms = max(last_time_ms, entry.time_ms)
         if entry.kind == "command":
-            pending.append(_pending(index, term, entry.time_ms, entry.command, directory))
+            pending.append(_pending(index, term, entry.time_ms, entry.data, directory))
         elif entry.kind == "configuration":
             pending.append(Pending(index, term, entry.time_ms, "change of the members"))
     configuration = _in_force(disk, identity, group)

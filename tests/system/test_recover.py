@@ -89,7 +89,9 @@ def test_two_of_three_are_lost_under_pushes_and_the_survivor_goes_on(
         demo.restart(name)
     log = demo.directory.parent / f"{survivor}.restart.log"
     eventually(
-        lambda: "belongs to cluster" in log.read_text(), timeout_s=60, what="an old one is refused"
+        lambda: "was removed from this cluster" in log.read_text(),
+        timeout_s=60,
+        what="an old one is refused",
     )
     assert voters(demo, survivor) == {survivor}
     work.git("push", "--quiet", demo.url(survivor, PATH), "HEAD:refs/heads/beside")
