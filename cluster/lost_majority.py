@@ -157,9 +157,9 @@ async def look(data_dir: Path, groups: Sequence[int]) -> Survivor:
             repositories = _repositories(disk, groups, directory)
         finally:
             directory.close()
-    return Survivor(
-        data_dir, identity.node, identity.replica_id, identity.cluster_id, looks, repositories
-    )
+    begun = _begun(data_dir)
+    cluster_id = identity.cluster_id if begun is None else begun["former"]
+    return Survivor(data_dir, identity.node, identity.replica_id, cluster_id, looks, repositories)
 
 
 def _repositories(
@@ -271,7 +271,7 @@ async def recover(
         The id of the new cluster.
     """
     identity = _identity(data_dir)
-    cluster_id = _begin(data_dir)
+    cluster_id = _begin(data_dir, identity.cluster_id)
     failpoint("recover.after_begin")
     me = voter(identity.node, identity.replica_id, peer_address)
     async with _opened(data_dir, groups) as disk:
@@ -291,17 +291,25 @@ async def recover(
     return cluster_id
 
 
-def _begin(data_dir: Path) -> str:
+def _begin(data_dir: Path, former: str) -> str:
     """The id of the new cluster; an earlier run that did not end gave one already."""
+    begun = _begun(data_dir)
+    if begun is not None:
+        return begun["cluster_id"]
+    content = {"cluster_id": str(uuid.uuid4()), "former": former}
+    write_durably(data_dir / _RECOVERING, (json.dumps(content) + "\n").encode())
+    return content["cluster_id"]
+
+
+def _begun(data_dir: Path) -> dict[str, str] | None:
     path = data_dir / _RECOVERING
     try:
-        return str(json.loads(path.read_bytes())["cluster_id"])
+        stored = json.loads(path.read_bytes())
+        return {name: str(stored[name]) for name in ("cluster_id", "former")}
     except FileNotFoundError:
-        cluster_id = str(uuid.uuid4())
+        return None
     except (ValueError, KeyError, TypeError) as error:
         raise Rejected(f"{path} is damaged ({error}); nothing was changed") from error
-    write_durably(path, (json.dumps({"cluster_id": cluster_id}) + "\n").encode())
-    return cluster_id
 
 
 def _take_over(

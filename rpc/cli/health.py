@@ -136,7 +136,7 @@ def _of_group(
             CRITICAL,
             f"no majority ({sums}): no push, no up-to-date read",
             f"start {majority - there} of {', '.join(away)}; nothing acknowledged is lost "
-            "meanwhile",
+            "meanwhile. Only when their disks are gone for good: quorepo cluster recover",
         )
     elif group["leader"] is None:
         yield (

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from support.demo import Demo
@@ -15,6 +20,13 @@ from support.waiting import eventually
 pytestmark = pytest.mark.system
 
 PATH = "kept/repo"
+STEPS = [
+    "recover.after_begin",
+    "recover.after_group",
+    "recover.before_identity",
+    "recover.after_identity",
+    "recover.before_end",
+]
 
 
 def refs(demo: Demo, name: str) -> str:
@@ -104,3 +116,57 @@ def test_two_of_three_are_lost_under_pushes_and_the_survivor_goes_on(
     assert voters(demo, survivor) == set(demo.nodes)
     demo.kill(survivor)
     eventually(lambda: "refs/heads/after" in refs(demo, "n2"), timeout_s=60, what="n2 has it")
+
+
+def test_recovery_that_is_killed_at_any_step_is_ended_by_the_next_and_no_node_starts_over_it(
+    own_cluster: Demo, work: WorkTree
+) -> None:
+    demo = own_cluster
+    work.commit("first")
+    work.git("push", "--quiet", demo.url("n1", PATH), "main")
+    cluster_id = demo.status("n1")["cluster_id"]
+    for name in demo.nodes:
+        demo.kill(name)
+    config = str(demo.directory / "config" / "n1.toml")
+    argv = [sys.executable, "-m", "quorepo", "cluster", "recover", "--config", config, "--force"]
+    argv += ["--cluster-name", cluster_id]
+    for step in STEPS:
+        environment = {**os.environ, "QUOREPO_FAILPOINTS": f"{step}=kill"}
+        killed = subprocess.run(argv, env=environment, capture_output=True, check=False, timeout=60)
+        assert killed.returncode == -signal.SIGKILL, (step, killed.stderr)
+        if step in (STEPS[0], STEPS[-1]):
+            demo.restart("n1")
+            assert demo.process_of("n1").wait(timeout=60) == 78
+            log = (demo.directory.parent / "n1.restart.log").read_text()
+            assert "a recovery of" in log
+    subprocess.run(argv, capture_output=True, check=True, timeout=60)
+    demo.restart("n1")
+    eventually(lambda: refs(demo, "n1"), timeout_s=60, what="n1 serves what it had")
+    assert voters(demo, "n1") == {"n1"}
+    groups = demo.status("n1")["groups"]
+    assert all(group["leader"] == "n1" for group in groups)
+
+
+def test_only_the_longest_log_goes_on(own_cluster: Demo, work: WorkTree, tmp_path: Path) -> None:
+    demo = own_cluster
+    work.commit("first")
+    work.git("push", "--quiet", demo.url("n1", PATH), "main")
+    demo.kill("n3")
+    work.commit("second")
+    work.git("push", "--quiet", demo.url("n1", PATH), "main")
+    for name in ("n1", "n2"):
+        demo.kill(name)
+    configs = {name: str(demo.directory / "config" / f"{name}.toml") for name in demo.nodes}
+    shorter = demo.cli(
+        "cluster", "recover", "--config", configs["n3"], "--dry-run",
+        "--compare", str(demo.nodes["n2"].data_dir), check=False,
+    )  # fmt: skip
+    assert shorter.returncode == 5
+    assert "goes further" in shorter.stderr
+    longest = demo.cli(
+        "cluster", "recover", "--config", configs["n2"], "--dry-run",
+        "--compare", str(demo.nodes["n3"].data_dir),
+    )  # fmt: skip
+    assert "survivor n3" in longest.stdout
+    assert "is given up" in longest.stdout
+    assert "nothing was changed" in longest.stderr
