@@ -141,7 +141,9 @@ def check_rebase(merges: Merges) -> None:
         ours, onto = merges.history.oid(one).hex(), merges.history.oid(other).hex()
         spec = {"ours": ours, "onto": onto, "upstream": onto, "commits_max": 1000}
         made = merges.run("rebase", **spec)
-        gits = merges.in_a_work_tree(ours, "rebase", "--quiet", "--merge", onto)
+        # Ours finds out that a commit is there already by replaying it.
+        words = ("rebase", "--quiet", "--merge", "--reapply-cherry-picks")
+        gits = merges.in_a_work_tree(ours, *words, onto)
         replayed = merges.git("rev-list", "--no-merges", f"{onto}..{ours}").stdout.split()
         steps = [(f"{commit}~1", side) for commit in replayed for side in (commit, onto)]
         may_differ = merges.renamed(*steps)
