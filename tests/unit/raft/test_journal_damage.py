@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from quorepo.cluster.raft.journal import Journal
@@ -142,12 +142,33 @@ def test_cutting_the_last_file_anywhere_leaves_an_exact_prefix(
             position_of(state, journal.states, acked_before(journal, length))
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 10_000), which=st.floats(0, 1), where=st.floats(0, 1), close=st.booleans()
+)
+def test_cutting_an_earlier_file_anywhere_is_refused(
+    seed: int, which: float, where: float, close: bool
+) -> None:
+    """It was complete before the next one began: what is missing was synced."""
+    with written(seed, close=close) as journal:
+        *earlier, last = sorted(journal.directory.glob("*.segment"))
+        assert last == journal.last_segment
+        assume(earlier)
+        path = earlier[int(which * (len(earlier) - 1))]
+        data = path.read_bytes()
+        path.write_bytes(data[: min(int(where * len(data)), len(data) - 1)])
+        assert reopened(journal.directory) is None
+
+
 @settings(max_examples=300, deadline=None)
 @given(
-    seed=st.integers(0, 10_000), where=st.floats(0, 1), bit=st.integers(0, 7), close=st.booleans()
+    seed=st.integers(0, 10_000),
+    where=st.floats(0, 1),
+    mask=st.one_of(st.sampled_from([1, 2, 4, 8, 16, 32, 64, 128]), st.integers(1, 255)),
+    close=st.booleans(),
 )
-def test_a_flipped_bit_anywhere_is_refused_or_cut_from_the_last_batch(
-    seed: int, where: float, bit: int, close: bool
+def test_a_flipped_byte_anywhere_is_refused_or_cut_from_the_last_batch(
+    seed: int, where: float, mask: int, close: bool
 ) -> None:
     with written(seed, close=close) as journal:
         files = sorted(journal.directory.glob("*.segment"))
@@ -158,7 +179,7 @@ def test_a_flipped_bit_anywhere_is_refused_or_cut_from_the_last_batch(
                 break
             offset -= size
         data = bytearray(path.read_bytes())
-        data[offset] ^= 1 << bit
+        data[offset] ^= mask
         path.write_bytes(data)
         state = reopened(journal.directory)
         if path != journal.last_segment or offset < journal.last_batch_offset:
