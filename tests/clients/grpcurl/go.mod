@@ -1,6 +1,6 @@
 module quorepo/tests/clients/grpcurl
 
-go 1.26.8
+go 1.24.0
 
 tool github.com/fullstorydev/grpcurl/cmd/grpcurl
 
