@@ -91,3 +91,7 @@ class Contact:
             exit_code=FatalError.EXIT_WRONG_DISK,
         )
         self._end_process(error)
+
+    def diverged(self, detail: str) -> None:
+        """A majority agrees on another state than this node has."""
+        self.refused("diverged", detail, "a majority@its members")

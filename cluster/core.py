@@ -26,6 +26,7 @@ from quorepo.cluster.admission import Admission, AuthorityFiles
 from quorepo.cluster.apply import ApplyThread
 from quorepo.cluster.contact import Contact
 from quorepo.cluster.core_service import CoreService, serve_edge
+from quorepo.cluster.divergence import watch_divergence
 from quorepo.cluster.formation import Formation, FormationPlan, voter
 from quorepo.cluster.gate import StagedPackGate
 from quorepo.cluster.identity import NodeIdentity
@@ -247,6 +248,15 @@ class _Core:
         me = voter(identity.node, identity.replica_id, settings.formation.peer_address)
         self._spawn(announce_address(host, GROUPS, self._clients, me, boot), "announce address")
         self._spawn(contact.disks.keep(), "known disks")
+        self._spawn(
+            watch_divergence(
+                self._members.own_divergence,
+                upkeep.compare_now,
+                settings.retention.scrub_interval_s,
+                contact.diverged,
+            ),
+            "compare states",
+        )
         for name, work in upkeep.work(host).items():
             self._spawn(work, name)
 

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 import grpc
 
+from quorepo.cluster.divergence import diverged
 from quorepo.cluster.peer.clients import PeerAddress, PeerClients
 from quorepo.cluster.raft.host import RaftHost
 from quorepo.cluster.raft.interface import GroupStatus
@@ -45,6 +46,7 @@ class MemberCalls:
         self._groups: Sequence[int] = ()
         self._callers: dict[str, str] = {}
         self.verify_here: VerifyHere | None = None  # once there is something to verify
+        self._diverged: dict[str, list[core_pb2.CorePackFault]] = {}  # by the last comparison
 
     def serve(self, host: RaftHost, groups: Sequence[int]) -> None:
         """From now on this node belongs to a cluster."""
@@ -111,8 +113,29 @@ class MemberCalls:
         """Every node's pass over its packs. Raises Unavailable: this node has none."""
         if self.verify_here is None:
             raise Unavailable("this node does not belong to a cluster yet; nothing was started")
-        answer = core_pb2.CoreVerifyResponse(nodes=[await self.verify_here(request)])
         others = self.others()
+        asked = core_pb2.CoreVerifyRequest(start=request.start, fingerprints=request.start)
+        answer = await self._verify_all(asked, others)
+        if request.start and self._host is not None:
+            self._diverged = diverged(answer.nodes, len(others) + 1)
+        silent = self._diverged.keys() - {node.node for node in answer.nodes}
+        answer.nodes.extend(core_pb2.CoreNodeVerification(node=name) for name in sorted(silent))
+        for node in answer.nodes:
+            node.faults.extend(self._diverged.get(node.node, ()))
+            node.ClearField("fingerprints")
+        return answer
+
+    async def own_divergence(self) -> list[core_pb2.CorePackFault]:
+        """What this node has otherwise than a majority. Raises Unavailable."""
+        others = self.others()
+        answer = await self._verify_all(core_pb2.CoreVerifyRequest(fingerprints=True), others)
+        return diverged(answer.nodes, len(others) + 1).get(self._node, [])
+
+    async def _verify_all(
+        self, request: core_pb2.CoreVerifyRequest, others: Sequence[PeerAddress]
+    ) -> core_pb2.CoreVerifyResponse:
+        assert self.verify_here is not None
+        answer = core_pb2.CoreVerifyResponse(nodes=[await self.verify_here(request)])
         found = await asyncio.gather(
             *(self._clients.verify(o, request, _VERIFY_TIMEOUT_S) for o in others),
             return_exceptions=True,

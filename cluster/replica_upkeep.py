@@ -11,6 +11,7 @@ from typing import Any
 from quorepo.cluster.apply import ApplyThread
 from quorepo.cluster.compaction import Compactor
 from quorepo.cluster.disk_watch import DiskWatch
+from quorepo.cluster.divergence import fingerprints
 from quorepo.cluster.metrics import ClusterMetrics
 from quorepo.cluster.opening import NodeDisk
 from quorepo.cluster.pack_repair import PackRepair
@@ -57,6 +58,7 @@ class ReplicaUpkeep:
         self._retention, self._metrics = retention, metrics
         self._node, self._packs, self._sources = replica_id.partition("@")[0], packs, pack_sources
         self._scrub: Scrubber | None = None
+        self.compare_now = asyncio.Event()  # a pass was asked for: the states are compared too
         self.source = SnapshotSource(
             stores=stores,
             layouts=layouts,
@@ -147,7 +149,12 @@ class ReplicaUpkeep:
         """Starts a pass over the packs, or tells of it. Raises Unavailable."""
         if self._scrub is None:
             raise Unavailable("this node is only starting")
-        return await self._scrub.verify(request)
+        answer = await self._scrub.verify(request)
+        if request.start:
+            self.compare_now.set()
+        if request.fingerprints:
+            answer.fingerprints.extend(await asyncio.to_thread(fingerprints, self._layouts))
+        return answer
 
     def installs_snapshot(self) -> bool:
         """Whether a group of this node is being brought up by a snapshot."""

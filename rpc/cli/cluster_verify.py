@@ -23,6 +23,9 @@ _POLL_S = 0.5
 def verify(context: click.Context, /, settings: Settings, no_wait: bool, show: bool) -> None:
     """Re-reads all packs of all nodes against their SHA-256; a bad one is replaced by a good copy.
 
+    It also compares the repositories of all nodes, revision by revision. One that is not as on a
+    majority has diverged: its node goes out of service, and has to be emptied and replaced.
+
     The nodes do it by themselves too (storage.scrub_interval_s, scrub_bytes_per_s). An interrupted
     command does not end the pass.
 
@@ -64,6 +67,9 @@ def verify(context: click.Context, /, settings: Settings, no_wait: bool, show: b
         for name, fault in faults:
             end = "healed" if fault["healed"] else f"NOT healed: {fault['problem'] or 'missing'}"
             where = f"repository {fault['repository_id']} of group {fault['group']}"
+            if fault["kind"] == "diverged":
+                click.echo(f"{name}: {where} DIVERGED: {fault['problem']}; {name} stops serving")
+                continue
             click.echo(f"{name}: pack {fault['digest']} of {where} was {fault['kind']}; {end}")
         for name in document["unreachable"]:
             click.echo(f"{name}: does not answer; its packs were not looked at")

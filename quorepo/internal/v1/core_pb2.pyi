@@ -807,19 +807,57 @@ class CoreVerifyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     START_FIELD_NUMBER: _builtins.int
+    FINGERPRINTS_FIELD_NUMBER: _builtins.int
     start: _builtins.bool
+    fingerprints: _builtins.bool
+    """also tell what the repositories are like"""
     def __init__(
         self,
         *,
         start: _builtins.bool = ...,
+        fingerprints: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprints", b"fingerprints", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CoreVerifyRequest: _TypeAlias = CoreVerifyRequest  # noqa: Y015
+
+@_typing.final
+class CoreFingerprint(_message.Message):
+    """One repository at one revision; the same on all replicas that are at it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    REPOSITORY_ID_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    COUNTER_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    group: _builtins.int
+    repository_id: _builtins.str
+    incarnation: _builtins.int
+    counter: _builtins.int
+    digest: _builtins.bytes
+    """SHA-256 over the rolling checksum and the refs"""
+    def __init__(
+        self,
+        *,
+        group: _builtins.int = ...,
+        repository_id: _builtins.str = ...,
+        incarnation: _builtins.int = ...,
+        counter: _builtins.int = ...,
+        digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counter", b"counter", "digest", b"digest", "group", b"group", "incarnation", b"incarnation", "repository_id", b"repository_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CoreFingerprint: _TypeAlias = CoreFingerprint  # noqa: Y015
 
 @_typing.final
 class CoreVerifyResponse(_message.Message):
@@ -858,6 +896,7 @@ class CoreNodeVerification(_message.Message):
     BYTES_TOTAL_FIELD_NUMBER: _builtins.int
     FAULTS_FIELD_NUMBER: _builtins.int
     FINISHED_MS_FIELD_NUMBER: _builtins.int
+    FINGERPRINTS_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     running: _builtins.bool
     passes: _builtins.int
@@ -868,6 +907,8 @@ class CoreNodeVerification(_message.Message):
     finished_ms: _builtins.int
     @_builtins.property
     def faults(self) -> _containers.RepeatedCompositeFieldContainer[Global___CorePackFault]: ...
+    @_builtins.property
+    def fingerprints(self) -> _containers.RepeatedCompositeFieldContainer[Global___CoreFingerprint]: ...
     def __init__(
         self,
         *,
@@ -880,10 +921,11 @@ class CoreNodeVerification(_message.Message):
         bytes_total: _builtins.int = ...,
         faults: _abc.Iterable[Global___CorePackFault] | None = ...,
         finished_ms: _builtins.int = ...,
+        fingerprints: _abc.Iterable[Global___CoreFingerprint] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_checked", b"bytes_checked", "bytes_total", b"bytes_total", "faults", b"faults", "finished_ms", b"finished_ms", "node", b"node", "packs_checked", b"packs_checked", "packs_total", b"packs_total", "passes", b"passes", "running", b"running"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_checked", b"bytes_checked", "bytes_total", b"bytes_total", "faults", b"faults", "fingerprints", b"fingerprints", "finished_ms", b"finished_ms", "node", b"node", "packs_checked", b"packs_checked", "packs_total", b"packs_total", "passes", b"passes", "running", b"running"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -903,7 +945,7 @@ class CorePackFault(_message.Message):
     repository_id: _builtins.str
     digest: _builtins.bytes
     kind: _builtins.str
-    """damaged or missing"""
+    """damaged, missing, or diverged: the repository, not a pack of it"""
     healed: _builtins.bool
     problem: _builtins.str
     def __init__(
