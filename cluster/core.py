@@ -245,6 +245,13 @@ class _Core:
         stack.push_async_callback(upkeep.close)
 
         self._spawn(self._register(driver), "register")
+        self._begin_work(contact, upkeep, host, boot)
+
+    def _begin_work(
+        self, contact: Contact, upkeep: ReplicaUpkeep, host: RaftHost, boot: peer_pb2.BootRecord
+    ) -> None:
+        """What runs for as long as the node does."""
+        settings, identity = self._settings, self._formation.identity
         me = voter(identity.node, identity.replica_id, settings.formation.peer_address)
         self._spawn(announce_address(host, GROUPS, self._clients, me, boot), "announce address")
         self._spawn(contact.disks.keep(), "known disks")
