@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import math
 import shutil
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +37,7 @@ from quorepo.storage.git.pack_changes import CHANGES_KIND, CHANGES_OBJECTS_MIN
 
 BYTES_GOAL = 1.5
 _DERIVED_WAIT_S = 300.0
+_IDLE_LOOK_S = 0.5
 
 Work = Callable[[Target], int]
 
@@ -159,7 +162,9 @@ class Bench:
         lines = {label: _middle(values) for label, values in samples.items()}
         base = lines["git"]
         ratios = {
-            label: tuple(value / (of or 1e-9) for value, of in zip(line, base, strict=True))
+            label: tuple(
+                value / of if of else math.nan for value, of in zip(line, base, strict=True)
+            )
             for label, line in lines.items()
         }
         for label, (wall, cpu, size) in lines.items():
@@ -240,6 +245,13 @@ def configure(repository: Path) -> None:
     """git as careful as we are."""
     for key, value in {**CAREFUL, "uploadpack.allowFilter": "true"}.items():
         git("config", key, value, cwd=repository)
+
+
+def is_idle(pid: int) -> bool:
+    """Whether the node used less than a fifth of a core in the half second that this takes."""
+    before = cpu_seconds(family(pid))
+    time.sleep(_IDLE_LOOK_S)
+    return cpu_seconds(family(pid)) - before < _IDLE_LOOK_S / 5
 
 
 def underived(data_dir: Path) -> list[Path]:
