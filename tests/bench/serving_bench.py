@@ -247,11 +247,23 @@ def configure(repository: Path) -> None:
         git("config", key, value, cwd=repository)
 
 
-def is_idle(pid: int) -> bool:
-    """Whether the node used less than a fifth of a core in the half second that this takes."""
-    before = cpu_seconds(family(pid))
-    time.sleep(_IDLE_LOOK_S)
-    return cpu_seconds(family(pid)) - before < _IDLE_LOOK_S / 5
+class Idleness:
+    """Becomes true when a node used less than a fifth of a core for half a second."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._begin()
+
+    def _begin(self) -> None:
+        self._since_s, self._cpu_s = time.monotonic(), cpu_seconds(family(self._pid))
+
+    def __call__(self) -> bool:
+        elapsed_s = time.monotonic() - self._since_s
+        if elapsed_s < _IDLE_LOOK_S:
+            return False
+        used_s = cpu_seconds(family(self._pid)) - self._cpu_s
+        self._begin()
+        return used_s < elapsed_s / 5
 
 
 def underived(data_dir: Path) -> list[Path]:
