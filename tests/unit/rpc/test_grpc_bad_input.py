@@ -268,5 +268,6 @@ def test_a_deadline_that_is_over_ends_the_call(api: Api, monkeypatch: pytest.Mon
             metadata=(("authorization", f"Bearer {TOKEN}"),),
         )
     error: Any = caught.value
-    assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    # The node says what it waited for just before the client gives up; the client may be first.
+    assert error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
     assert time.monotonic() - started < 60
