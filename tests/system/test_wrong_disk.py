@@ -220,6 +220,7 @@ def test_disk_of_another_cluster_meets_nobody(own_cluster: Demo, work: WorkTree)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_no_false_alarm_in_twenty_rolling_restarts_with_kills_under_pushes(
     own_cluster: Demo, work: WorkTree
 ) -> None:
