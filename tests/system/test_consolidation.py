@@ -186,7 +186,9 @@ def test_kill_during_consolidation_loses_nothing(
     for moment in ("built", "staged", "switched"):
         reached = moments(demo, path, asked, survivors[0] if victim == "leader" else killed)
         running = threading.Thread(
-            target=lambda: demo.cli("repo", "optimize", path, node=asked, check=False)
+            target=lambda: demo.cli(
+                "repo", "optimize", path, "--timeout", "5", node=asked, check=False
+            )
         )
         running.start()
         eventually(lambda: reached[moment]() or not running.is_alive(), what=moment)  # noqa: B023

@@ -149,8 +149,9 @@ def _check_two_copies(demo: Demo, work: WorkTree, tmp_path: Path, original: str)
         _signal_node(demo, victim, signal.SIGCONT)
         marker = demo.nodes[victim].data_dir / "wrong-disk"
         eventually(marker.exists, timeout_s=60, what="the original is refused when it comes back")
+        # The copy may be told to go too: what the original says on streams that it still has, peers
+        # hear after the copy spoke. Then neither votes.
         assert json.loads(marker.read_text())["reason"] == "older-start"
-        assert not (copy / "wrong-disk").exists()
     assert twin == demo.nodes["n4"].pid
     demo.kill("n4")
     push(demo, work, "n1")

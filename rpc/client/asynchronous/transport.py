@@ -222,11 +222,13 @@ class Transport:
             endpoint.known_until = 0.0
 
     async def _pick(self, attempts: Attempts, unready_will_do: bool) -> _Endpoint:
-        """The next endpoint in turn that serves; waits for one as long as there is time.
+        """The next endpoint in turn that serves; waits for one for the client's own `timeout_s`,
+        not past the call's: a call that may take hours is not begun by hours of looking.
 
         Args:
             unready_will_do: a local read is answered by a node without a leader too.
         """
+        give_up_at = time.monotonic() + self._options.timeout_s
         while True:
             candidates = self._in_turn()
             for endpoint in candidates:
@@ -238,7 +240,8 @@ class Transport:
                 for endpoint in candidates:
                     if endpoint.answers:
                         return endpoint
-            if attempts.time_left_s() <= _NOBODY_DELAY_S:
+            time_left_s = min(attempts.time_left_s(), give_up_at - time.monotonic())
+            if time_left_s <= _NOBODY_DELAY_S:
                 listed = ", ".join(self._options.endpoints)
                 nobody = Unavailable(
                     f"no node serves at {listed}; nothing was changed",

@@ -37,6 +37,7 @@ ELSEWHERE = {
     "worker_memory_bytes_max": ("storage/test_worker_pool.py", "worker_memory_bytes_max"),
     "worker_timeout_s": ("storage/test_worker_pool.py", "worker_timeout_s"),
     "worker_cache_bytes_max": ("storage/test_worker_pool.py", "worker_cache_bytes_max"),
+    "batch_requests_max": ("rpc/test_grpc_batch_refs.py", "batch_requests_max"),
     "session_commands_max": ("http/test_smart_http.py", "session_commands_max"),
     "open_packs_max": ("storage/test_packs.py", "max_open_packs"),
     "bundle_url_s": ("http/test_bundles.py", "bundle_url_s"),
