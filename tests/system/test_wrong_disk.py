@@ -138,20 +138,24 @@ def _check_two_copies(demo: Demo, work: WorkTree, tmp_path: Path, original: str)
     else:
         counter = json.loads((copy / "boots.json").read_text())["counter"]
 
-        def taken_in() -> bool:
-            known = json.loads((demo.nodes["n1"].data_dir / "known-disks.json").read_text())
+        def taken_in(peer: str) -> bool:
+            known = json.loads((demo.nodes[peer].data_dir / "known-disks.json").read_text())
             return any(
                 replica.startswith(f"{victim}@") and disk["counter"] > counter
                 for replica, disk in known["disks"].items()
             )
 
-        eventually(taken_in, timeout_s=60, what="the copy is taken for the node")
+        # By both: one that has not yet would find the original awake, and refuse the copy.
+        eventually(
+            lambda: taken_in("n1") and taken_in("n2"),
+            timeout_s=60,
+            what="the copy is taken for the node",
+        )
         _signal_node(demo, victim, signal.SIGCONT)
         marker = demo.nodes[victim].data_dir / "wrong-disk"
         eventually(marker.exists, timeout_s=60, what="the original is refused when it comes back")
-        # The copy may be told to go too: what the original says on streams that it still has, peers
-        # hear after the copy spoke. Then neither votes.
         assert json.loads(marker.read_text())["reason"] == "older-start"
+        assert not (copy / "wrong-disk").exists()
     assert twin == demo.nodes["n4"].pid
     demo.kill("n4")
     push(demo, work, "n1")
