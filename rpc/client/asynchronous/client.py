@@ -14,6 +14,7 @@ from quorepo.rpc.client.asynchronous.imports import Imports
 from quorepo.rpc.client.asynchronous.operations import Operations
 from quorepo.rpc.client.asynchronous.refs import Refs
 from quorepo.rpc.client.asynchronous.repositories import Repositories
+from quorepo.rpc.client.asynchronous.transfers import Transfers
 from quorepo.rpc.client.asynchronous.transport import Transport
 from quorepo.rpc.client.options import make_options
 from quorepo.rpc.client.session import Session
@@ -25,7 +26,8 @@ class Client:
     """A client of the gRPC API. Use as a context manager; may be shared. See docs/client.md.
 
     Attributes:
-        repositories, refs, commits, blobs, diffs, operations, imports, events: the calls.
+        repositories, refs, commits, blobs, diffs, operations, imports, transfers, events: the
+            calls.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Client:
         self.diffs = Diffs(self._transport, session)
         self.operations = Operations(self._transport, session)
         self.imports = Imports(self._transport, session)
+        self.transfers = Transfers(self._transport, session)
         self.events = Events(self._transport)
 
     async def close(self) -> None:

@@ -17,6 +17,7 @@ from quorepo.rpc.client.synchronous.imports import Imports
 from quorepo.rpc.client.synchronous.operations import Operations
 from quorepo.rpc.client.synchronous.refs import Refs
 from quorepo.rpc.client.synchronous.repositories import Repositories
+from quorepo.rpc.client.synchronous.transfers import Transfers
 from quorepo.rpc.client.synchronous.transport import Transport
 
 __all__ = ["Client"]
@@ -26,7 +27,8 @@ class Client:
     """A client of the gRPC API. Use as a context manager; may be shared. See docs/client.md.
 
     Attributes:
-        repositories, refs, commits, blobs, diffs, operations, imports, events: the calls.
+        repositories, refs, commits, blobs, diffs, operations, imports, transfers, events: the
+            calls.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Client:
         self.diffs = Diffs(self._transport, session)
         self.operations = Operations(self._transport, session)
         self.imports = Imports(self._transport, session)
+        self.transfers = Transfers(self._transport, session)
         self.events = Events(self._transport)
 
     def close(self) -> None:

@@ -137,10 +137,17 @@ class Transport:
         method: str,
         request: Message,
         *,
+        messages: Callable[[], Any] | None = None,
+        may_repeat: Callable[[ApiError], bool] = lambda _error: True,
         timeout_s: float | None = None,
         endless: bool = False,
     ) -> Generator[_Answer, None, None]:
         """A call that is answered by a stream; repeated only until its first message is there.
+
+        Args:
+            request: the only message, or the first one of `messages`.
+            messages: what is sent, made anew for each attempt.
+            may_repeat: asked before another attempt, where an error alone would allow it.
 
         Raises:
             ApiError
@@ -150,11 +157,18 @@ class Transport:
         while True:
             endpoint = self._pick(attempts, _is_local(request))
             begun = False
-            call: Any = endpoint.channel.unary_stream(
+            open_call: Any = endpoint.channel.unary_stream
+            if messages is not None:
+                open_call = endpoint.channel.stream_stream
+            call: Any = open_call(
                 f"/quorepo.v1.{method}",
-                request_serializer=type(request).SerializeToString,
+                request_serializer=lambda message: message.SerializeToString(),
                 response_deserializer=kind.FromString,
-            )(request, timeout=length_s, metadata=self._options.metadata())
+            )(
+                request if messages is None else messages(),
+                timeout=length_s,
+                metadata=self._options.metadata(),
+            )
             try:
                 for message in call:
                     begun = True
@@ -163,7 +177,7 @@ class Transport:
             except grpc.RpcError as raised:
                 error = from_rpc_error(raised, endpoint.address)
                 self._suspect(endpoint, error)
-                if begun:
+                if begun or not may_repeat(error):
                     raise error from raised
                 if isinstance(error, RevisionNotReached) and self._was_replaced(request):
                     continue

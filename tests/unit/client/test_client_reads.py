@@ -20,8 +20,17 @@ import quorepo
 from quorepo import errors
 from quorepo.rpc.client.asynchronous import client as asynchronous
 from quorepo.types import BlobInfo, DiffOptions, DivergingCounts, FoundObject, LfsPointer
-from quorepo.v1 import blob_pb2, commit_pb2, diff_pb2, event_pb2, import_pb2, operation_pb2, ref_pb2
-from quorepo.v1 import repository_pb2 as repository_pb2
+from quorepo.v1 import (
+    blob_pb2,
+    commit_pb2,
+    diff_pb2,
+    event_pb2,
+    import_pb2,
+    operation_pb2,
+    ref_pb2,
+    repository_pb2,
+    transfer_pb2,
+)
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 12345\n"
 PATH = "client/reads"
@@ -66,6 +75,7 @@ def test_no_call_of_the_api_is_without_a_method() -> None:
             operation_pb2,
             ref_pb2,
             repository_pb2,
+            transfer_pb2,
         )
         for service in module.DESCRIPTOR.services_by_name.values()
         for method in service.methods
