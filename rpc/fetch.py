@@ -48,7 +48,6 @@ from quorepo.storage.git.upload_pack import (
     bundle_uri_answer,
     error_frames,
     error_packet,
-    fetch_epilogue,
     fetch_preamble,
     job_arguments,
     ls_refs,
@@ -93,7 +92,7 @@ async def upload_pack(
         request = await _parse(edge, view, version, incoming)
         if isinstance(request, LsRefsRequest):
             view = await edge.reads.open(path)
-            await reply.write(await _ls_refs(edge, request, view))
+            await reply.write_last(await _ls_refs(edge, request, view))
             return
         if isinstance(request, ObjectInfoRequest):
             await reply.write(await _object_info(edge, request, view))
@@ -174,7 +173,8 @@ class _Fetch:
         self._view = view
         self._request = request
         self._reply = reply
-        self._answering = False  # the preamble is out: an ERR packet would come too late
+        self._preamble = b""  # what has to be written before the pack, as long as it is not
+        self._answering = False  # with a pack: an ERR packet would come too late
 
     async def run(self) -> None:
         """Answers, and counts how it ended."""
@@ -224,40 +224,49 @@ class _Fetch:
         seen, negotiation = await self._negotiate()
         preamble = fetch_preamble(request, negotiation)
         if not sends_pack(request, negotiation):
-            await self._reply.write(preamble)
+            await self._reply.write_last(preamble)
             return 0
+        self._preamble = preamble
         self._answering = True
         try:
-            return await self._send(seen, negotiation, preamble)
+            return await self._send(seen, negotiation)
         except DamagedPack:
             # Packs are replaced now and then; what was negotiated holds for their successors. If
             # they are the same ones, the answer that was kept may be what is damaged.
             view = await self._edge.reads.open(self._view.path, consistency="local")
             self._view = view
             seen = await self._edge.reads.in_thread(lambda: view_digest(view))
-            return await self._send(seen, negotiation, b"")
+            return await self._send(seen, negotiation)
 
-    async def _send(self, seen: bytes, negotiation: Negotiation, preamble: bytes) -> int:
-        """Raises DamagedPack when nothing but the preamble was written yet."""
+    async def _send(self, seen: bytes, negotiation: Negotiation) -> int:
+        """Raises DamagedPack when nothing but the preamble was written yet, if that."""
         request, cache = self._request, self._edge.fetch_cache
         key = answer_key(seen, request, negotiation)
-        await self._reply.write(preamble)
         answer = cache.get(key)
         source = "hit" if answer else "shared" if cache.is_building(key) else "built"
         if answer is None:
+            # Signs of life come after it.
+            await self._reply.write(self._take_preamble())
             answer = await self._build(key, negotiation)
         metrics = self._edge.metrics
         metrics.answers.labels(source).inc()
+        preamble = self._take_preamble()
         with cache.using(answer):
             try:
-                sent_bytes = await send_pack(self._reply, request, answer)
+                sent_bytes = await send_pack(self._reply, request, answer, preamble)
                 metrics.answer_bytes.labels(source).inc(sent_bytes)
-            except (DamagedPack, Unavailable):
+            except DamagedPack:
+                self._preamble = preamble
                 cache.drop(key)
                 raise
-        if epilogue := fetch_epilogue(request):
-            await self._reply.write(epilogue)
+            except Unavailable:
+                cache.drop(key)
+                raise
         return sent_bytes
+
+    def _take_preamble(self) -> bytes:
+        preamble, self._preamble = self._preamble, b""
+        return preamble
 
     async def _negotiate(self) -> tuple[bytes, Negotiation]:
         """Refuses a want that this node does not know only after the read index, and looks again
@@ -325,6 +334,6 @@ class _Fetch:
         if not self._answering:
             await self._reply.write(request_error(self._request, message))
         elif frames := error_frames(self._request, message):
-            await self._reply.write(frames)
+            await self._reply.write(self._take_preamble() + frames)
         else:
             self._reply.abort()

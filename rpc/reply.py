@@ -26,6 +26,9 @@ class Reply(Protocol):
     async def write(self, data: Bytes) -> None:
         """Sends bytes; waits while the client is slow. Raises ConnectionError when it is gone."""
 
+    async def write_last(self, data: Bytes) -> None:
+        """The same with the last bytes of a complete answer, so that its end goes with them."""
+
     def close_after(self) -> None:
         """The request was not read to its end: do not reuse the connection."""
 

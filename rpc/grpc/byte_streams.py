@@ -82,6 +82,10 @@ class StreamReply:
             await self._room.acquire()
             self._pieces.put_nowait(piece)
 
+    async def write_last(self, data: Bytes) -> None:
+        """The same: the end of a call has a message of its own."""
+        await self.write(data)
+
     def close_after(self) -> None:
         """A call has a connection to itself as far as it can tell: nothing to close."""
 

@@ -48,6 +48,8 @@ _NO_CACHE = {
     "Cache-Control": "no-cache, max-age=0, must-revalidate",
 }
 _PATH = "{path:(?s:.+)}"  # of any depth, and with any character: normalize_path() judges it
+# More is written first and ended then: only `write` waits for a slow client.
+_LAST_BYTES_MAX = 512 * 1024
 _ENCODINGS = ("identity", "gzip", "deflate")  # what aiohttp inflates
 _COMMANDS_BYTES_MAX = 16 * 1024 * 1024  # what may stand before a pack: 10,000 refs of 1 KiB
 _REALM = 'Basic realm="quorepo"'
@@ -228,6 +230,17 @@ class HttpReply:
         if data:
             await self._response.write(data)
             self._on_bytes(len(data))
+
+    async def write_last(self, data: Bytes) -> None:
+        """The same. What is small leaves in one piece, and with its length when it is all."""
+        if len(data) > _LAST_BYTES_MAX:
+            await self.write(data)
+            return
+        if not self._response.prepared:
+            self._response.content_length = len(data)
+            await self._response.prepare(self.request)
+        await self._response.write_eof(bytes(data))
+        self._on_bytes(len(data))
 
     def close_after(self) -> None:
         """The request was not read to its end: do not reuse the connection."""

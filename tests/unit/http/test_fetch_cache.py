@@ -201,9 +201,17 @@ class Sink:
 
     def __init__(self) -> None:
         self.data = b""
+        self.writes = 0
+        self.ended = False
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
+        assert not self.ended
         self.data += data
+        self.writes += 1
+
+    async def write_last(self, data: bytes | bytearray | memoryview) -> None:
+        await self.write(data)
+        self.ended = True
 
     def close_after(self) -> None:
         raise AssertionError
@@ -212,9 +220,12 @@ class Sink:
         raise AssertionError
 
 
+@pytest.mark.parametrize("sealed", [True, False])
 @pytest.mark.parametrize("side_band", [0, 1000, 65520])
-@pytest.mark.parametrize("size", [1, 65515, 65516, 4 * 65515, 4 * 65515 + 1, 700_001])
-def test_frames_carry_every_byte_in_order(tmp_path: Path, side_band: int, size: int) -> None:
+@pytest.mark.parametrize("size", [1, 65515, 65516, 4 * 65515 - 9, 4 * 65515 + 1, 700_001])
+def test_frames_carry_every_byte_in_order(
+    tmp_path: Path, side_band: int, size: int, sealed: bool
+) -> None:
     content = bytes(number * 7 % 251 for number in range(1000)) * (size // 1000 + 1)
     first, second = tmp_path / "first", tmp_path / "second"
     first.write_bytes(b"header" + content[:size] + b"rest")
@@ -224,16 +235,20 @@ def test_frames_carry_every_byte_in_order(tmp_path: Path, side_band: int, size: 
     sink = Sink()
 
     async def scenario() -> None:
-        answer = Answer(len(sent) + 20, 1, parts, second, 9, SHA1, False)
+        size = len(sent) + (0 if sealed else 20)
+        answer = Answer(size, 1, parts, second, 9, SHA1, sealed)
         request = FetchRequest(2, (b"x" * 20,), side_band=side_band)
-        assert await send_pack(sink, request, answer) == len(sent) + 20
+        assert await send_pack(sink, request, answer, b"0008NAK\n") == size
 
     run(scenario())
-    expected = sent + SHA1.new_hash(sent).digest()
+    assert (sink.writes == 1) == (sealed and len(sent) <= 4 * 65515), "small answers in one piece"
+    expected = sent if sealed else sent + SHA1.new_hash(sent).digest()
     if not side_band:
-        assert sink.data == expected
+        assert sink.data == b"0008NAK\n" + expected
         return
-    frames = [frame for frame in read_all(sink.data) if not isinstance(frame, Marker)]
+    first_line, *frames, end = read_all(sink.data)
+    assert (first_line, end) == (b"NAK\n", Marker.FLUSH)
+    frames = [frame for frame in frames if not isinstance(frame, Marker)]
     assert {frame[0] for frame in frames} == {1}
     assert max(map(len, frames)) <= side_band - 4
     assert b"".join(frame[1:] for frame in frames) == expected
@@ -241,13 +256,18 @@ def test_frames_carry_every_byte_in_order(tmp_path: Path, side_band: int, size: 
 
 def test_a_stored_pack_that_is_gone_is_told(tmp_path: Path) -> None:
     async def scenario() -> None:
-        gone = tmp_path / "gone"
+        gone, sink = tmp_path / "gone", Sink()
+        request = FetchRequest(2, (b"x" * 20,), side_band=65520)
         answer = Answer(9, 1, ((gone, 0, 9),), gone, 0, SHA1, True)
         with pytest.raises(DamagedPack):
-            await send_pack(Sink(), FetchRequest(2, (b"x" * 20,)), answer)
+            await send_pack(sink, request, answer, b"before")
         gone.write_bytes(b"short")
+        with pytest.raises(DamagedPack):
+            await send_pack(sink, request, answer, b"before")
+        assert not sink.writes, "the answer can be made anew"
+        large = Answer(300_000, 1, ((gone, 0, 300_000),), gone, 0, SHA1, True)
         with pytest.raises(Unavailable):
-            await send_pack(Sink(), FetchRequest(2, (b"x" * 20,), side_band=65520), answer)
+            await send_pack(sink, request, large, b"before")
 
     run(scenario())
 

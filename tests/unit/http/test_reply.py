@@ -26,6 +26,9 @@ class Recorder:
         self.written.append(bytes(data))
         self.arrived.set()
 
+    async def write_last(self, data: Bytes) -> None:
+        await self.write(data)
+
     def close_after(self) -> None: ...
 
     def abort(self) -> None: ...
