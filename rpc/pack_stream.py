@@ -52,9 +52,9 @@ async def send_pack(reply: Reply, request: FetchRequest, answer: Answer, before:
                     data = _read(file.fileno(), size, offset)
                     await reply.write(pack_frames(request, data))
         trailer = await answer.trailer()
-        end = pack_frames(request, trailer) if trailer else b""
-        if end := end + fetch_epilogue(request):
-            await reply.write_last(end)
+        last = pack_frames(request, trailer) if trailer else b""
+        if last := last + fetch_epilogue(request):
+            await reply.write_last(last)
     return answer.pack_bytes
 
 
