@@ -24,7 +24,7 @@ from quorepo.rpc.reads import RepositoryView
 from quorepo.storage.errors import LimitExceeded, NotFound
 from quorepo.storage.history import revisions
 from quorepo.storage.history.questions import WORKER_ONLY, answer
-from quorepo.storage.history.source import Caches, History, TooMuchWork
+from quorepo.storage.history.source import Caches, History
 from quorepo.storage.history.streams import (
     PART_HEADER,
     STREAMS,
@@ -32,9 +32,17 @@ from quorepo.storage.history.streams import (
     PartList,
     parts_of,
 )
+from quorepo.storage.patience import Patience, TooMuchWork, at_once
 
 __all__ = ["HistoryReads", "head_of", "resolve"]
 
+# On the event loop, before a reader thread is asked; each of them is about a millisecond.
+_OBJECTS_AT_ONCE, _BYTES_AT_ONCE, _BUDGET_AT_ONCE = 100, 256 * 1024, 150
+# Questions that mostly are that small.
+_AT_ONCE = frozenset(
+    {"tree", "is_ancestor", "diverging", "merge_bases", "stats", "changes", "last_commits"}
+)
+_STREAMED_AT_ONCE = frozenset({"diff"})
 _BUDGET = 1500  # commits and trees looked at in this process: 10 to 20 ms
 _STREAMED_HERE_BYTES_MAX = 1024 * 1024
 _REPOSITORIES_CACHED_MAX = 16
@@ -90,9 +98,25 @@ class HistoryReads:
                 self._caches.popitem(last=False)
         return History(view.packs, caches, budget)
 
-    async def read(self, view: RepositoryView, function: Callable[[History], _T]) -> _T:
-        """Something small, in a reader thread."""
+    async def read(
+        self, view: RepositoryView, function: Callable[[History], _T], *, small: bool = False
+    ) -> _T:
+        """What is no question of its own. With `small` it is tried at once, and goes to a reader
+        thread when it was not that small: then `function` has run a part of its way twice."""
+        if small:
+            with contextlib.suppress(TooMuchWork):
+                return self._at_once(view, function)
         return await self._edge.reads.in_thread(lambda: function(self.history(view)))
+
+    def _at_once(self, view: RepositoryView, function: Callable[[History], _T]) -> _T:
+        """On the event loop, where a millisecond is little and a hand-over to a thread and back
+        costs a fifth of that. Raises TooMuchWork."""
+
+        def ask() -> _T:
+            view.packs  # noqa: B018 - opened in a thread
+            return function(self.history(view, _BUDGET_AT_ONCE))
+
+        return at_once(ask, Patience(_OBJECTS_AT_ONCE, _BYTES_AT_ONCE))
 
     async def ask(
         self,
@@ -105,13 +129,23 @@ class HistoryReads:
     ) -> _T:
         """The answer to a question of `storage/history/questions.py`.
 
-        `prepare` makes its arguments, `finish` the result of its answer; both read objects, and run
-        in a reader thread.
+        `prepare` makes its arguments, `finish` the result of its answer; both read objects. They
+        run here when the answer is small, in a reader thread when it is not, or first here and then
+        once more there: what they leave behind must be the same then.
 
         Raises:
             LimitExceeded: it took longer than `timeout_s`; names `timeout_limit`.
             Unavailable: too many wait already.
         """
+
+        def small(history: History) -> _T:
+            return finish(history, answer(history, question, prepare(history)))
+
+        if question in _AT_ONCE:
+            with contextlib.suppress(TooMuchWork):
+                found_at_once = self._at_once(view, small)
+                self._edge.metrics.questions.labels(question, "edge").inc()
+                return found_at_once
 
         def quickly() -> tuple[Mapping[str, Any], _T | None]:
             arguments = prepare(self.history(view))
@@ -140,6 +174,19 @@ class HistoryReads:
         """The parts of an answer of `storage/history/streams.py`; raises what `ask` raises. Close
         it: that ends the work. `prepare` has run when the first part comes.
         """
+
+        def small(history: History) -> list[dict[str, Any] | bytes]:
+            out = PartList(_STREAMED_HERE_BYTES_MAX)
+            STREAMS[question](history, prepare(history), out)
+            return out.parts
+
+        if question in _STREAMED_AT_ONCE:
+            with contextlib.suppress(TooMuchWork):
+                found_at_once = self._at_once(view, small)
+                self._edge.metrics.questions.labels(question, "edge").inc()
+                for part in found_at_once:
+                    yield part
+                return
 
         def quickly() -> tuple[Mapping[str, Any], list[dict[str, Any] | bytes] | None]:
             arguments = prepare(self.history(view))

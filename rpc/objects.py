@@ -98,15 +98,9 @@ def tree_entries(view: RepositoryView, tree: bytes, path: bytes = b"") -> Iterat
         InvalidArgument: no tree.
         MalformedObject
     """
-    kind, content = view.packs.get(tree)
-    if kind != TREE:
-        raise InvalidArgument(f"object {tree.hex()} is a {_type_name(kind)}, not a tree")
     prefix = path + b"/" if path else b""
-    try:
-        for name, mode, hex_oid in parse_tree(content, view.object_format.hash_bytes):
-            yield Entry(name, prefix + name, mode, bytes.fromhex(hex_oid.decode("ascii")))
-    except (ObjectFormatException, ValueError) as error:
-        raise MalformedObject(f"tree {tree.hex()} is malformed: {error}") from error
+    for name, mode, hex_oid in _parsed_tree(view, tree):
+        yield Entry(name, prefix + name, mode, bytes.fromhex(hex_oid.decode("ascii")))
 
 
 def entry_at(view: RepositoryView, root: bytes, path: bytes) -> Entry:
@@ -120,11 +114,13 @@ def entry_at(view: RepositoryView, root: bytes, path: bytes) -> Entry:
     for component in _components(path):
         if entry.type != TREE:
             raise NotFound(f"path {_shown(path)} does not exist: {_shown(entry.path)} is no folder")
-        children = tree_entries(view, entry.oid, entry.path)
-        found = next((child for child in children if child.name == component), None)
-        if found is None:
+        prefix = entry.path + b"/" if entry.path else b""
+        for name, mode, hex_oid in _parsed_tree(view, entry.oid):
+            if name == component:
+                entry = Entry(name, prefix + name, mode, bytes.fromhex(hex_oid.decode("ascii")))
+                break
+        else:
             raise NotFound(f"path {_shown(path)} does not exist")
-        entry = found
     return entry
 
 
@@ -176,6 +172,17 @@ def _parse_commit(view: RepositoryView, oid: bytes) -> Commit:
     except (ObjectFormatException, ValueError, AttributeError) as error:
         raise MalformedObject(f"commit {oid.hex()} is malformed: {error}") from error
     return commit
+
+
+def _parsed_tree(view: RepositoryView, tree: bytes) -> Iterator[tuple[bytes, int, bytes]]:
+    """(name, mode, id in hex) of each entry. Raises what `tree_entries` raises."""
+    kind, content = view.packs.get(tree)
+    if kind != TREE:
+        raise InvalidArgument(f"object {tree.hex()} is a {_type_name(kind)}, not a tree")
+    try:
+        yield from parse_tree(content, view.object_format.hash_bytes)
+    except (ObjectFormatException, ValueError) as error:
+        raise MalformedObject(f"tree {tree.hex()} is malformed: {error}") from error
 
 
 def _components(path: bytes) -> list[bytes]:

@@ -17,10 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
+from quorepo.cluster.state.glance import Glance
 from quorepo.cluster.state.reader import StateReader
 from quorepo.cluster.state.rows import PackRow, PathRow, RepositoryRow, RepositorySnapshot
 from quorepo.rpc.core_client import Core
 from quorepo.rpc.git_settings import is_hidden
+from quorepo.rpc.glances import Glances
 from quorepo.rpc.ref_tables import PeeledCache, RefTables, StoredTable, table_of
 from quorepo.rpc.rounds import Rounds
 from quorepo.storage.errors import NotFound, Unavailable
@@ -30,6 +32,7 @@ from quorepo.storage.git.ref_table_file import RefsOrigin
 from quorepo.storage.layout import GroupLayout
 from quorepo.storage.objectformat import ObjectFormat
 from quorepo.storage.packs import PackCache, PackSet, describe
+from quorepo.storage.patience import give_up
 
 __all__ = [
     "GROUP_DIRECTORY",
@@ -115,6 +118,9 @@ class RepositoryView:
     @property
     def packs(self) -> PackSet:
         """All objects at this revision. Opens pack indexes: call it off the event loop."""
+        if self._packs is not None:  # who has the lock may hold it for long
+            return self._packs
+        give_up()
         with self._lock:
             if self._packs is None:
                 self._packs = self._pack_cache.open(
@@ -137,6 +143,11 @@ class RepositoryView:
                 object_format=self.object_format,
             )
         return self._refs_view
+
+    @property
+    def knows_refs(self) -> bool:
+        """Whether `refs_view` is there already: then it reads nothing."""
+        return self._refs_view is not None
 
     def git_view(self) -> RefsView:
         """The refs that git clients may see; fetches are answered from nothing else. Reads packs:
@@ -210,6 +221,8 @@ class Reads:
             for group, reader in readers.items()
         }
         self._views = _ViewCache(_VIEW_COST_MAX)
+        glances = {group: Glance(layouts[group]) for group in readers}
+        self._glances = Glances(glances, GROUP_DIRECTORY)
         # Told of every new picture, in a reader thread.
         self.on_new_view: Callable[[RepositoryView], None] = lambda view: None
         self._threads = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="reads")
@@ -217,6 +230,7 @@ class Reads:
     def close(self) -> None:
         """Ends the reader threads."""
         self._threads.shutdown(wait=True, cancel_futures=True)
+        self._glances.close()
 
     def layout(self, group: int) -> GroupLayout:
         """Where a group's files lie on this node."""
@@ -287,7 +301,16 @@ class Reads:
         """The same, None when there is none: no path row, no repository row, or a tombstone."""
         if consistency == "linearizable":
             await self.confirm()
-        return await self.in_thread(lambda: self._find(path))
+        view = self._at_once(path)
+        return view or await self.in_thread(lambda: self._find(path))
+
+    def _at_once(self, path: str) -> RepositoryView | None:
+        """The picture that is remembered, if it is what this node's state shows now."""
+        found = self._glances.look(path)
+        view = None if found is None else self._views.get(found.row.repository_id)
+        if found is None or view is None:
+            return None
+        return view if view.path == path and view.row == found.row else None
 
     async def path_row(self, path: str) -> PathRow | None:
         """The reservation of a path on this node, whether or not its repository exists."""

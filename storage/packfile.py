@@ -27,6 +27,7 @@ from typing import Final, NamedTuple
 
 from quorepo.storage.errors import DamagedPack
 from quorepo.storage.objectformat import ObjectFormat
+from quorepo.storage.patience import give_up
 
 __all__ = [
     "BLOB",
@@ -378,6 +379,7 @@ class PackFile:
     def _loaded(self) -> Contents:
         contents = self._contents
         if contents is None:
+            give_up()
             with self._lock:
                 contents = self._contents
                 if contents is None:
@@ -387,6 +389,7 @@ class PackFile:
     def _loaded_index(self) -> _Index:
         index = self._index
         if index is None:
+            give_up()
             with self._lock:
                 index = self._index
                 if index is None:
@@ -398,6 +401,7 @@ class PackFile:
     def _loaded_reverse(self) -> tuple[array[int], array[int]]:
         reverse = self._reverse
         if reverse is None:
+            give_up()
             # Built outside the lock: several threads at once may do it for nothing, none waits.
             reverse = self._reverse = self._loaded_index().reverse()
         return reverse

@@ -34,6 +34,7 @@ from quorepo.storage.packfile import (
     PackFile,
     RawEntry,
 )
+from quorepo.storage.patience import charge, is_limited
 
 __all__ = [
     "BLOB",
@@ -198,6 +199,7 @@ class PackSet:
         found = cache.get((pack.number, offset))
         while found is None:
             header = pack.header(offset)
+            charge(header.size)
             if header.type_num in TYPE_NAMES:
                 content, _ = pack.inflate(offset, header)
                 found = (header.type_num, content)
@@ -208,11 +210,14 @@ class PackSet:
             offset = self._base_of(pack, offset, header, len(chain))
             found = cache.get((pack.number, offset))
         type_num, content = found
+        charge(len(content))
         for offset, header in reversed(chain):
             delta, _ = pack.inflate(offset, header)
             try:
+                if is_limited():
+                    charge(delta_sizes(delta)[1])
                 content = apply_delta_bytes(content, delta)
-            except ApplyDeltaError as error:
+            except (ApplyDeltaError, IndexError) as error:
                 raise pack.damaged(offset, str(error)) from error
             cache.put((pack.number, offset), type_num, content)
         return type_num, content

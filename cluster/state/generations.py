@@ -32,6 +32,7 @@ __all__ = ["create_first", "current_generation", "install", "remove_stale", "sta
 
 _CURRENT_PATTERN = re.compile(rb"state\.([1-9][0-9]{0,17})\.sqlite3\n")
 _STATE_PATTERN = re.compile(r"state\.([1-9][0-9]{0,17})\.sqlite3")
+_CURRENT_BYTES_MAX = 4096  # of a damaged one as much as says so
 _SIDE_FILES = ("-wal", "-shm", "-journal")
 _BUSY_TIMEOUT_S = 5.0
 
@@ -51,9 +52,14 @@ def current_generation(layout: GroupLayout) -> int | None:
     """
     path = _current_path(layout)
     try:
-        content = path.read_bytes()
+        # Before every read of a state: half as long as Path.read_bytes.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
+    try:
+        content = os.read(descriptor, _CURRENT_BYTES_MAX)
+    finally:
+        os.close(descriptor)
     match = _CURRENT_PATTERN.fullmatch(content)
     if match is None:
         raise FatalError(

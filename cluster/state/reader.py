@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from quorepo.cluster.state.database import check_format, connect_reader, reader_error
 from quorepo.cluster.state.generations import current_generation, state_path
+from quorepo.cluster.state.lookups import REPOSITORY_COLUMNS, path_in, repository_in
 from quorepo.cluster.state.reader_history import HistoryReads
 from quorepo.cluster.state.rows import (
     NodeRow,
@@ -43,10 +44,6 @@ __all__ = ["PruneRoots", "StateReader"]
 T = TypeVar("T")
 
 _IDLE_CONNECTIONS_MAX = 8
-_REPOSITORY_COLUMNS = (
-    "repository_id, incarnation, counter, object_format, head, prune_epoch, checksum, created_ms,"
-    " deleted_ms, detached_head, description, read_only, purge_ms, deleted_path, forked_from"
-)
 _PACK_COLUMNS = (
     "digest, index_digest, pack_bytes, index_bytes, object_count, thin_bytes, thin_object_count,"
     " added_counter, arrived_ms"
@@ -82,13 +79,13 @@ class StateReader(HistoryReads):
     def repository(self, repository_id: str) -> RepositoryRow | None:
         """The repository's row, also of a deleted one; None for an unknown id."""
         with self._reading() as (_, connection):
-            return _repository(connection, repository_id)
+            return repository_in(connection, repository_id)
 
     def repositories(self, after: str = "", limit: int = 1000) -> list[RepositoryRow]:
         """Repositories by id, deleted ones too, from behind `after`."""
         with self._reading() as (_, connection):
             rows = connection.execute(
-                f"SELECT {_REPOSITORY_COLUMNS} FROM repositories WHERE repository_id > ?"  # noqa: S608
+                f"SELECT {REPOSITORY_COLUMNS} FROM repositories WHERE repository_id > ?"  # noqa: S608
                 " ORDER BY repository_id LIMIT ?",
                 (after, limit),
             ).fetchall()
@@ -122,7 +119,7 @@ class StateReader(HistoryReads):
     def snapshot(self, repository_id: str) -> RepositorySnapshot:
         """Row, refs and packs of one moment. Raises NotFound: unknown or deleted repository."""
         with self._reading() as (generation, connection):
-            row = _repository(connection, repository_id)
+            row = repository_in(connection, repository_id)
             if row is not None and not row.deleted:
                 return RepositorySnapshot(
                     repository=row,
@@ -143,7 +140,7 @@ class StateReader(HistoryReads):
         """
         incarnation, counter = revision
         with self._reading() as (found, connection):
-            row = _repository(connection, repository_id)
+            row = repository_in(connection, repository_id)
             if row is None or row.deleted or found != generation:
                 return None
             if row.incarnation != incarnation or row.counter < counter:
@@ -173,7 +170,7 @@ class StateReader(HistoryReads):
     def prune_roots(self, repository_id: str, since_ms: int) -> PruneRoots | None:
         """What refs point to, and pointed to at log time `since_ms` or later. None: unknown id."""
         with self._reading() as (_, connection):
-            row = _repository(connection, repository_id)
+            row = repository_in(connection, repository_id)
             if row is None:
                 return None
             recent = connection.execute(
@@ -216,7 +213,7 @@ class StateReader(HistoryReads):
         """Tombstones that can be taken back, by repository id, from behind `after`."""
         with self._reading() as (_, connection):
             rows = connection.execute(
-                f"SELECT {_REPOSITORY_COLUMNS} FROM repositories WHERE deleted_ms IS NOT NULL"  # noqa: S608
+                f"SELECT {REPOSITORY_COLUMNS} FROM repositories WHERE deleted_ms IS NOT NULL"  # noqa: S608
                 " AND purge_ms > (SELECT log_time_ms FROM position) AND repository_id > ?"
                 " ORDER BY repository_id LIMIT ?",
                 (after, limit),
@@ -228,11 +225,7 @@ class StateReader(HistoryReads):
     def path(self, path: str) -> PathRow | None:
         """Which repository a normalized path names."""
         with self._reading() as (_, connection):
-            row = connection.execute(
-                "SELECT path, repository_id, group_id, created_ms FROM paths WHERE path = ?",
-                (path,),
-            ).fetchone()
-        return None if row is None else PathRow._make(row)
+            return path_in(connection, path)
 
     def paths(self, after: str = "", limit: int = 1000, prefix: str = "") -> list[PathRow]:
         """Paths sorted by UTF-8 bytes: those that start with `prefix`, from behind `after`."""
@@ -383,14 +376,6 @@ class StateReader(HistoryReads):
                 self._idle.append((generation, connection))
                 return
         connection.close()
-
-
-def _repository(connection: sqlite3.Connection, repository_id: str) -> RepositoryRow | None:
-    row = connection.execute(
-        f"SELECT {_REPOSITORY_COLUMNS} FROM repositories WHERE repository_id = ?",  # noqa: S608
-        (repository_id,),
-    ).fetchone()
-    return None if row is None else repository_row(row)
 
 
 def _refs(

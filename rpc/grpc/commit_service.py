@@ -35,4 +35,4 @@ class CommitService(TreeMethods, WalkMethods, commit_pb2_grpc.CommitServiceServi
             commit = commit_message(view, oid)
             return commit_pb2.GetCommitResponse(commit=commit, revision=revision_message(view))
 
-        return await self._history.read(view, read)
+        return await self._history.read(view, read, small=True)

@@ -35,6 +35,7 @@ __all__ = ["TreeMethods", "tree_of", "tree_start"]
 _PAGE_SIZE, _FILES_PAGE_SIZE = 100, 1000
 _LAST_COMMITS_MAX = 100
 _MATCHES = 100
+_CHECKED_AT_ONCE_MAX = 50  # names; more are looked up in a thread
 
 
 def tree_of(
@@ -162,7 +163,7 @@ class TreeMethods:
                 response.data = objects.read_blob(view, entry.oid)
             return response
 
-        return await self._history.read(view, read)
+        return await self._history.read(view, read, small=True)
 
     async def ListFiles(
         self, request: commit_pb2.ListFilesRequest, context: Context
@@ -286,7 +287,8 @@ class TreeMethods:
                 found.oid, found.type = oid.hex(), TYPES[history.objects.object_type(oid)]
             return response
 
-        return await self._history.read(view, read)
+        small = len(request.revisions) <= _CHECKED_AT_ONCE_MAX
+        return await self._history.read(view, read, small=small)
 
 
 def tree_start(

@@ -110,7 +110,9 @@ class OperationService(MergeOperations, operation_pb2_grpc.OperationServiceServi
         return await self._commit(view, header.start or b"HEAD")
 
     async def _commit(self, view: RepositoryView, name: bytes) -> bytes:
-        return await self._history.read(view, lambda history: commit_named(history, view, name))
+        return await self._history.read(
+            view, lambda history: commit_named(history, view, name), small=True
+        )
 
     @recorded
     async def CreateBranch(
@@ -159,7 +161,7 @@ class OperationService(MergeOperations, operation_pb2_grpc.OperationServiceServi
 
         async def build(view: RepositoryView) -> Built:
             target = await self._history.read(
-                view, lambda history: resolve(history, view, request.target)
+                view, lambda history: resolve(history, view, request.target), small=True
             )
             if not message:
                 return Built(target, None, {"oid": target.hex(), "target": target.hex()})

@@ -96,7 +96,10 @@ class RefReadMethods:
             detached = ref_pb2.Ref(name=b"HEAD", oid=view.row.detached_head.hex())
             return ref_pb2.GetRefResponse(ref=detached, revision=revision_message(view))
         name = (view.head or b"") if is_head else request.name
-        row = await self._edge.reads.in_thread(lambda: view.refs_view().table.find(name))
+        if view.knows_refs:
+            row = view.refs_view().table.find(name)
+        else:
+            row = await self._edge.reads.in_thread(lambda: view.refs_view().table.find(name))
         if row is None:
             raise NotFound(f"ref {shown(request.name)} of {view.path!r} does not exist")
         ref = _ref_message(*row)

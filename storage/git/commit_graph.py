@@ -33,6 +33,7 @@ from quorepo.storage.errors import CorruptPack
 from quorepo.storage.git.derived import has_derived, read_derived, write_derived
 from quorepo.storage.logs import fields
 from quorepo.storage.packs import COMMIT, OFS_DELTA, REF_DELTA, PackFile, PackSet
+from quorepo.storage.patience import give_up
 
 __all__ = [
     "Commit",
@@ -177,6 +178,7 @@ def is_at_hand(objects: PackSet) -> bool:
 
 
 def _provide(objects: PackSet, missing: Sequence[PackFile]) -> None:
+    give_up()
     known = [_graphs[pack].get for pack in objects.packs if pack in _graphs]
     unread = []
     for pack in missing:

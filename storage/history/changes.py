@@ -9,7 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from quorepo.storage.history.source import FOLDER_MODES, History, is_folder, mode_number
+from quorepo.storage.history.source import (
+    ENTRIES_PER_STEP,
+    FOLDER_MODES,
+    History,
+    is_folder,
+    mode_number,
+)
 
 __all__ = ["Change", "PathFilter", "Side", "changed_paths"]
 
@@ -93,6 +99,7 @@ def changed_paths(
         if old_tree == new_tree:
             continue
         before, after = history.tree(old_tree), history.tree(new_tree)
+        history.spend((len(before) + len(after)) // ENTRIES_PER_STEP)
         for name in before.keys() | after.keys():
             was, now = before.get(name), after.get(name)
             if was == now:

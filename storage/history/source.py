@@ -13,8 +13,10 @@ from quorepo.storage.errors import InvalidArgument, NotFound
 from quorepo.storage.git.commit_graph import is_at_hand, parse_commit
 from quorepo.storage.git.commits import Commit, CommitCache, CommitReader
 from quorepo.storage.packs import BLOB, COMMIT, TREE, TYPE_NAMES, PackSet
+from quorepo.storage.patience import TooMuchWork
 
 __all__ = [
+    "ENTRIES_PER_STEP",
     "FOLDER_MODES",
     "GITLINK_MODE",
     "SYMLINK_MODE",
@@ -41,11 +43,8 @@ SYMLINK_MODE = b"120000"
 _TREE_ENTRIES_CACHED_MAX = 200_000  # about 150 bytes each
 _DIFFERENCES_CACHED_MAX = 5000  # about 1 KiB each
 _UNCHANGED_COMMITS_CACHED_MAX = 50_000  # of all paths together; about 100 bytes each
+ENTRIES_PER_STEP = 500  # of a tree that is looked through, whether or not it had to be read
 _EMPTY: Tree = {}
-
-
-class TooMuchWork(Exception):
-    """The question needs more than its budget: ask it in a worker process."""
 
 
 class Caches:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from quorepo.storage.history.source import History, is_folder, mode_number
+from quorepo.storage.history.source import ENTRIES_PER_STEP, History, is_folder, mode_number
 
 __all__ = ["LfsPointer", "Listed", "lfs_pointer", "list_tree"]
 
@@ -88,5 +88,7 @@ def lfs_pointer(history: History, oid: bytes, size: int) -> LfsPointer | None:
 
 
 def _level(history: History, tree: bytes, prefix: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
-    for name, (mode, oid) in history.tree(tree).items():
+    entries = history.tree(tree)
+    history.spend(len(entries) // ENTRIES_PER_STEP)
+    for name, (mode, oid) in entries.items():
         yield prefix + name, mode, oid

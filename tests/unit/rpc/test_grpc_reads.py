@@ -10,7 +10,7 @@ import io
 import subprocess
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -552,3 +552,45 @@ def test_reads_say_at_which_revision_and_wait_for_one(api: Api) -> None:
     assert api.refused(api.commits.IsAncestor, request).info.reason == "REVISION_NOT_REACHED"
     request.consistency.CopyFrom(common_pb2.Consistency(local=common_pb2.Consistency.Local()))
     assert api.call(api.commits.IsAncestor, request).is_ancestor
+
+
+def test_what_is_small_is_answered_at_once_and_still_new(
+    tmp_path: Path, work: WorkTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def head(name: str) -> str:
+        return work.git("rev-parse", name).stdout.strip()
+
+    with serving_api(tmp_path / "data") as api:
+        url = api.under_test.url(PATH)
+        work.git("push", "--quiet", url, "main~1:refs/heads/main")
+        reads = api.under_test.edge.reads
+        in_threads: list[object] = []
+        in_thread = reads.in_thread
+
+        async def counted(function: Callable[[], Any]) -> Any:
+            if function.__qualname__.startswith(("Reads.find", "HistoryReads.read")):
+                in_threads.append(function)
+            return await in_thread(function)
+
+        monkeypatch.setattr(reads, "in_thread", counted)
+
+        def asked() -> str:
+            request = commit_pb2.GetCommitRequest(repository=PATH, commit=b"main")
+            return str(api.call(api.commits.GetCommit, request).commit.oid)
+
+        assert asked() == head("main~1")
+        in_threads.clear()
+        for _ in range(3):
+            assert asked() == head("main~1")
+        assert not in_threads
+        work.git("push", "--quiet", url, "main")
+        for _ in range(2):
+            assert asked() == head("main")
+        in_threads.clear()
+        assert asked() == head("main")
+        assert not in_threads
+        api.call(
+            api.repositories.DeleteRepository, repository_pb2.DeleteRepositoryRequest(path=PATH)
+        )
+        request = commit_pb2.GetCommitRequest(repository=PATH, commit=b"main")
+        assert api.refused(api.commits.GetCommit, request).code == "NOT_FOUND"
