@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from pathlib import Path
 
@@ -68,9 +69,9 @@ def test_what_has_to_be_opened_first_is_left_to_a_thread(objects: PackSet) -> No
 def test_large_objects_and_many_objects_are_left_to_a_thread(objects: PackSet) -> None:
     large, grown = oid_of(LARGE), oid_of(GROWN)
     objects.get(oid_of(SMALL))
-    for oid in (large, grown):
+    for name in (large, grown):
         with pytest.raises(TooMuchWork):
-            at_once(lambda oid=oid: objects.get(oid), Patience(10, 99_999))
+            at_once(functools.partial(objects.get, name), Patience(10, 99_999))
     assert at_once(lambda: objects.get(large), Patience(10, 300_000))[1] == LARGE
     assert objects.get(grown)[1] == GROWN
     with pytest.raises(TooMuchWork):  # also when they are at hand: whoever gets them reads them
