@@ -8,13 +8,16 @@ import http.client
 import io
 import itertools
 import os
+import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from typing import BinaryIO
+from urllib.parse import SplitResult, unquote, urlsplit
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _READ_BYTES = 1 << 20
@@ -58,17 +61,16 @@ class Target:
 
     def post(self, body: bytes, keep: Path | None = None) -> int:
         """Sends one fetch or ls-refs request and drains the answer; returns its bytes."""
-        connection, path, headers = self._connect()
-        headers["Content-Type"] = "application/x-git-upload-pack-request"
-        connection.request("POST", f"{path}/git-upload-pack", body, headers)
-        return _drain(connection, keep)
+        headers = {
+            "Content-Type": "application/x-git-upload-pack-request",
+            "Content-Length": str(len(body)),
+            "Git-Protocol": "version=2",
+        }
+        return self._exchange("POST", "git-upload-pack", headers, body, keep)
 
     def advertisement(self, keep: Path | None = None, service: str = "git-upload-pack") -> int:
         """GET info/refs of protocol v0, all refs in it."""
-        connection, path, headers = self._connect()
-        del headers["Git-Protocol"]
-        connection.request("GET", f"{path}/info/refs?service={service}", headers=headers)
-        return _drain(connection, keep)
+        return self._exchange("GET", f"info/refs?service={service}", {}, b"", keep)
 
     def push(self, updates: Sequence[tuple[str, str, str]], pack: bytes | Path) -> int:
         """One push of (old, new, name), and its report looked at; returns the report's bytes."""
@@ -92,28 +94,70 @@ class Target:
         """One push of new refs to objects that are there; git's client takes minutes for many."""
         self.push([("0" * 40, oid, name) for name, oid in refs.items()], EMPTY_PACK)
 
+    def _exchange(
+        self, method: str, what: str, headers: dict[str, str], body: bytes, keep: Path | None
+    ) -> int:
+        """One request on a connection of its own. By hand: Python's HTTP client takes as long as
+        a small answer does.
+        """
+        parts, own = self._parts()
+        lines = [f"{method} {parts.path}/{what} HTTP/1.1", f"Host: {parts.netloc.split('@')[-1]}"]
+        lines += [f"{name}: {value}" for name, value in {**headers, **own}.items()]
+        with socket.create_connection((parts.hostname, parts.port), 3600) as connection:
+            connection.sendall("\r\n".join([*lines, "\r\n"]).encode() + body)
+            with (
+                connection.makefile("rb") as answer,
+                open(keep or os.devnull, "wb") as out,
+            ):
+                total = _drain(answer, out)
+        assert total > 100, "an empty answer"
+        return total
+
     def _connect(self) -> tuple[http.client.HTTPConnection, str, dict[str, str]]:
-        parts = urlsplit(self.url)
-        headers = {"Git-Protocol": "version=2"}
-        if parts.username:
-            token = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-            headers["Authorization"] = "Basic " + base64.b64encode(token.encode()).decode()
+        parts, headers = self._parts()
         assert parts.hostname
         return http.client.HTTPConnection(parts.hostname, parts.port, 3600), parts.path, headers
 
+    def _parts(self) -> tuple[SplitResult, dict[str, str]]:
+        parts = urlsplit(self.url)
+        headers = {}
+        if parts.username:
+            token = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            headers["Authorization"] = "Basic " + base64.b64encode(token.encode()).decode()
+        return parts, headers
 
-def _drain(connection: http.client.HTTPConnection, keep: Path | None) -> int:
-    response = connection.getresponse()
-    assert response.status == 200, (response.status, response.read(500))
-    buffer = bytearray(_READ_BYTES)
+
+def _drain(answer: BufferedReader, out: BinaryIO) -> int:
+    """Reads one answer; returns the bytes of its body, which go to `out`."""
+    status = answer.readline()
+    headers = {}
+    while line := answer.readline().decode().strip().lower():
+        key, _, value = line.partition(": ")
+        headers[key] = value
+    assert b" 200 " in status, (status, headers, answer.read(500))
+    buffer = memoryview(bytearray(_READ_BYTES))
+    if headers.get("transfer-encoding") != "chunked":
+        length = headers.get("content-length")
+        return _copy(answer, out, buffer, None if length is None else int(length))
     total = 0
-    with open(keep or os.devnull, "wb") as out:
-        while size := response.readinto(buffer):
-            total += size
-            if keep:
-                out.write(buffer[:size])
-    connection.close()
-    assert total > 100, "an empty answer"
+    while size := int(answer.readline(), 16):
+        total += _copy(answer, out, buffer, size)
+        answer.readline()
+    answer.readline()
+    return total
+
+
+def _copy(answer: BufferedReader, out: BinaryIO, buffer: memoryview, size: int | None) -> int:
+    """So many bytes, or all up to the end of the connection."""
+    total = 0
+    while total != size:
+        wanted = len(buffer) if size is None else min(len(buffer), size - total)
+        count = answer.readinto(buffer[:wanted])
+        if not count:
+            break
+        total += count
+        out.write(buffer[:count])
+    assert size is None or total == size, f"{total} of {size} bytes"
     return total
 
 
