@@ -96,6 +96,7 @@ class EdgeContext:
     disk: DiskReserve
     clock_ms: Callable[[], int] = _clock_ms  # Unix time, ms
     packs_to_derive: int = 0  # that wait for their derived files, or are being given them
+    imports_running: int = 0  # from other servers
     stopping: bool = False  # new requests are refused, see `stop_taking`
     on_fatal: Callable[[FatalError], None] = _exit_at_once
     upkeep_lock: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)

@@ -334,6 +334,8 @@ class ServingStatus(_message.Message):
     JOBS_WAITING_FIELD_NUMBER: _builtins.int
     JOBS_WAITING_MAX_FIELD_NUMBER: _builtins.int
     PACKS_TO_DERIVE_FIELD_NUMBER: _builtins.int
+    IMPORTS_RUNNING_FIELD_NUMBER: _builtins.int
+    IMPORTS_RUNNING_MAX_FIELD_NUMBER: _builtins.int
     answers_kept: _builtins.int
     """finished packs that the next client of the same is sent"""
     answers_bytes: _builtins.int
@@ -349,6 +351,10 @@ class ServingStatus(_message.Message):
     """workers.queue_max; more are refused as busy"""
     packs_to_derive: _builtins.int
     """large packs whose tables of changes are not made yet"""
+    imports_running: _builtins.int
+    """from other servers"""
+    imports_running_max: _builtins.int
+    """imports.concurrent_max; more are refused as busy"""
     def __init__(
         self,
         *,
@@ -360,10 +366,12 @@ class ServingStatus(_message.Message):
         jobs_waiting: _builtins.int = ...,
         jobs_waiting_max: _builtins.int = ...,
         packs_to_derive: _builtins.int = ...,
+        imports_running: _builtins.int = ...,
+        imports_running_max: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers_bytes", b"answers_bytes", "answers_bytes_max", b"answers_bytes_max", "answers_kept", b"answers_kept", "jobs_running", b"jobs_running", "jobs_waiting", b"jobs_waiting", "jobs_waiting_max", b"jobs_waiting_max", "packs_to_derive", b"packs_to_derive", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers_bytes", b"answers_bytes", "answers_bytes_max", b"answers_bytes_max", "answers_kept", b"answers_kept", "imports_running", b"imports_running", "imports_running_max", b"imports_running_max", "jobs_running", b"jobs_running", "jobs_waiting", b"jobs_waiting", "jobs_waiting_max", b"jobs_waiting_max", "packs_to_derive", b"packs_to_derive", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

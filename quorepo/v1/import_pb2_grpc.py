@@ -81,8 +81,8 @@ class ImportServiceServicer:
 
     def ImportRepository(self, request, context):
         """Makes a repository from what another git server serves over HTTP(S): its branches and tags, in
-        the background, in one transaction. The operation is known to the node that is asked; the
-        repository is made or not, whatever becomes of that node. Repeated with the same request id
+        the background, in one transaction. It runs on the node that is asked; the repository is made or
+        not, whatever becomes of that node. Repeated with the same request id
         while it runs, or after it was done, it begins nothing; after a failure it tries again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -90,10 +90,11 @@ class ImportServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetOperation(self, request, context):
-        """How far an operation in the background is. The node that its name tells knows it until it
-        restarts or the operation has been over for `imports.kept_s`. Afterwards, and on other nodes,
-        an operation that was done is still told of for the window of request ids (two hours);
-        otherwise NOT_FOUND: repeat ImportRepository with the same request id, which is harmless.
+        """How far an operation in the background is, on any node: it asks the node that the name tells,
+        which knows until it restarts or the operation has been over for `imports.kept_s`. When that
+        node does not answer or does not know, an operation that was done is still told of for the
+        window of request ids (two hours); otherwise NOT_FOUND: repeat ImportRepository with the same
+        request id, which is harmless.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -114,7 +115,7 @@ class ImportServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelOperation(self, request, context):
-        """Stops an operation in the background, on the node that runs it; nothing is left behind. One
+        """Stops an operation in the background, asked of any node; nothing is left behind. One
         that a majority is agreeing on already goes on: the answer says what became of it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -41,22 +41,23 @@ class ImportServiceStub:
     """
     ImportRepository: _grpc.UnaryUnaryMultiCallable[_import_pb2.ImportRepositoryRequest, _import_pb2.ImportRepositoryResponse]
     """Makes a repository from what another git server serves over HTTP(S): its branches and tags, in
-    the background, in one transaction. The operation is known to the node that is asked; the
-    repository is made or not, whatever becomes of that node. Repeated with the same request id
+    the background, in one transaction. It runs on the node that is asked; the repository is made or
+    not, whatever becomes of that node. Repeated with the same request id
     while it runs, or after it was done, it begins nothing; after a failure it tries again.
     """
     GetOperation: _grpc.UnaryUnaryMultiCallable[_import_pb2.GetOperationRequest, _import_pb2.GetOperationResponse]
-    """How far an operation in the background is. The node that its name tells knows it until it
-    restarts or the operation has been over for `imports.kept_s`. Afterwards, and on other nodes,
-    an operation that was done is still told of for the window of request ids (two hours);
-    otherwise NOT_FOUND: repeat ImportRepository with the same request id, which is harmless.
+    """How far an operation in the background is, on any node: it asks the node that the name tells,
+    which knows until it restarts or the operation has been over for `imports.kept_s`. When that
+    node does not answer or does not know, an operation that was done is still told of for the
+    window of request ids (two hours); otherwise NOT_FOUND: repeat ImportRepository with the same
+    request id, which is harmless.
     """
     ListOperations: _grpc.UnaryUnaryMultiCallable[_import_pb2.ListOperationsRequest, _import_pb2.ListOperationsResponse]
     """The operations that the node that is asked knows, the oldest first."""
     WaitOperation: _grpc.UnaryUnaryMultiCallable[_import_pb2.WaitOperationRequest, _import_pb2.WaitOperationResponse]
     """Answers when the operation is over, or after `timeout_s`, with how far it is."""
     CancelOperation: _grpc.UnaryUnaryMultiCallable[_import_pb2.CancelOperationRequest, _import_pb2.CancelOperationResponse]
-    """Stops an operation in the background, on the node that runs it; nothing is left behind. One
+    """Stops an operation in the background, asked of any node; nothing is left behind. One
     that a majority is agreeing on already goes on: the answer says what became of it.
     """
 
@@ -71,22 +72,23 @@ class ImportServiceAsyncStub(ImportServiceStub):
     """
     ImportRepository: _aio.UnaryUnaryMultiCallable[_import_pb2.ImportRepositoryRequest, _import_pb2.ImportRepositoryResponse]  # type: ignore[assignment]
     """Makes a repository from what another git server serves over HTTP(S): its branches and tags, in
-    the background, in one transaction. The operation is known to the node that is asked; the
-    repository is made or not, whatever becomes of that node. Repeated with the same request id
+    the background, in one transaction. It runs on the node that is asked; the repository is made or
+    not, whatever becomes of that node. Repeated with the same request id
     while it runs, or after it was done, it begins nothing; after a failure it tries again.
     """
     GetOperation: _aio.UnaryUnaryMultiCallable[_import_pb2.GetOperationRequest, _import_pb2.GetOperationResponse]  # type: ignore[assignment]
-    """How far an operation in the background is. The node that its name tells knows it until it
-    restarts or the operation has been over for `imports.kept_s`. Afterwards, and on other nodes,
-    an operation that was done is still told of for the window of request ids (two hours);
-    otherwise NOT_FOUND: repeat ImportRepository with the same request id, which is harmless.
+    """How far an operation in the background is, on any node: it asks the node that the name tells,
+    which knows until it restarts or the operation has been over for `imports.kept_s`. When that
+    node does not answer or does not know, an operation that was done is still told of for the
+    window of request ids (two hours); otherwise NOT_FOUND: repeat ImportRepository with the same
+    request id, which is harmless.
     """
     ListOperations: _aio.UnaryUnaryMultiCallable[_import_pb2.ListOperationsRequest, _import_pb2.ListOperationsResponse]  # type: ignore[assignment]
     """The operations that the node that is asked knows, the oldest first."""
     WaitOperation: _aio.UnaryUnaryMultiCallable[_import_pb2.WaitOperationRequest, _import_pb2.WaitOperationResponse]  # type: ignore[assignment]
     """Answers when the operation is over, or after `timeout_s`, with how far it is."""
     CancelOperation: _aio.UnaryUnaryMultiCallable[_import_pb2.CancelOperationRequest, _import_pb2.CancelOperationResponse]  # type: ignore[assignment]
-    """Stops an operation in the background, on the node that runs it; nothing is left behind. One
+    """Stops an operation in the background, asked of any node; nothing is left behind. One
     that a majority is agreeing on already goes on: the answer says what became of it.
     """
 
@@ -110,8 +112,8 @@ class ImportServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_import_pb2.ImportRepositoryResponse, _abc.Awaitable[_import_pb2.ImportRepositoryResponse]]:
         """Makes a repository from what another git server serves over HTTP(S): its branches and tags, in
-        the background, in one transaction. The operation is known to the node that is asked; the
-        repository is made or not, whatever becomes of that node. Repeated with the same request id
+        the background, in one transaction. It runs on the node that is asked; the repository is made or
+        not, whatever becomes of that node. Repeated with the same request id
         while it runs, or after it was done, it begins nothing; after a failure it tries again.
         """
 
@@ -121,10 +123,11 @@ class ImportServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _import_pb2.GetOperationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_import_pb2.GetOperationResponse, _abc.Awaitable[_import_pb2.GetOperationResponse]]:
-        """How far an operation in the background is. The node that its name tells knows it until it
-        restarts or the operation has been over for `imports.kept_s`. Afterwards, and on other nodes,
-        an operation that was done is still told of for the window of request ids (two hours);
-        otherwise NOT_FOUND: repeat ImportRepository with the same request id, which is harmless.
+        """How far an operation in the background is, on any node: it asks the node that the name tells,
+        which knows until it restarts or the operation has been over for `imports.kept_s`. When that
+        node does not answer or does not know, an operation that was done is still told of for the
+        window of request ids (two hours); otherwise NOT_FOUND: repeat ImportRepository with the same
+        request id, which is harmless.
         """
 
     @_abc_1.abstractmethod
@@ -149,7 +152,7 @@ class ImportServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _import_pb2.CancelOperationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_import_pb2.CancelOperationResponse, _abc.Awaitable[_import_pb2.CancelOperationResponse]]:
-        """Stops an operation in the background, on the node that runs it; nothing is left behind. One
+        """Stops an operation in the background, asked of any node; nothing is left behind. One
         that a majority is agreeing on already goes on: the answer says what became of it.
         """
 

@@ -125,7 +125,8 @@ def _serving_lines(document: dict[str, Any]) -> str:
     lines = [
         "Serving at {name}: {answers_kept} answers kept ({kept_mib:.1f} of {max_mib:.0f} MiB), "
         "{jobs_running} of {workers} workers busy, {jobs_waiting} of {jobs_waiting_max} jobs wait, "
-        "{packs_to_derive} packs to derive".format(
+        "{packs_to_derive} packs to derive, "
+        "{imports_running} of {imports_running_max} imports run".format(
             name=node["name"],
             kept_mib=node["serving"]["answers_bytes"] / 2**20,
             max_mib=node["serving"]["answers_bytes_max"] / 2**20,

@@ -11,17 +11,12 @@ import asyncio
 import contextlib
 import time
 
-import grpc
-import grpc.aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
 from quorepo import __version__
 from quorepo.cluster.state.machine_membership import HISTORY_ROWS_MAX
 from quorepo.cluster.state.members import ChangeRow
 from quorepo.cluster.state.reader import StateReader
 from quorepo.cluster.state.rows import NodeRow
 from quorepo.internal.v1 import core_pb2
-from quorepo.rpc.config import NodeConfig
 from quorepo.rpc.context import EdgeContext
 from quorepo.rpc.grpc.conversions import time_left_s
 from quorepo.rpc.grpc.errors import Context
@@ -35,9 +30,9 @@ from quorepo.rpc.grpc.member_views import (
     node_message,
     verification_message,
 )
+from quorepo.rpc.grpc.peer_channels import PeerChannels
 from quorepo.rpc.members import Asked, Members
 from quorepo.rpc.reads import GROUP_DIRECTORY
-from quorepo.rpc.tls import trusted_by
 from quorepo.storage.errors import InvalidArgument, NotFound, Unavailable
 from quorepo.v1 import cluster_pb2, cluster_pb2_grpc
 
@@ -61,8 +56,7 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
 
     def __init__(self, edge: EdgeContext) -> None:
         self._edge = edge
-        tls = edge.config.grpc.tls
-        self._peers = _Peers(None if tls is None else _credentials(edge.config))
+        self._peers = PeerChannels(edge.config)
         self._members = Members(edge)
         self._directory = StateReader(edge.reads.layout(GROUP_DIRECTORY))
 
@@ -325,6 +319,8 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
             jobs_waiting=edge.workers.queued,
             jobs_waiting_max=edge.config.workers.queue_max,
             packs_to_derive=edge.packs_to_derive,
+            imports_running=edge.imports_running,
+            imports_running_max=edge.config.imports.concurrent_max,
         )
 
     async def _registered(self) -> list[NodeRow]:
@@ -341,50 +337,3 @@ def _change_id(text: str) -> bytes:
         raise InvalidArgument(
             f"{text[:80]!r} is no id of a change", next_step="quorepo cluster history"
         ) from None
-
-
-def _credentials(config: NodeConfig) -> grpc.ChannelCredentials:
-    assert config.grpc.tls is not None
-    tls = config.cluster.tls
-    return grpc.ssl_channel_credentials(
-        trusted_by(config.grpc.tls, tls),
-        # Shown where a listener asks for one (client_ca_file).
-        private_key=tls.key_file.read_bytes(),
-        certificate_chain=tls.certificate_file.read_bytes(),
-    )
-
-
-class _Peers:
-    """Channels to the other nodes' public API, kept open by address."""
-
-    def __init__(self, credentials: grpc.ChannelCredentials | None) -> None:
-        """With `credentials` over TLS: what one node of a cluster has, all have."""
-        self._credentials = credentials
-        self._channels: dict[str, grpc.aio.Channel] = {}
-
-    async def health(self, address: str, timeout_s: float) -> bool | None:
-        """Does the node serve? None when it does not answer in time."""
-        if address not in self._channels:
-            options = [
-                ("grpc.enable_http_proxy", 0),
-                ("grpc.initial_reconnect_backoff_ms", 50),
-                ("grpc.min_reconnect_backoff_ms", 50),
-                ("grpc.max_reconnect_backoff_ms", 500),
-            ]
-            self._channels[address] = (
-                grpc.aio.insecure_channel(address, options=options)
-                if self._credentials is None
-                else grpc.aio.secure_channel(address, self._credentials, options=options)
-            )
-        stub = health_pb2_grpc.HealthStub(self._channels[address])
-        try:
-            answer = await stub.Check(
-                health_pb2.HealthCheckRequest(service="readiness"), timeout=timeout_s
-            )
-        except grpc.aio.AioRpcError:
-            return None
-        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-
-    async def close(self) -> None:
-        for channel in self._channels.values():
-            await channel.close()

@@ -1,9 +1,16 @@
-"""ImportService of quorepo.v1: repositories made from a bundle or from another server."""
+"""ImportService of quorepo.v1: repositories made from a bundle or from another server.
+
+An operation is known to the node that runs it; the others pass questions about it on to that node.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any, cast
 
+from google.protobuf.message import Message
+
+from quorepo.cluster.state.reader import StateReader
 from quorepo.rpc.context import EdgeContext
 from quorepo.rpc.grpc.byte_streams import ByteRequest
 from quorepo.rpc.grpc.conversions import (
@@ -16,11 +23,12 @@ from quorepo.rpc.grpc.conversions import (
 )
 from quorepo.rpc.grpc.errors import Context
 from quorepo.rpc.grpc.interceptor import caller
+from quorepo.rpc.grpc.peer_channels import PeerChannels, was_passed_on
 from quorepo.rpc.grpc.ref_writes import revision_of
 from quorepo.rpc.imports.fetching import Source
 from quorepo.rpc.imports.running import Imports, Operation
 from quorepo.rpc.new_repositories import Content, Made, NewRepositories, telling_the_end
-from quorepo.rpc.reads import GROUP_STORAGE
+from quorepo.rpc.reads import GROUP_DIRECTORY, GROUP_STORAGE
 from quorepo.rpc.repositories import Origin
 from quorepo.rpc.uploads import Incoming, Upload
 from quorepo.storage.errors import InvalidArgument
@@ -34,6 +42,8 @@ PB = import_pb2
 _PAGE_SIZE, _PAGE_SIZE_MAX = 100, 1000
 _WAIT_S_MAX = 600.0
 _MESSAGE_CHARACTERS_MAX = 1000
+_ASK_S = 5.0  # for another node to say what it knows
+_OfOperation = PB.GetOperationRequest | PB.WaitOperationRequest | PB.CancelOperationRequest
 _STATES = {
     "running": PB.LongRunningOperation.STATE_RUNNING,
     "done": PB.LongRunningOperation.STATE_DONE,
@@ -49,10 +59,14 @@ class ImportService(import_pb2_grpc.ImportServiceServicer):
         self._edge = edge
         self._new = NewRepositories(edge)
         self._imports = Imports(edge, self._new)
+        self._peers = PeerChannels(edge.config)
+        self._directory = StateReader(edge.reads.layout(GROUP_DIRECTORY))
 
     async def close(self) -> None:
-        """Ends the imports that run, and closes the connection to the state."""
+        """Ends the imports that run, and closes the connections."""
         await self._imports.close()
+        await self._peers.close()
+        self._directory.close()
         self._new.close()
 
     async def CreateRepositoryFromBundle(
@@ -114,7 +128,14 @@ class ImportService(import_pb2_grpc.ImportServiceServicer):
         self, request: PB.GetOperationRequest, context: Context
     ) -> PB.GetOperationResponse:
         """How far it is."""
-        return PB.GetOperationResponse(operation=_message(await self._find(request.name)))
+        self._edge.authenticator.authorize(caller(), "read")
+        answer, why = await self._elsewhere(
+            "GetOperation", request, PB.GetOperationResponse, context, _ASK_S
+        )
+        if answer is not None:
+            return cast(PB.GetOperationResponse, answer)
+        operation = await self._imports.get(request.name, caller().user, why)
+        return PB.GetOperationResponse(operation=_message(operation))
 
     async def ListOperations(
         self, request: PB.ListOperationsRequest, context: Context
@@ -138,8 +159,14 @@ class ImportService(import_pb2_grpc.ImportServiceServicer):
         """Waits for its end, within the deadline."""
         if not 0 <= request.timeout_s <= _WAIT_S_MAX:
             raise InvalidArgument(f"timeout_s must be 0 to {_WAIT_S_MAX:g}")
-        operation = await self._find(request.name)
+        self._edge.authenticator.authorize(caller(), "read")
         wait_s = time_left_s(context, request.timeout_s or _WAIT_S_MAX)
+        answer, why = await self._elsewhere(
+            "WaitOperation", request, PB.WaitOperationResponse, context, wait_s + _ASK_S
+        )
+        if answer is not None:
+            return cast(PB.WaitOperationResponse, answer)
+        operation = await self._imports.get(request.name, caller().user, why)
         await self._imports.wait(operation, wait_s)
         return PB.WaitOperationResponse(operation=_message(operation))
 
@@ -148,12 +175,35 @@ class ImportService(import_pb2_grpc.ImportServiceServicer):
     ) -> PB.CancelOperationResponse:
         """Stops it, unless it is over or proposed."""
         self._edge.authenticator.authorize(caller(), "create")
-        operation = await self._imports.cancel(request.name, caller().user)
+        answer, why = await self._elsewhere(
+            "CancelOperation", request, PB.CancelOperationResponse, context, _WAIT_S_MAX
+        )
+        if answer is not None:
+            return cast(PB.CancelOperationResponse, answer)
+        operation = await self._imports.cancel(request.name, caller().user, why)
         return PB.CancelOperationResponse(operation=_message(operation))
 
-    async def _find(self, name: str) -> Operation:
-        self._edge.authenticator.authorize(caller(), "read")
-        return await self._imports.get(name, caller().user)
+    async def _elsewhere(
+        self, method: str, request: _OfOperation, kind: Any, context: Context, timeout_s: float
+    ) -> tuple[Message | None, str]:
+        """The answer of the node that runs the operation, when that is another one; else why
+        there is none, to go on a sentence."""
+        node = self._imports.node_of(request.name)
+        if node == self._edge.config.node.name or was_passed_on(context):
+            return None, ""
+        rows = await self._edge.reads.in_thread(self._directory.nodes)
+        address = next((row.grpc_address for row in rows if row.name == node), "")
+        if not address:
+            return None, f": {node} is no member"
+        answer: Message | None = await self._peers.pass_on(
+            address,
+            f"/quorepo.v1.ImportService/{method}",
+            request,
+            kind,
+            context,
+            time_left_s(context, timeout_s),
+        )
+        return answer, "" if answer else f", and node {node} does not know it or does not answer"
 
 
 def _order(operation: Operation) -> str:

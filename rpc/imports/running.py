@@ -118,11 +118,18 @@ class Imports:
             operation.task = asyncio.create_task(work, name=f"import {path}")
         self._operations.pop(name, None)
         self._operations[name] = operation
-        self._edge.metrics.imports_running.set(sum(not o.over for o in self._operations.values()))
+        self._count()
         return operation
 
-    async def get(self, name: str, actor: str) -> Operation:
-        """An operation by name.
+    def node_of(self, name: str) -> str:
+        """The node that runs, or ran, the operation. Raises InvalidArgument: no such name."""
+        return _parts(name)[0]
+
+    async def get(self, name: str, actor: str, why: str = "") -> Operation:
+        """An operation by name, as this node knows it.
+
+        Args:
+            why: of an operation of another node: why that one did not answer, for the NotFound.
 
         Raises:
             InvalidArgument: no such name. Unavailable
@@ -140,11 +147,12 @@ class Imports:
             operation.end_ms = 0  # not known any more
             return operation
         own = node == self._edge.config.node.name
-        why = " any more: the node was started again, or it has been over for long" if own else ""
+        if own:
+            why = " any more: the node was started again, or it has been over for long"
         repeat = "repeat ImportRepository with the same request_id (harmless)"
         raise NotFound(
             f"operation {name!r} is not known here{why}; it has made nothing so far",
-            next_step=repeat if own else f"ask node {node}",
+            next_step=repeat if own else f"ask node {node}, or {repeat}",
         )
 
     def all(self) -> list[Operation]:
@@ -152,9 +160,9 @@ class Imports:
         self._forget()
         return list(self._operations.values())
 
-    async def cancel(self, name: str, actor: str) -> Operation:
+    async def cancel(self, name: str, actor: str, why: str = "") -> Operation:
         """Stops an operation unless it is over or proposed already, and gives what became of it."""
-        operation = await self.get(name, actor)
+        operation = await self.get(name, actor, why)
         if operation.task is not None and not operation.over and not operation.proposed:
             operation.task.cancel()
         await self.wait(operation, None)
@@ -231,7 +239,12 @@ class Imports:
     def _end(self, operation: Operation, state: State) -> None:
         operation.state, operation.phase = state, ""
         operation.end_ms, operation.ended_at = self._edge.clock_ms(), time.monotonic()
-        self._edge.metrics.imports_running.set(sum(not o.over for o in self._operations.values()))
+        self._count()
+
+    def _count(self) -> None:
+        running = sum(not o.over for o in self._operations.values())
+        self._edge.imports_running = running
+        self._edge.metrics.imports_running.set(running)
 
     def _forget(self) -> None:
         """Drops what has been over for long, and the oldest when there are too many."""

@@ -70,12 +70,14 @@ class EdgeUnderTest:
 
 
 def edge_config(data_dir: Path, **sections: dict[str, Any]) -> NodeConfig:
+    """`sections` replace whole sections; a node that is not n1 is named in `node`."""
     ports = _free_ports(4)
+    name = sections.get("node", {}).get("name", "n1")
     return NodeConfig.model_validate(
         {
             "node": {"name": "n1", "data_dir": data_dir},
             "cluster": {
-                "peers": {"n1": f"127.0.0.1:{ports[3]}"},
+                "peers": {name: f"127.0.0.1:{ports[3]}"},
                 "tls": {  # the core's alone
                     "ca_file": data_dir.parent / "ca.pem",
                     "certificate_file": data_dir.parent / "n1.pem",

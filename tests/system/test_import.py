@@ -92,6 +92,8 @@ def test_a_node_is_killed_in_the_middle_of_an_import(
     assert begun.state == STATES.STATE_RUNNING
     assert asked.wait(60)
     (process,) = processes_of_imports(demo)
+    told = call(demo, "n2", "GetOperation", pb.GetOperationRequest(name=begun.name))
+    assert (told.name, told.state, told.phase) == (begun.name, STATES.STATE_RUNNING, "receiving")
     demo.kill("n1")
     eventually(lambda: not words_of(process), timeout_s=60, what="its process has ended")
     go_on.set()

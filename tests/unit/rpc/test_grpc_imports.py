@@ -3,6 +3,7 @@ misbehave."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import logging
@@ -22,10 +23,12 @@ from support.peer_certificates import authority, now
 from support.waiting import eventually
 
 from quorepo.cluster.peer.authority import issue_listener_certificate
+from quorepo.internal.v1 import log_pb2
+from quorepo.rpc.grpc.peer_channels import PeerChannels
 from quorepo.rpc.imports.config import ImportsSection
 from quorepo.rpc.imports.network import AddressRefused, is_public, pool_manager
 from quorepo.rpc.request_ids import new_request_uuid
-from quorepo.v1 import import_pb2, repository_pb2
+from quorepo.v1 import cluster_pb2, import_pb2, repository_pb2
 
 PB = import_pb2
 STATES = PB.LongRunningOperation.State
@@ -273,6 +276,86 @@ def test_a_cancelled_import_leaves_nothing_behind(api: Api, path: str, source: B
         assert api.under_test.uploads() == []
     finally:
         go_on.set()
+
+
+@contextlib.contextmanager
+def other_node(folder: Path, address: str) -> Iterator[Api]:
+    """A node n2 to which n1 is registered at `address`; their logs are not one."""
+    data_dir = folder / "data"
+    with serving_api(data_dir, node={"name": "n2", "data_dir": data_dir}) as other:
+        command = other.under_test.edge.origin("admin").command()
+        row = log_pb2.RegisterNode(name="n1", replica_id="r1", grpc_address=address)
+        command.register_node.CopyFrom(row)
+        other.under_test.core.apply(0, command)
+        yield other
+
+
+def test_any_node_asks_the_one_that_runs_the_import(
+    api: Api, path: str, source: Backend, tmp_path: Path
+) -> None:
+    """Progress, the wait for its end, and its cancellation; as the caller, not as the node."""
+    asked, go_on = hanging(source)
+    address = api.under_test.edge.config.listen.grpc
+    try:
+        begun = begin(api, path, source.url("app.git"))
+        assert asked.wait(60)
+        with other_node(tmp_path, address) as n2:
+            ask = PB.GetOperationRequest(name=begun.name)
+            found = n2.call(n2.imports.GetOperation, ask).operation
+            assert (found.state, found.path) == (STATES.STATE_RUNNING, path)
+            assert found.phase == "receiving"
+            wait = PB.WaitOperationRequest(name=begun.name, timeout_s=0.01)
+            waited = n2.call(n2.imports.WaitOperation, wait).operation
+            assert waited.state == STATES.STATE_RUNNING
+            of_this = cluster_pb2.GetStatusRequest(this_node_only=True)
+            serving = api.call(api.cluster.GetStatus, of_this).nodes[0].serving
+            assert (serving.imports_running, serving.imports_running_max) == (1, 2)
+            cancel = PB.CancelOperationRequest(name=begun.name)
+            stopped = n2.call(n2.imports.CancelOperation, cancel).operation
+            assert stopped.state == STATES.STATE_CANCELLED
+            refused = n2.refused(n2.imports.GetOperation, ask, token="nobody's")
+            assert refused.code == "UNAUTHENTICATED"
+    finally:
+        go_on.set()
+    assert not exists(api, path)
+
+
+def test_an_operation_of_a_node_that_does_not_answer_names_that_node(
+    api: Api, tmp_path: Path
+) -> None:
+    request = PB.GetOperationRequest(name=f"n1/00000000/{new_request_uuid()}")
+    with other_node(tmp_path, "127.0.0.1:1") as n2:
+        refused = n2.refused(n2.imports.GetOperation, request)
+        assert refused.code == "NOT_FOUND"
+        assert "node n1 does not know it or does not answer" in refused.text
+        assert "it has made nothing so far" in refused.text
+        assert "ask node n1" in refused.info.metadata["next_step"]
+        request.name = request.name.replace("n1", "n9", 1)
+        assert "n9 is no member" in n2.refused(n2.imports.GetOperation, request).text
+
+
+def test_a_question_that_was_passed_on_is_not_passed_on_again(tmp_path: Path) -> None:
+    """A registered address that leads to the wrong node, here to n2 itself, makes no loop."""
+    request = PB.GetOperationRequest(name=f"n1/00000000/{new_request_uuid()}")
+    with other_node(tmp_path, "127.0.0.1:1") as n2:
+        row = log_pb2.RegisterNode(
+            name="n1", replica_id="r1", grpc_address=n2.under_test.edge.config.listen.grpc
+        )
+        command = n2.under_test.edge.origin("admin").command()
+        command.register_node.CopyFrom(row)
+        n2.under_test.core.apply(0, command)
+        assert n2.refused(n2.imports.GetOperation, request).code == "NOT_FOUND"
+
+
+def test_a_token_does_not_leave_the_machine_in_the_clear(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    with other_node(tmp_path, "192.0.2.1:7421") as n2:
+        monkeypatch.setattr(PeerChannels, "_channel", lambda _self, address: opened.append(address))
+        request = PB.GetOperationRequest(name=f"n1/00000000/{new_request_uuid()}")
+        assert n2.refused(n2.imports.GetOperation, request).code == "NOT_FOUND"
+    assert opened == []
 
 
 def test_operations_are_listed_page_by_page_and_forgotten_after_a_while(
