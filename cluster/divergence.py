@@ -68,12 +68,15 @@ def _fingerprint(
 def diverged(
     nodes: Sequence[core_pb2.CoreNodeVerification], members: int
 ) -> dict[str, list[core_pb2.CorePackFault]]:
-    """What each node has otherwise than a majority of the `members` at the same revision."""
-    seen: dict[_Revision, dict[bytes, list[str]]] = collections.defaultdict(dict)
+    """What each node has otherwise than a majority of the `members` at the same revision.
+
+    A node counts once, whatever it sends.
+    """
+    seen: dict[_Revision, dict[bytes, set[str]]] = collections.defaultdict(dict)
     for node in nodes:
         for one in node.fingerprints:
             revision = (one.group, one.repository_id, one.incarnation, one.counter)
-            seen[revision].setdefault(one.digest, []).append(node.node)
+            seen[revision].setdefault(one.digest, set()).add(node.node)
     found: dict[str, list[core_pb2.CorePackFault]] = {}
     for (group, repository_id, _, counter), by_digest in seen.items():
         agreed = max(by_digest.values(), key=len)

@@ -150,10 +150,10 @@ class ReplicaUpkeep:
         if self._scrub is None:
             raise Unavailable("this node is only starting")
         answer = await self._scrub.verify(request)
-        if request.start:
-            self.compare_now.set()
         if request.fingerprints:
             answer.fingerprints.extend(await asyncio.to_thread(fingerprints, self._layouts))
+        if request.start:  # only now: what this node finds may end it, and it has to answer first
+            self.compare_now.set()
         return answer
 
     def installs_snapshot(self) -> bool:

@@ -78,11 +78,14 @@ class Scrubber:
         self._report = core_pb2.CoreNodeVerification(node=node)
 
     async def verify(self, request: core_pb2.CoreVerifyRequest) -> core_pb2.CoreNodeVerification:
-        """How far the pass is; with `start` one begins unless one is running."""
+        """How far the pass is; with `start` one begins unless one is running. The caller's own
+        copy: what it adds must not come back with the next question."""
         if request.start and not self._report.running:
             self._begin()
             self._asked.set()
-        return self._report
+        answer = core_pb2.CoreNodeVerification()
+        answer.CopyFrom(self._report)
+        return answer
 
     async def run(self) -> None:
         """Runs for ever."""

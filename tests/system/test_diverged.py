@@ -40,7 +40,7 @@ def test_edited_row_is_found_and_the_replica_stops_serving(
     found = demo.cli("cluster", "verify", "-o", "json", node="n1", check=False)
     assert found.returncode == 6
     faults = {n["node"]: n["faults"] for n in json.loads(found.stdout)["nodes"]}
-    assert [fault["kind"] for fault in faults["n3"]] == ["diverged"]
+    assert [fault["kind"] for fault in faults["n3"]] == ["diverged"], found.stdout
     assert not faults["n1"]
     assert not faults["n2"]
     marker = demo.nodes["n3"].data_dir / "wrong-disk"

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from support.demo import Demo, free_base_port
 from support.git import WorkTree, git
+from support.membership import lead
 from support.pusher import Pusher
 from support.waiting import eventually
 
@@ -84,9 +85,12 @@ def test_disk_restored_from_a_copy_is_refused_until_it_is_emptied(
     data_dir = demo.nodes[victim].data_dir
     old = copy_of(data_dir, tmp_path / "last-week")
     push(demo, work, other, 3)
+    # What a replica acknowledges it tells the leader: the one that stays is the one that knows.
+    lead(demo, other, ask=other)
     eventually(
-        lambda: _applied(demo, victim) == _applied(demo, other), what=f"{victim} has everything"
-    )
+        lambda: _applied(demo, victim) == _applied(demo, other) and _leads_all(demo, other),
+        timeout_s=60, what=f"{victim} has everything, and {other} knows",
+    )  # fmt: skip
     demo.kill(victim)
     shutil.rmtree(data_dir)
     shutil.move(old, data_dir)
@@ -104,6 +108,10 @@ def test_disk_restored_from_a_copy_is_refused_until_it_is_emptied(
     demo.restart(victim)
     eventually(lambda: serves(demo, victim), timeout_s=60, what=f"{victim} came back as a new one")
     push(demo, work, victim)
+
+
+def _leads_all(demo: Demo, name: str) -> bool:
+    return all(group["leader"] == name for group in demo.status(name)["groups"])
 
 
 def _applied(demo: Demo, name: str) -> list[int]:

@@ -145,6 +145,17 @@ def flip(path: Path) -> bytes:
     return bytes(data)
 
 
+def test_an_answer_is_the_callers_own(node: Node) -> None:
+    """What one caller added to it came back to the next one, as if the node had said it twice."""
+
+    async def ask_twice() -> core_pb2.CoreNodeVerification:
+        first = await node.scrubber.verify(core_pb2.CoreVerifyRequest(fingerprints=True))
+        first.fingerprints.add(group=GROUP)
+        return await node.scrubber.verify(core_pb2.CoreVerifyRequest(fingerprints=True))
+
+    assert not asyncio.run(ask_twice()).fingerprints
+
+
 def test_packs_that_are_right_are_read_to_the_end_and_left_alone(node: Node) -> None:
     report = asyncio.run(one_pass(node.scrubber))
     everything = 2 * sum(map(len, CONTENTS))
