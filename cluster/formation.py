@@ -5,8 +5,9 @@ addresses (`expect`). The first of them by name is the founder: once it has hear
 that they belong to no cluster yet, it writes the founding configuration (the replica ids that it
 heard) and everyone else adopts it. A node whose disk was emptied afterwards has a replica id that
 stands in no configuration; it asks the members to be taken in under the new id, as a learner, and
-the old id is removed for good, so a vote cast before the loss can never be cast twice. A node that
-joins asks the same. A node that bootstraps is its own founder.
+the old id is removed for good, so a vote cast before the loss can never be cast twice. Without
+`rejoin_empty` it waits until somebody asks for it (`quorepo node replace`). A node that joins asks
+the same. A node that bootstraps is its own founder.
 
 A file beside the certificates remembers the cluster: where nobody is left who stands for it,
 emptied disks are told from a first start, and no second cluster is begun over them.
@@ -126,7 +127,7 @@ class Formation:
             answers = await self._ask_all()
             member = next((answer for answer in answers.values() if answer.cluster_id), None)
             if member is not None:
-                await self._adopt_or_rejoin(member)
+                await self._adopt_or_rejoin(member, answers.values())
             elif not self._found_when_all_are_heard(answers):
                 await asyncio.sleep(_ASK_INTERVAL_S)
         return self.identity
@@ -176,11 +177,11 @@ class Formation:
                 exit_code=FatalError.EXIT_CONFIG,
             )
 
-    def _tell(self, message: str, **details: str) -> None:
+    def _tell(self, message: str, *, level: int = logging.INFO, **details: str) -> None:
         """Logs what is waited for, once as long as it is the same."""
         if (message, details) != self._told:
             self._told = (message, details)
-            log.info(message, extra=fields(**details))
+            log.log(level, message, extra=fields(**details))
 
     def _refuse_to_begin_anew(self, answers: Iterable[peer_pb2.IdentifyResponse]) -> None:
         """Nobody stands for the cluster that these nodes belonged to: that is a loss, no start."""
@@ -241,7 +242,9 @@ class Formation:
         failpoint("formation.after_founding")
         log.info("cluster founded", extra=fields(cluster=self.identity.cluster_id))
 
-    async def _adopt_or_rejoin(self, member: peer_pb2.IdentifyResponse) -> None:
+    async def _adopt_or_rejoin(
+        self, member: peer_pb2.IdentifyResponse, answers: Iterable[peer_pb2.IdentifyResponse]
+    ) -> None:
         founding = member.configuration
         if any(r.replica_id == self.identity.replica_id for r in founding.replicas):
             failpoint("formation.before_adopting")
@@ -251,14 +254,21 @@ class Formation:
             return
         plan = self._plan
         new_here = bool(plan.contacts) and not plan.expect and not self._former
-        if not (new_here or plan.rejoin_empty):
-            raise FatalError(
-                f"the disk of node {self.identity.node!r} is empty, but cluster "
-                f"{member.cluster_id} knows the node under another replica id; nothing was "
-                "changed; restore the data directory, or set cluster.rejoin_empty = true to come "
-                "back as a new replica",
-                exit_code=FatalError.EXIT_CONFIG,
+        own = self.identity.replica_id
+        asked_for = any(r.replica_id == own for answer in answers for r in answer.members)
+        if not (new_here or plan.rejoin_empty or asked_for):
+            self.phase = "waiting to be replaced"
+            self._tell(
+                "the disk is empty, but the cluster knows this node under another replica id: this "
+                "node waits, and takes part in nothing. Restore the data directory; or, to come "
+                "back as a new replica, on another node: quorepo node replace "
+                f"{self.identity.node}",
+                level=logging.WARNING,
+                cluster=member.cluster_id,
+                replica=own,
             )
+            await asyncio.sleep(_ASK_INTERVAL_S)
+            return
         phase = "joining" if new_here else "rejoining"
         if self.phase != phase:
             self.phase = phase

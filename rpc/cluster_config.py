@@ -71,7 +71,8 @@ class ClusterSection(Section):
     tls: TlsSection
     rejoin_empty: bool = Field(
         False,
-        description="May a node of this name with an empty disk come back as a new replica?",
+        description="May this node come back by itself as a new replica when its disk is empty? If "
+        "not, it waits for `quorepo node replace` on another node.",
     )
 
     @model_validator(mode="after")

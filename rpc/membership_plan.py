@@ -136,7 +136,10 @@ def replace_plan(
     plan = _plan(status, "replace", node, go)
     replicas = _replicas(status, node)
     if not replicas:
-        plan.impossible.append(f"there is no node {node!r} to replace; see: quorepo node list")
+        plan.impossible.append(
+            f"there is no node {node!r} to replace; see: quorepo node list; to take in a new one: "
+            f"quorepo node add {node}"
+        )
     old = sorted({replica.replica_id for replica in replicas})
     if replica_id in old:
         plan.impossible.append(
@@ -146,7 +149,8 @@ def replace_plan(
     for group in plan.groups:
         group.arithmetic += " until the new replica has caught up"
     plan.steps.append(f"{', '.join(old)} leaves every group and never votes again")
-    plan.steps.append(f"{replica_id} becomes a learner in every group and catches up")
+    newcomer = replica_id or f"a new replica of {node}"
+    plan.steps.append(f"{newcomer} becomes a learner in every group and catches up")
     plan.steps.append("once it has caught up it votes, group by group")
     return plan
 

@@ -13,6 +13,7 @@ __all__ = ["LAG_ENTRIES_MAX", "Problem", "problems", "verdict"]
 
 CRITICAL, WARNING, INFO = "critical", "warning", "info"
 LAG_ENTRIES_MAX = 1000  # as in deploy/prometheus: QuorepoReplicaBehind
+WAITS_FOR_REPLACE = "waiting to be replaced"  # the phase that cluster/formation.py tells
 _ORDER = (CRITICAL, WARNING, INFO)
 
 
@@ -66,7 +67,10 @@ def _of_the_cluster(status: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(
             CRITICAL,
             f"{asked} takes part in no group ({phase or 'phase not known'}): it serves nothing",
-            f"look at the log of {asked}; quorepo doctor --config FILE on it says what is missing",
+            f"on another node: quorepo node replace {asked}"
+            if phase == WAITS_FOR_REPLACE
+            else f"look at the log of {asked}; quorepo doctor --config FILE on it says what is "
+            "missing",
         )
     versions: dict[str, list[str]] = {}
     for node in status["nodes"]:

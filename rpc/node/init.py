@@ -140,7 +140,8 @@ data_dir = "data"
 
 [cluster]
 {_cluster_toml(plan).rstrip()}
-# May it come back as a new replica with an emptied disk? If not, somebody looks first.
+# May it come back by itself as a new replica with an emptied disk? If not, it waits for:
+# quorepo node replace NAME, on another node.
 rejoin_empty = false
 
 [cluster.tls]

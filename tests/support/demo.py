@@ -118,6 +118,9 @@ class Demo:
     def restart(self, name: str, **environment: str) -> None:
         """Starts a killed node again by its argv, with these variables besides its environment."""
         node = self.nodes[name]
+        former = self._restarted.pop(name, None)  # ended by itself, or by a signal
+        if former is not None:
+            former.wait(timeout=60)
         with (self.directory.parent / f"{name}.restart.log").open("ab") as log:
             process = subprocess.Popen(
                 node.argv, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd="/",

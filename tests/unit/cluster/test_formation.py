@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from quorepo.cluster.formation import Formation, FormationPlan
+from quorepo.cluster.formation import Formation, FormationPlan, voter
 from quorepo.cluster.identity import NodeIdentity
 from quorepo.cluster.peer.clients import PeerAddress
 from quorepo.internal.v1 import log_pb2, peer_pb2
@@ -25,12 +25,15 @@ class Network:
         self.down: set[str] = set()
         self.rejoined: list[str] = []
         self.accept_rejoin = True
+        self.members: list[log_pb2.Replica] = []  # at present, as members tell
 
     async def identify(
         self, peer: PeerAddress, request: peer_pb2.IdentifyRequest, timeout_s: float
     ) -> peer_pb2.IdentifyResponse:
         await asyncio.sleep(0)
-        return self._at(peer).describe()
+        answer = self._at(peer).describe()
+        answer.members.extend(self.members)
+        return answer
 
     async def rejoin(
         self, peer: PeerAddress, request: peer_pb2.RejoinRequest, timeout_s: float
@@ -125,13 +128,21 @@ async def test_emptied_founder_never_founds_a_second_cluster(
     founder.task.cancel()
 
 
-async def test_emptied_disk_is_refused_unless_configured(network: Network, tmp_path: Path) -> None:
+async def test_emptied_disk_waits_until_somebody_asks_for_it_unless_configured(
+    network: Network, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     nodes = [Node(network, tmp_path, name) for name in PEERS]
     await asyncio.gather(*(node.task for node in nodes))
     (tmp_path / "n2" / "node.json").unlink()
-    with pytest.raises(FatalError, match="disk of node 'n2' is empty") as caught:
-        await Node(network, tmp_path, "n2", rejoin_empty=False).task
-    assert caught.value.exit_code == FatalError.EXIT_CONFIG
+    emptied = Node(network, tmp_path, "n2", rejoin_empty=False)
+    done, _ = await asyncio.wait({emptied.task}, timeout=0.3)
+    assert not done
+    assert emptied.formation.phase == "waiting to be replaced"
+    assert network.rejoined == []
+    assert "quorepo node replace n2" in caplog.text
+    network.members = [voter("n2", emptied.formation.identity.replica_id, PEERS["n2"])]
+    await emptied.task
+    assert network.rejoined == [emptied.formation.identity.replica_id]
 
 
 async def test_unreachable_peer_is_waited_for_not_guessed(network: Network, tmp_path: Path) -> None:
