@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from support.demo import Demo
 from support.git import WorkTree, clone, git, refs_of
+from support.membership import background
 from support.waiting import eventually
 
 from quorepo.storage.errors import FatalError
@@ -230,7 +231,12 @@ def _optimize(victim: Victim) -> None:
 
     def optimize() -> None:
         cluster.push(victim.others[1])
-        cluster.demo.cli("repo", "optimize", PATH, node=victim.name, check=False)
+        # Not waited for: as long as its worker dies, the command asks again.
+        with background(cluster.demo, "repo", "optimize", PATH, node=victim.name) as command:
+            eventually(
+                lambda: victim.died() or command.poll() is not None,
+                timeout_s=60, what="the consolidation ended, or died",
+            )  # fmt: skip
 
     victim.drive(optimize, "consolidation")
 
