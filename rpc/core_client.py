@@ -406,7 +406,14 @@ def _refusal(error: grpc.aio.AioRpcError) -> QuorepoError | None:
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
         return LimitExceeded(details, limit="raft.command_bytes_max")
     kind = _REFUSALS.get(code)
-    return None if kind is None else kind(details)
+    if kind is None:
+        return None
+    # What to do comes last in what the core says, after this.
+    what, unchanged, next_step = details.partition(_UNCHANGED)
+    return kind(what + unchanged.removesuffix("; "), next_step=next_step)
+
+
+_UNCHANGED = "; nothing was changed; "
 
 
 _REFUSALS: dict[grpc.StatusCode, type[QuorepoError]] = {

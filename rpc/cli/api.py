@@ -15,6 +15,7 @@ from quorepo.rpc.cli.failures import (
     EXIT_UNKNOWN,
     EXIT_USAGE,
     Failure,
+    where_to_look,
 )
 from quorepo.rpc.cli.options import Settings
 
@@ -70,6 +71,8 @@ def _failure(error: Exception) -> Failure:
         return Failure(message, next_step=step, exit_code=EXIT_UNAVAILABLE)
     if isinstance(error, errors.Unauthenticated):
         next_step = "export QUOREPO_TOKEN=… or pass --token-file FILE with a token of the node"
+    if isinstance(error, errors.NotFound):
+        next_step = next_step or where_to_look(message)
     return Failure(message, next_step=next_step, exit_code=EXIT_FAILED)
 
 

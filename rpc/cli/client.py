@@ -23,6 +23,7 @@ from quorepo.rpc.cli.failures import (
     EXIT_UNKNOWN,
     EXIT_USAGE,
     Failure,
+    where_to_look,
 )
 from quorepo.rpc.cli.options import Settings
 from quorepo.rpc.loopback import stays_here
@@ -184,6 +185,8 @@ def _failure(error: grpc.RpcError, endpoint: str, request_id: str) -> Failure:
             )
         if code == grpc.StatusCode.UNAUTHENTICATED:
             next_step = "export QUOREPO_TOKEN=… or pass --token-file FILE with a token of the node"
+        if code == grpc.StatusCode.NOT_FOUND and not next_step:
+            next_step = where_to_look(message)
         changed = "" if "nothing was changed" in message else "; nothing was changed"
         return Failure(f"{message}{changed}", next_step=next_step, exit_code=EXIT_FAILED)
     message = f"{endpoint} broke off ({code.name}: {text})"

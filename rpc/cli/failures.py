@@ -1,7 +1,8 @@
 """How a command fails: what happened, whether anything was changed, what to do next, which exit
 code.
 
-Owns the exit codes of client commands (docs/cli.md). Must not know any command.
+Owns the exit codes of client commands (docs/cli.md). Must not know any command, but those that
+list what there is.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ __all__ = [
     "EXIT_UNKNOWN",
     "EXIT_USAGE",
     "Failure",
+    "where_to_look",
 ]
 
 EXIT_FAILED = 1
@@ -59,3 +61,10 @@ class Failure(click.ClickException):
         click.echo(f"quorepo: {self.message}", file=file, err=True)
         if self.next_step:
             click.echo(f"next: {self.next_step}", file=file, err=True)
+
+
+def where_to_look(message: str) -> str:
+    """The command that lists what there is, for a message that says what there is not."""
+    if message.startswith(("ref ", "branch ", "tag ")):
+        return "quorepo ref list PATH"
+    return "quorepo repo list" if message.startswith("repository ") else ""

@@ -21,6 +21,7 @@ import grpc
 
 from quorepo import __version__
 from quorepo.cluster.peer.certificates import node_dns_name
+from quorepo.cluster.state.levels import told
 from quorepo.cluster.state.reader import StateReader
 from quorepo.rpc.config_types import is_wildcard, split_address
 from quorepo.rpc.doctor.findings import Finding, Machine
@@ -52,7 +53,7 @@ class Other:
         self.peer = peer
         self.grpc: str = row.grpc_address if row else ""
         self.http: str = row.http_url if row else ""
-        self.version: str = row.version if row else ""
+        self.version: str = told(row.version)[0] if row else ""
 
 
 def other_nodes(machine: Machine) -> list[Other]:

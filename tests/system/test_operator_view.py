@@ -86,8 +86,20 @@ def test_repositories_are_created_listed_shown_and_deleted(cluster: Demo, work: 
     cluster.cli("repo", "delete", "operator/made", "--yes", node="n3")
     gone = cluster.cli("repo", "info", "operator/made", check=False)
     assert gone.returncode != 0
+    assert "next: quorepo repo list" in gone.stderr
+    no_refs = cluster.cli("ref", "list", "operator/made", check=False)
+    assert "next: quorepo repo list" in no_refs.stderr
     work.git("push", "--quiet", cluster.url("n1", "operator/made"), "main")
     assert refs_of(cluster.url("n2", "operator/made"))["refs/heads/main"] == oid
+
+
+def test_a_node_without_the_cas_key_says_what_to_do_for_a_join_token(cluster: Demo) -> None:
+    """The demo's CA stays with the demo."""
+    refused = cluster.cli("node", "token", "--node", "n4", check=False)
+    assert refused.returncode == 1
+    what, _, next_step = refused.stderr.partition("\nnext: ")
+    assert what.endswith("so it cannot sign for a node that joins; nothing was changed")
+    assert "quorepo certificate issue --node NAME" in next_step
 
 
 def test_wrong_token_is_told_what_to_do(cluster: Demo) -> None:

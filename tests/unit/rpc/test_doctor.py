@@ -15,7 +15,9 @@ from support.cli import Run
 from support.demo import free_base_port
 from support.peer_certificates import authority
 
+from quorepo import __version__
 from quorepo.cluster.peer.certificates import issue_certificate
+from quorepo.cluster.state.rows import NodeRow
 from quorepo.rpc.demo.layout import DemoLayout, prepare
 from quorepo.rpc.doctor import disk, network
 from quorepo.rpc.doctor.findings import CHECKS
@@ -209,6 +211,17 @@ def test_another_version(demo: DemoLayout) -> None:
     (finding,) = network.check_versions(machine, [other])
     assert finding.severity == "warning"
     assert "n2 9.9" in finding.what
+
+
+def test_the_level_that_a_node_registers_with_its_version_is_no_other_version() -> None:
+    """Every node of a healthy cluster was warned of."""
+    row = NodeRow(
+        "n2", "n2@1", "a:3", "http://a:1", "a:2", "http://a:4", f"{__version__}+level.7", 0
+    )
+    machine: Any = None
+    (finding,) = network.check_versions(machine, [network.Other("n2", "127.0.0.1:1", row)])
+    assert finding.severity == "ok"
+    assert finding.what == f"{__version__}, as 1 other node(s)"
 
 
 def test_strict_counts_warnings(run: Run, demo: DemoLayout) -> None:
