@@ -40,14 +40,15 @@ def _check_fsck(policies: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str
 
 
 class GitSection(BaseModel):
-    """What git clients get to see and may push. The gRPC API shows everything."""
+    """What git clients get to see and may push. The API shows hidden refs to admins only."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     hidden_refs: tuple[Annotated[str, AfterValidator(_check_prefix)], ...] = Field(
         (),
         description="Starts of ref names (`refs/internal`) that git clients neither see, fetch nor "
-        "push, nor what only such refs reach (git's transfer.hideRefs).",
+        "push, nor what only such refs reach (git's transfer.hideRefs). In the API only tokens "
+        "with the role admin see and change them.",
     )
 
     bundle_uri: bool = Field(

@@ -149,6 +149,11 @@ class RepositoryView:
         """Whether `refs_view` is there already: then it reads nothing."""
         return self._refs_view is not None
 
+    @property
+    def knows_git_view(self) -> bool:
+        """The same of `git_view`."""
+        return self._git_view is not None
+
     def git_view(self) -> RefsView:
         """The refs that git clients may see; fetches are answered from nothing else. Reads packs:
         call it off the event loop.

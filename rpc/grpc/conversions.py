@@ -16,8 +16,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from quorepo.rpc.context import EdgeContext
 from quorepo.rpc.grpc.errors import Context
+from quorepo.rpc.grpc.interceptor import caller
 from quorepo.rpc.reads import READ_INDEX_TIMEOUT_S, RepositoryView
 from quorepo.rpc.request_ids import new_request_uuid
+from quorepo.rpc.visible_refs import shown_to
 from quorepo.storage.errors import InvalidArgument, QuorepoError, Rejected
 from quorepo.storage.names import normalize_path
 from quorepo.storage.objectformat import ObjectFormat
@@ -130,7 +132,8 @@ async def confirm(edge: EdgeContext, context: Context, consistency: common_pb2.C
 async def open_view(
     edge: EdgeContext, context: Context, path: str, consistency: common_pb2.Consistency
 ) -> RepositoryView:
-    """The repository at `path`, as fresh as it was asked to be.
+    """The repository at `path`, as fresh as it was asked to be, without refs that are hidden from
+    the caller.
 
     Raises:
         NotFound, InvalidArgument
@@ -142,10 +145,10 @@ async def open_view(
     if level == "at_least":
         view = await edge.reads.find(path, consistency="local")
         if view is not None and _reached(view, consistency.at_least):
-            return view
+            return shown_to(edge, caller(), view)
     if level != "local":
         await edge.reads.confirm(time_left_s(context, READ_INDEX_TIMEOUT_S))
-    view = await edge.reads.open(path, consistency="local")
+    view = shown_to(edge, caller(), await edge.reads.open(path, consistency="local"))
     if level == "at_least" and not _reached(view, consistency.at_least):
         wanted = consistency.at_least
         raise RevisionNotReached(

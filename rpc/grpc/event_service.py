@@ -18,10 +18,12 @@ from quorepo.cluster.state.reader import StateReader
 from quorepo.cluster.state.rows import TransactionRow
 from quorepo.rpc.applied_feed import AppliedFeed
 from quorepo.rpc.context import EdgeContext
+from quorepo.rpc.git_settings import is_hidden
 from quorepo.rpc.grpc.conversions import timestamp
 from quorepo.rpc.grpc.errors import Context
 from quorepo.rpc.grpc.interceptor import caller
 from quorepo.rpc.reads import GROUP_DIRECTORY, GROUP_STORAGE
+from quorepo.rpc.visible_refs import hidden_from
 from quorepo.storage.errors import InvalidArgument, LimitExceeded, Rejected, Unavailable
 from quorepo.storage.logs import fields
 from quorepo.storage.names import normalize_path
@@ -103,6 +105,7 @@ class EventService(event_pb2_grpc.EventServiceServicer):
         self, request: event_pb2.WatchRequest, key: object
     ) -> AsyncIterator[event_pb2.WatchResponse]:
         await self._edge.reads.confirm()
+        hidden = hidden_from(self._edge, caller())
         only = ""
         if request.repository:
             path = normalize_path(request.repository)
@@ -123,7 +126,7 @@ class EventService(event_pb2_grpc.EventServiceServicer):
             for row in rows:
                 begin = position if row.log_index == index and position != _WHOLE else 0
                 if only in ("", row.repository_id):
-                    async for response in self._events(row, begin, request.ref_prefix):
+                    async for response in self._events(row, begin, request.ref_prefix, hidden):
                         yield response
                         said = loop.time()
             index, position = max(index, reached), _WHOLE
@@ -153,7 +156,7 @@ class EventService(event_pb2_grpc.EventServiceServicer):
         return index, position
 
     async def _events(
-        self, row: TransactionRow, begin: int, prefix: bytes
+        self, row: TransactionRow, begin: int, prefix: bytes, hidden: tuple[bytes, ...]
     ) -> AsyncIterator[event_pb2.WatchResponse]:
         """The transaction's messages, behind its first `begin` ref changes."""
         paths = await self._edge.reads.in_thread(
@@ -169,7 +172,11 @@ class EventService(event_pb2_grpc.EventServiceServicer):
             more = len(changes) > _CHANGES_PER_MESSAGE
             changes = changes[:_CHANGES_PER_MESSAGE]
             handled = changes[-1][0] + 1 if changes else handled
-            shown = [change for change in changes if change[1].startswith(prefix)]
+            shown = [
+                change
+                for change in changes
+                if change[1].startswith(prefix) and not is_hidden(change[1], hidden)
+            ]
             if shown or not changes:
                 event = _event(row, paths[0].path if paths else "")
                 event.continued = more

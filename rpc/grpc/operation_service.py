@@ -26,6 +26,7 @@ from quorepo.rpc.operations import Built, Done, Operations
 from quorepo.rpc.reads import RepositoryView
 from quorepo.rpc.repositories import PROPOSE_TIMEOUT_S
 from quorepo.rpc.uploads import Incoming, Upload
+from quorepo.rpc.visible_refs import check_not_hidden, shown_to
 from quorepo.storage.errors import InvalidArgument, NotFound, Rejected
 from quorepo.storage.names import normalize_path
 from quorepo.v1 import commit_pb2, common_pb2, operation_pb2, operation_pb2_grpc
@@ -110,6 +111,7 @@ class OperationService(MergeOperations, operation_pb2_grpc.OperationServiceServi
         return await self._commit(view, header.start or b"HEAD")
 
     async def _commit(self, view: RepositoryView, name: bytes) -> bytes:
+        view = shown_to(self._edge, caller(), view)
         return await self._history.read(
             view, lambda history: commit_named(history, view, name), small=True
         )
@@ -160,8 +162,9 @@ class OperationService(MergeOperations, operation_pb2_grpc.OperationServiceServi
         message = _message(request.message)
 
         async def build(view: RepositoryView) -> Built:
+            seen = shown_to(self._edge, caller(), view)
             target = await self._history.read(
-                view, lambda history: resolve(history, view, request.target), small=True
+                seen, lambda history: resolve(history, seen, request.target), small=True
             )
             if not message:
                 return Built(target, None, {"oid": target.hex(), "target": target.hex()})
@@ -217,6 +220,7 @@ class OperationService(MergeOperations, operation_pb2_grpc.OperationServiceServi
         self, path: str, ref: bytes, request_id: bytes, build: Any,
         expected: PB.BranchExpectation, context: Context,
     ) -> Done:  # fmt: skip
+        check_not_hidden(self._edge, caller(), [ref])
         done: Done = await self._operations.run(
             normalize_path(path),
             ref,

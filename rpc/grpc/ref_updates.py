@@ -23,6 +23,7 @@ from quorepo.rpc.push_checks import Change
 from quorepo.rpc.reads import READ_INDEX_TIMEOUT_S, RepositoryView
 from quorepo.rpc.rounds import Rounds
 from quorepo.rpc.transactions import Target, Transactions, Verified
+from quorepo.rpc.visible_refs import check_not_hidden
 from quorepo.storage.errors import (
     InvalidArgument,
     LimitExceeded,
@@ -175,6 +176,7 @@ class RefUpdates:
             request_id = str(made)
             with telling_request_id(made):
                 self._check_size(message)
+                check_not_hidden(self._edge, identity, [update.name for update in message.updates])
                 return _Request(message, made, normalize_path(message.repository))
         except QuorepoError as error:
             return Outcome(request_id, error)

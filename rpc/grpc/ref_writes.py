@@ -22,6 +22,7 @@ from quorepo.rpc.push_checks import Change
 from quorepo.rpc.reads import RepositoryView
 from quorepo.rpc.repositories import PROPOSE_TIMEOUT_S
 from quorepo.rpc.transactions import Target, Transactions, Verified
+from quorepo.rpc.visible_refs import check_not_hidden
 from quorepo.storage.errors import InvalidArgument, LimitExceeded, NotFound, Unavailable
 from quorepo.storage.git.refnames import check_ref_name
 from quorepo.storage.packs import COMMIT
@@ -91,6 +92,7 @@ class RefWrites:
             names = dict.fromkeys(
                 ref_name(name, b"refs/", name_bytes_max) for name in request.names
             )
+            check_not_hidden(self._edge, identity, names)
             view = await open_view(
                 self._edge, context, request.repository, common_pb2.Consistency()
             )
@@ -157,6 +159,7 @@ class RefWrites:
         if request.WhichOneof("target") == "branch":
             limits = self._edge.config.limits
             command.branch = branch_name(request.branch, limits.ref_name_bytes_max)
+            check_not_hidden(self._edge, caller(), [command.branch])
         else:
             command.detached_oid = parse_oid(view, request.oid, "oid")
             await self._edge.reads.in_thread(lambda: _check_commit(view, command.detached_oid))

@@ -28,6 +28,7 @@ from quorepo.rpc.history import HistoryReads
 from quorepo.rpc.reads import GROUP_STORAGE, READ_INDEX_TIMEOUT_S, RepositoryView
 from quorepo.rpc.repositories import PROPOSE_TIMEOUT_S, Origin
 from quorepo.rpc.upkeep import Outcome, Upkeep
+from quorepo.rpc.visible_refs import shown_to
 from quorepo.storage.errors import InvalidArgument
 from quorepo.storage.names import normalize_path
 from quorepo.v1 import common_pb2, repository_pb2, repository_pb2_grpc
@@ -99,7 +100,7 @@ class RepositoryService(
         views, following = await self._edge.repositories.list(
             after=after, limit=size, prefix=request.path_prefix, consistency="local"
         )
-        found = [repository_message(view) for view in views]
+        found = [repository_message(shown_to(self._edge, caller(), view)) for view in views]
         return repository_pb2.ListRepositoriesResponse(
             repositories=[one for one in found if _is_chosen(one, request.filter)],
             next_page_token=key.token(following.encode()) if following else "",

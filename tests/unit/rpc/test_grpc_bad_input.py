@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import importlib
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
+from google.protobuf.descriptor import MethodDescriptor
+from support.api_methods import REVISIONS, ask, good, reads, variants
 from support.edge import TOKEN
 from support.git import WorkTree
 from support.grpc_api import Api, Refused, push_history, serving_api
@@ -19,9 +19,6 @@ from support.grpc_api import Api, Refused, push_history, serving_api
 from quorepo.v1 import common_pb2, operation_pb2, ref_pb2
 
 PATH = "team/bad-input"
-SERVICES = ("blob", "commit", "diff", "ref", "repository")
-REVISIONS = ("commit", "revisions", "exclusions", "ancestor", "descendant", "left", "right",
-             "commits", "pointing_at", "containing", "head", "base")  # fmt: skip
 BAD_REVISIONS = [
     b"1" * 40,  # no such object
     b"\x00",
@@ -45,80 +42,8 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         yield api
 
 
-def reads() -> list[MethodDescriptor]:
-    found = []
-    for name in SERVICES:
-        module = importlib.import_module(f"quorepo.v1.{name}_pb2")
-        for service in module.DESCRIPTOR.services_by_name.values():
-            found += [
-                method
-                for method in service.methods
-                if "consistency" in method.input_type.fields_by_name
-            ]
-    return found
-
-
 READS = reads()
 NAMES = [method.name for method in READS]
-
-
-def ask(api: Api, method: MethodDescriptor, request: Any) -> list[Any]:
-    """Its answers; raises Refused."""
-    service = method.containing_service
-    module = importlib.import_module(f"{service.file.name[:-6].replace('/', '.')}_pb2_grpc")
-    stub = getattr(module, f"{service.name}Stub")(api.channel)
-    call = getattr(stub, method.name)
-    if method.server_streaming:
-        return api.stream(call, request)
-    return [api.call(call, request)]
-
-
-def good(api: Api, method: MethodDescriptor) -> Any:
-    """A request that is answered."""
-    request: Any = getattr(
-        importlib.import_module(method.input_type.file.name[:-6].replace("/", ".") + "_pb2"),
-        method.input_type.name,
-    )()
-    for field in method.input_type.fields:
-        if field.name == "repository" or (field.name == "path" and field.type == field.TYPE_STRING):
-            setattr(request, field.name, PATH)
-    fields = method.input_type.fields_by_name
-    if method.name == "FindMergeBase":
-        request.commits.extend([b"main", b"v1"])
-    for name in ("commit", "ancestor", "descendant", "left", "right"):
-        if name in fields:
-            setattr(request, name, b"main")
-    if method.name in ("GetRef", "CheckRefExists"):
-        request.name = b"refs/heads/main"
-    if method.name == "SearchContent":
-        request.pattern = b"hello"
-    if method.name == "BatchGetBlobs":
-        request.items.add(path=b"README")
-    if "range" in fields:
-        request.range.head = b"main"
-    if method.name in ("Blame", "GetTreeEntry", "GetLastCommitForPath"):
-        request.path = b"README"
-    if "oid" in fields:
-        request.oid = "ce013625030ba8dba906f756967f9e9ca394464a"  # hello
-    return request
-
-
-def variants(request: Any, name: str, bad: Any) -> Iterator[Any]:
-    """The request with one field made bad; none when it has no such field."""
-    for message in (request, getattr(request, "range", None), getattr(request, "options", None)):
-        if message is None or name not in message.DESCRIPTOR.fields_by_name:
-            continue
-        field = message.DESCRIPTOR.fields_by_name[name]
-        if isinstance(bad, bytes) != (field.type == FieldDescriptor.TYPE_BYTES):
-            continue
-        before = type(request)()
-        before.CopyFrom(request)
-        if field.is_repeated:
-            getattr(message, name).append(bad)
-        else:
-            setattr(message, name, bad)
-        yield request
-        request.CopyFrom(before)
 
 
 def refused(api: Api, method: MethodDescriptor, request: Any) -> Refused:
@@ -133,12 +58,12 @@ def refused(api: Api, method: MethodDescriptor, request: Any) -> Refused:
 
 @pytest.mark.parametrize("method", READS, ids=NAMES)
 def test_what_is_well_asked_is_answered(api: Api, method: MethodDescriptor) -> None:
-    assert ask(api, method, good(api, method))
+    assert ask(api, method, good(method, PATH))
 
 
 @pytest.mark.parametrize("method", READS, ids=NAMES)
 def test_names_of_nothing_are_not_found_or_no_names(api: Api, method: MethodDescriptor) -> None:
-    request = good(api, method)
+    request = good(method, PATH)
     for name in REVISIONS:
         for bad in BAD_REVISIONS:
             for changed in variants(request, name, bad):
@@ -152,7 +77,7 @@ def test_names_of_nothing_are_not_found_or_no_names(api: Api, method: MethodDesc
 def test_paths_that_lead_elsewhere_are_refused_by_every_read(
     api: Api, method: MethodDescriptor
 ) -> None:
-    request = good(api, method)
+    request = good(method, PATH)
     for name in PATHS:
         for bad in BAD_PATHS:
             for changed in variants(request, name, bad):
@@ -161,7 +86,7 @@ def test_paths_that_lead_elsewhere_are_refused_by_every_read(
 
 @pytest.mark.parametrize("method", READS, ids=NAMES)
 def test_paths_of_no_repository_are_refused(api: Api, method: MethodDescriptor) -> None:
-    request = good(api, method)
+    request = good(method, PATH)
     if "path_prefix" in method.input_type.fields_by_name:
         return
     for bad in BAD_REPOSITORIES:
@@ -178,7 +103,7 @@ def test_paths_of_no_repository_are_refused(api: Api, method: MethodDescriptor) 
 
 @pytest.mark.parametrize("method", READS, ids=NAMES)
 def test_pages_are_bounded_and_their_tokens_checked(api: Api, method: MethodDescriptor) -> None:
-    request = good(api, method)
+    request = good(method, PATH)
     for changed in variants(request, "page_size", -1):
         assert refused(api, method, changed).code == "INVALID_ARGUMENT"
     for changed in variants(request, "page_size", (1 << 31) - 1):
@@ -190,7 +115,7 @@ def test_pages_are_bounded_and_their_tokens_checked(api: Api, method: MethodDesc
 
 @pytest.mark.parametrize("method", READS, ids=NAMES)
 def test_a_revision_of_the_future_is_not_waited_for(api: Api, method: MethodDescriptor) -> None:
-    request = good(api, method)
+    request = good(method, PATH)
     request.consistency.at_least.CopyFrom(common_pb2.Revision(incarnation=9, counter=9))
     error = refused(api, method, request)
     assert error.code in ("FAILED_PRECONDITION", "INVALID_ARGUMENT")
