@@ -13,6 +13,10 @@ of a leader after the read arrived, and that leader was still the leader then:
    had committed anything when the index was taken;
 3. the replica that was asked waits until its own state has applied that far.
 
+A replica that asks the leader says its own term with that. If it is a voter, and in the leader's
+term, its question confirms the leader for the reads that wait for its answer, for it was sent after
+they began: of three voters nobody else has to be asked. For any other read it says nothing.
+
 No clock is involved: a paused leader's reads wait, they are never stale. All reads that wait
 share one round, and a round answers all older ones. Reads repeat nothing, so a lost answer is
 simply asked for again.
@@ -71,11 +75,12 @@ class Read:
 @dataclasses.dataclass(slots=True)
 class Question:
     """Who wants to know the read index: reads of this replica, or another replica by its id for
-    it."""
+    it. `confirms` when that was in this term as it asked."""
 
     reads: list[Read]
     node: Node | None = None
     read_id: int = 0
+    confirms: bool = False
 
 
 @dataclasses.dataclass(slots=True)
@@ -176,7 +181,7 @@ class ReadIndex(Engine):
     # ---- the leader
 
     def _on_read_index_request(self, node: Node, message: Message) -> None:
-        question = Question([], node, message["read_id"])
+        question = Question([], node, message["read_id"], message["term"] == self.current_term)
         if self.is_leader and len(self._questions) < _QUESTIONS_MAX:
             self._questions.append(question)
         else:
@@ -196,8 +201,9 @@ class ReadIndex(Engine):
         self._last_round += 1
         self._rounds[self._last_round] = Round(self.commit_index, self._questions, {self.me})
         self._questions = []
-        self._ask_voters()
         self._confirm(self._last_round)
+        if self._last_round in self._rounds:
+            self._ask_voters()
 
     def _ask_voters(self) -> None:
         self._round_asked_at = self.now
@@ -236,12 +242,26 @@ class ReadIndex(Engine):
             for key, round_ in self._rounds.items()
             if key <= number and self.is_majority(round_.confirmed)
         ]
-        if not confirmed:
-            return
-        for key in [key for key in self._rounds if key <= confirmed[-1]]:
-            round_ = self._rounds.pop(key)
-            for question in round_.questions:
+        if confirmed:
+            for key in [key for key in self._rounds if key <= confirmed[-1]]:
+                round_ = self._rounds.pop(key)
+                for question in round_.questions:
+                    self._answer_question(question, round_.index)
+        for key in [key for key in self._rounds if key <= number]:
+            self._answer_confirming(self._rounds[key])
+            if not self._rounds[key].questions:
+                del self._rounds[key]
+
+    def _answer_confirming(self, round_: Round) -> None:
+        """Answers those whose own question makes a majority of what the round has."""
+        left = []
+        for question in round_.questions:
+            asker = {question.node} if question.node is not None and question.confirms else set()
+            if asker and self.is_majority(round_.confirmed | asker):
                 self._answer_question(question, round_.index)
+            else:
+                left.append(question)
+        round_.questions = left
 
     def _answer_question(self, question: Question, index: int) -> None:
         if question.node is not None:

@@ -136,3 +136,49 @@ def test_answer_to_an_older_round_confirms_no_newer_one() -> None:
     assert list(raft._rounds) == [newer]  # the older one was confirmed by three, this one by two
     raft._on_leadership_pong(others[2], {"term": raft.current_term, "round": newer})
     assert not raft._rounds
+
+
+def test_of_three_voters_a_question_needs_no_other_voter() -> None:
+    cluster = Cluster(32)
+    leader = cluster.wait_for_leader()
+    follower, other = followers_of(cluster, leader)
+    index = cluster.apply(leader, "acknowledged").index
+    cluster.crash(other)
+    raft = leader.group()
+    asked = raft._last_round
+    assert cluster.result(cluster.read(follower)) >= index
+    assert raft._last_round == asked + 1
+    assert not raft._rounds
+
+
+def test_a_question_confirms_only_the_reads_that_it_was_sent_for() -> None:
+    """Another replica's reads, and the leader's own, may have begun after it was sent."""
+    cluster = Cluster(33)
+    leader = cluster.wait_for_leader()
+    follower, other = (RaftNode(node.replica_id) for node in followers_of(cluster, leader))
+    cluster.apply(leader, "acknowledged")
+    cluster.partition([leader], notice_s=60.0)  # it believes in its connections
+    raft, term = leader.group(), leader.group().current_term
+    own = cluster.read(leader, timeout_s=60.0)
+    cluster.run(0.01)
+    raft._on_read_index_request(follower, {"read_id": 1, "term": term})
+    raft._on_read_index_request(other, {"read_id": 2, "term": term - 1})  # says nothing of now
+    raft.advance_reads()
+    waiting = [question for round_ in raft._rounds.values() for question in round_.questions]
+    assert [(q.node, q.read_id) for q in waiting] == [(None, 0), (other, 2)]  # and no `follower`
+    assert not own.done()
+
+
+def test_of_five_voters_a_question_counts_as_one() -> None:
+    cluster = Cluster(34, voters=5)
+    leader = cluster.wait_for_leader()
+    asker, other, *_ = (RaftNode(node.replica_id) for node in followers_of(cluster, leader))
+    cluster.partition([leader], notice_s=60.0)
+    raft, term = leader.group(), leader.group().current_term
+    raft._on_read_index_request(asker, {"read_id": 1, "term": term})
+    raft.advance_reads()
+    (number,) = raft._rounds
+    raft._on_leadership_pong(asker, {"term": term, "round": number})  # the same voter
+    assert number in raft._rounds
+    raft._on_leadership_pong(other, {"term": term, "round": number})
+    assert number not in raft._rounds
