@@ -42,7 +42,7 @@ _OBJECTS_AT_ONCE, _BYTES_AT_ONCE, _BUDGET_AT_ONCE = 100, 256 * 1024, 150
 _AT_ONCE = frozenset(
     {"tree", "is_ancestor", "diverging", "merge_bases", "stats", "changes", "last_commits"}
 )
-_STREAMED_AT_ONCE = frozenset({"diff"})
+_STREAMED_AT_ONCE = frozenset({"diff", "blame"})
 _BUDGET = 1500  # commits and trees looked at in this process: 10 to 20 ms
 _STREAMED_HERE_BYTES_MAX = 1024 * 1024
 _REPOSITORIES_CACHED_MAX = 16

@@ -841,16 +841,28 @@ class BlameResponse(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
         HUNKS_FIELD_NUMBER: _builtins.int
+        HEADER_FIELD_NUMBER: _builtins.int
+        TRAILER_FIELD_NUMBER: _builtins.int
         @_builtins.property
         def hunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlameResponse.Hunk]: ...
+        @_builtins.property
+        def header(self) -> Global___BlameResponse.Header:
+            """of the first group"""
+
+        @_builtins.property
+        def trailer(self) -> Global___BlameResponse.Trailer:
+            """of the last group"""
+
         def __init__(
             self,
             *,
             hunks: _abc.Iterable[Global___BlameResponse.Hunk] | None = ...,
+            header: Global___BlameResponse.Header | None = ...,
+            trailer: Global___BlameResponse.Trailer | None = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "trailer", b"trailer"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["hunks", b"hunks"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "hunks", b"hunks", "trailer", b"trailer"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -886,7 +898,7 @@ class BlameResponse(_message.Message):
 
     @_builtins.property
     def group(self) -> Global___BlameResponse.HunkGroup:
-        """with grouped, in place of hunk"""
+        """with grouped, in place of all others"""
 
     def __init__(
         self,

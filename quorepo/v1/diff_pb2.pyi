@@ -226,7 +226,7 @@ class DiffRequest(_message.Message):
     repository: _builtins.str
     format: Global___DiffFormat.ValueType
     grouped: _builtins.bool
-    """many changes with their patches in one message, which is faster"""
+    """many changes with their patches in one message, and header and trailer with them"""
     @_builtins.property
     def range(self) -> Global___DiffRange: ...
     @_builtins.property
@@ -323,16 +323,28 @@ class DiffResponse(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
         CHANGES_FIELD_NUMBER: _builtins.int
+        HEADER_FIELD_NUMBER: _builtins.int
+        TRAILER_FIELD_NUMBER: _builtins.int
         @_builtins.property
         def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileChange]: ...
+        @_builtins.property
+        def header(self) -> Global___DiffResponse.Header:
+            """of the first group, if no message came before it"""
+
+        @_builtins.property
+        def trailer(self) -> Global___DiffResponse.Trailer:
+            """of the last group"""
+
         def __init__(
             self,
             *,
             changes: _abc.Iterable[Global___FileChange] | None = ...,
+            header: Global___DiffResponse.Header | None = ...,
+            trailer: Global___DiffResponse.Trailer | None = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "trailer", b"trailer"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "header", b"header", "trailer", b"trailer"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -351,7 +363,7 @@ class DiffResponse(_message.Message):
     def trailer(self) -> Global___DiffResponse.Trailer: ...
     @_builtins.property
     def group(self) -> Global___DiffResponse.ChangeGroup:
-        """with grouped, in place of changes whose patch has at most 64 KiB"""
+        """with grouped, in place of changes whose patch has at most 64 KiB, of header and trailer"""
 
     def __init__(
         self,

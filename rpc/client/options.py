@@ -24,6 +24,9 @@ CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # Of the sync client alone: a stream is read by who iterates it, not by a thread of its own,
+    # which takes longer than a small answer.
+    ("SingleThreadedUnaryStream", 1),  # of grpc.experimental.ChannelOptions
 ]
 _DEFAULT_ENDPOINT = "127.0.0.1:7421"
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from quorepo.rpc import objects
 from quorepo.rpc.context import EdgeContext
+from quorepo.rpc.grpc.blame_stream import blame_messages
 from quorepo.rpc.grpc.conversions import PageKey, open_view, page_size, revision_message
 from quorepo.rpc.grpc.diff_service import diff_arguments
 from quorepo.rpc.grpc.errors import Context
-from quorepo.rpc.grpc.groups import Group
 from quorepo.rpc.grpc.interceptor import caller
 from quorepo.rpc.grpc.read_messages import (
     check_count,
@@ -36,7 +35,6 @@ from quorepo.v1 import commit_pb2, diff_pb2
 __all__ = ["WalkMethods", "commit_named"]
 
 _PAGE_SIZE = 100
-_COMMITS_PER_LOOK = 100  # of a blame, read at a time
 
 
 def commit_named(history: History, view: RepositoryView, revision: bytes) -> bytes:
@@ -269,69 +267,18 @@ class WalkMethods:
             }
 
         timeout_s = read_timeout_s(self._edge, context)
-        digest = hashlib.sha256()
-        known: set[str] = set()
+
+        async def read_commits(oids: Sequence[str]) -> Sequence[commit_pb2.Commit]:
+            return await self._history.read(
+                view, lambda history: commit_messages(view, oids), small=True
+            )
+
         async with contextlib.aclosing(
             self._history.stream(view, "blame", prepare, timeout_s)
         ) as parts:
-            told: Any = await anext(parts)
-            header = commit_pb2.BlameResponse.Header(
-                commit_oid=told["commit"],
-                blob_oid=told["blob"],
-                line_count=told["line_count"],
-                revision=revision_message(view),
-            )
-            yield commit_pb2.BlameResponse(header=header)
-            batch: list[dict[str, Any]] = []
-            async for part in parts:
-                assert isinstance(part, dict)
-                batch.append(part)
-                if len(batch) == _COMMITS_PER_LOOK:
-                    for message in await self._hunks(view, batch, known, digest, request.grouped):
-                        yield message
-                    batch = []
-            for message in await self._hunks(view, batch, known, digest, request.grouped):
+            revision = revision_message(view)
+            async for message in blame_messages(parts, revision, read_commits, request.grouped):
                 yield message
-        yield commit_pb2.BlameResponse(
-            trailer=commit_pb2.BlameResponse.Trailer(sha256=digest.digest())
-        )
-
-    async def _hunks(
-        self,
-        view: RepositoryView,
-        batch: Sequence[dict[str, Any]],
-        known: set[str],
-        digest: Any,
-        grouped: bool,
-    ) -> list[commit_pb2.BlameResponse]:
-        new = [oid for oid in dict.fromkeys(p["commit"] for p in batch) if oid not in known]
-        commits = await self._edge.reads.in_thread(lambda: commit_messages(view, new))
-        by_oid = dict(zip(new, commits, strict=True))
-        messages: list[commit_pb2.BlameResponse] = []
-        group: Group[commit_pb2.BlameResponse.Hunk] = Group()
-        for part in batch:
-            line = (
-                f"{part['commit']} {part['first_line']} {part['line_count']} "
-                f"{part['original_first_line']}\n"
-            )
-            digest.update(line.encode())
-            hunk = commit_pb2.BlameResponse.Hunk(
-                commit_oid=part["commit"],
-                first_line=part["first_line"],
-                line_count=part["line_count"],
-                original_first_line=part["original_first_line"],
-                original_path=bytes.fromhex(part["original_path"]),
-                commit=by_oid.pop(part["commit"], None),
-                boundary=part["boundary"],
-            )
-            known.add(part["commit"])
-            if not grouped:
-                messages.append(commit_pb2.BlameResponse(hunk=hunk))
-            elif group.add(hunk):
-                messages.append(_group(group))
-        if group:
-            messages.append(_group(group))
-        return messages
 
     def _checked(
         self, request: commit_pb2.ListCommitsRequest | commit_pb2.CountCommitsRequest
@@ -341,10 +288,6 @@ class WalkMethods:
         check_count(api, len(request.revisions), "revisions")
         check_count(api, len(request.exclusions), "exclusions")
         return normal_paths(api, request.paths)
-
-
-def _group(group: Group[commit_pb2.BlameResponse.Hunk]) -> commit_pb2.BlameResponse:
-    return commit_pb2.BlameResponse(group=commit_pb2.BlameResponse.HunkGroup(hunks=group.take()))
 
 
 def _ends(

@@ -22,45 +22,44 @@ async def diff_messages(
     parts: AsyncIterator[dict[str, Any] | bytes], header: _Response.Header, grouped: bool
 ) -> AsyncIterator[_Response]:
     """The header when the first part is there, the changes, the trailer."""
-    stream = _Grouped() if grouped else _OneByOne()
+    stream = _Grouped(header) if grouped else _OneByOne(header)
     digest = hashlib.sha256()
-    trailer: _Response.Trailer | None = None
-    is_begun = False
     async for part in parts:
-        if not is_begun:
-            is_begun = True
-            yield _Response(header=header)
         if isinstance(part, bytes):
             digest.update(part)
             messages = stream.chunk(part)
         elif "status" in part:
             messages = stream.change(change_message(part))
         else:
-            trailer = _Response.Trailer(**part)
-            messages = stream.rest()
+            messages = stream.end(_Response.Trailer(**part, sha256=digest.digest()))
         for message in messages:
             yield message
-    assert trailer is not None
-    trailer.sha256 = digest.digest()
-    yield _Response(trailer=trailer)
 
 
 class _OneByOne:
+    def __init__(self, header: _Response.Header) -> None:
+        self._header: _Response.Header | None = header
+
     def change(self, change: diff_pb2.FileChange) -> list[_Response]:
-        return [_Response(change=change)]
+        return [*self._begin(), _Response(change=change)]
 
     def chunk(self, chunk: bytes) -> list[_Response]:
         return [_Response(chunk=chunk)]
 
-    def rest(self) -> list[_Response]:
-        return []
+    def end(self, trailer: _Response.Trailer) -> list[_Response]:
+        return [*self._begin(), _Response(trailer=trailer)]
+
+    def _begin(self) -> list[_Response]:
+        header, self._header = self._header, None
+        return [] if header is None else [_Response(header=header)]
 
 
 class _Grouped:
     """A change waits for its patch: when that is small both go into the group, else by themselves,
-    after the group."""
+    after the group. The header goes with the first group, the trailer with the last."""
 
-    def __init__(self) -> None:
+    def __init__(self, header: _Response.Header) -> None:
+        self._header: _Response.Header | None = header
         self._group: Group[diff_pb2.FileChange] = Group()
         self._waiting: diff_pb2.FileChange | None = None
 
@@ -78,18 +77,20 @@ class _Grouped:
             return []
         # A patch comes in several chunks only when each but the last is larger than that.
         self._waiting = None
-        return [*self._take(), _Response(change=change), _Response(chunk=chunk)]
+        before = [self._take()] if self._group or self._header is not None else []
+        return [*before, _Response(change=change), _Response(chunk=chunk)]
 
-    def rest(self) -> list[_Response]:
-        return [*self._settle(), *self._take()]
+    def end(self, trailer: _Response.Trailer) -> list[_Response]:
+        messages = self._settle()
+        last = self._take()
+        last.group.trailer.CopyFrom(trailer)
+        return [*messages, last]
 
     def _settle(self) -> list[_Response]:
         change, self._waiting = self._waiting, None
-        if change is not None and self._group.add(change):
-            return self._take()
-        return []
+        return [self._take()] if change is not None and self._group.add(change) else []
 
-    def _take(self) -> list[_Response]:
-        if not self._group:
-            return []
-        return [_Response(group=_Response.ChangeGroup(changes=self._group.take()))]
+    def _take(self) -> _Response:
+        header, self._header = self._header, None
+        group = _Response.ChangeGroup(changes=self._group.take(), header=header)
+        return _Response(group=group)

@@ -8,6 +8,11 @@ otherwise), of a `git` process per call, and, where that can answer it, of one `
 --batch` that stays open: in turn, so that what disturbs one disturbs all. git has a commit-graph.
 Printed are p50 and p99 in milliseconds and calls per second, the ratio of medians, the target that
 issue 5 sets, and whether it was met. `--quick` is for a look: a tenth of the calls.
+
+No row asks about the same commit, or the same commit and path, twice, so nothing is answered that
+was answered before; what a node keeps of the repository (objects, parsed trees, what differs
+between two versions of a file) it keeps from one question to the next. Blame has a row for files
+that were never blamed before. The client is grpcio's, with the channel options of `quorepo.Client`.
 """
 
 from __future__ import annotations
@@ -30,6 +35,7 @@ from support.git import ENVIRONMENT
 from support.waiting import eventually
 
 from bench.generated import COMMITS, generate
+from quorepo.rpc.client.options import CHANNEL_OPTIONS
 from quorepo.v1 import (
     blob_pb2,
     blob_pb2_grpc,
@@ -63,6 +69,7 @@ class Question:
     open_git: Ask | None = None
     target: float | None = LOCAL_TARGET
     share: float = 1.0  # of the calls
+    paths_once: bool = False  # as many calls as there are files, each about another one
     per: int = 1  # things in one call
 
 
@@ -97,6 +104,19 @@ class Git:
         self.batch.wait()
 
 
+class Repository:
+    """What there is to ask about: commits, and the paths that they have, large files left out."""
+
+    def __init__(self, git: Git) -> None:
+        self._git = git
+        self.commits = git.run("rev-list", "--no-merges", "main").decode().split()[1:]
+        self.paths = self.paths_of("main")
+
+    def paths_of(self, commit: str) -> list[str]:
+        paths = self._git.run("ls-tree", "-r", "--name-only", commit).decode().splitlines()
+        return [path for path in paths if not path.startswith("large/")]
+
+
 class Node:
     """The calls of one node."""
 
@@ -115,9 +135,9 @@ class Node:
         request = commit_pb2.GetCommitRequest(commit=commit.encode())
         return self.ask(self.commits.GetCommit, request, consistency)
 
-    def entry(self, path: str) -> Any:
+    def entry(self, commit: str, path: str) -> Any:
         request = commit_pb2.GetTreeEntryRequest(
-            commit=b"main", path=path.encode(), data_bytes_max=1 << 20
+            commit=commit.encode(), path=path.encode(), data_bytes_max=1 << 20
         )
         answer = self.ask(self.commits.GetTreeEntry, request)
         assert answer.data
@@ -143,8 +163,8 @@ class Node:
         )
         return list(self.ask(self.diffs.Diff, request))
 
-    def blame(self, path: str) -> Any:
-        request = commit_pb2.BlameRequest(commit=b"main", path=path.encode(), grouped=True)
+    def blame(self, commit: str, path: str) -> Any:
+        request = commit_pb2.BlameRequest(commit=commit.encode(), path=path.encode(), grouped=True)
         return list(self.ask(self.commits.Blame, request))
 
     def batch(self, oids: Sequence[str]) -> Any:
@@ -176,13 +196,13 @@ def questions(node: Node, git: Git, chance: random.Random) -> list[Question]:
         ),
         Question(
             "GetTreeEntry / git cat-file",
-            lambda c, p: node.entry(p),
-            lambda c, p: git.run("cat-file", "blob", f"main:{p}"),
-            lambda c, p: git.object(f"main:{p}"),
+            lambda c, p: node.entry(c, p),
+            lambda c, p: git.run("cat-file", "blob", f"{c}:{p}"),
+            lambda c, p: git.object(f"{c}:{p}"),
         ),
         Question(
             "GetTreeEntry, blob of 64 KiB",
-            lambda c, p: node.entry(large(p)),
+            lambda c, p: node.entry("main", large(p)),
             lambda c, p: git.run("cat-file", "blob", f"main:{large(p)}"),
             lambda c, p: git.object(f"main:{large(p)}"),
         ),
@@ -209,9 +229,15 @@ def questions(node: Node, git: Git, chance: random.Random) -> list[Question]:
             lambda c, p: git.run("diff-tree", "-p", "-M", c),
         ),
         Question(
-            "Blame / git blame",
-            lambda c, p: node.blame(p),
+            "Blame / git blame, new files",
+            lambda c, p: node.blame("main", p),
             lambda c, p: git.run("blame", "--porcelain", "main", "--", p),
+            paths_once=True,
+        ),
+        Question(
+            "Blame / git blame, other commits",
+            lambda c, p: node.blame(c, p),
+            lambda c, p: git.run("blame", "--porcelain", c, "--", p),
             share=0.5,
         ),
         Question(
@@ -232,13 +258,22 @@ def questions(node: Node, git: Git, chance: random.Random) -> list[Question]:
     ]
 
 
-def measure(question: Question, commits: list[str], files: list[str], calls: int) -> bool:
+def subjects(question: Question, repository: Repository, calls: int) -> list[tuple[str, str]]:
+    """What a row asks about: a commit, and a path that it has. No pair twice, and no commit."""
+    chance = random.Random(question.name)
+    if question.paths_once:
+        paths = chance.sample(repository.paths, len(repository.paths))
+        return [("main", path) for path in paths]
+    count = max(10, round(calls * question.share)) + WARM_UP
+    commits = chance.sample(repository.commits, min(count, len(repository.commits)))
+    return [(commit, chance.choice(repository.paths_of(commit))) for commit in commits]
+
+
+def measure(question: Question, repository: Repository, calls: int) -> bool:
     """Prints a row; False when its target was missed."""
-    chance = random.Random(1)
     asks = [ask for ask in (question.api, question.git, question.open_git) if ask is not None]
     taken: list[list[float]] = [[] for _ in asks]
-    for number in range(max(10, round(calls * question.share)) + WARM_UP):
-        commit, path = chance.choice(commits), chance.choice(files)
+    for number, (commit, path) in enumerate(subjects(question, repository, calls)):
         for ask, times in zip(asks, taken, strict=True):
             started = time.perf_counter()
             ask(commit, path)
@@ -306,7 +341,7 @@ def main() -> None:
             push = ["git", "push", "-q", demo.url(asked, PATH), "refs/heads/main"]
             subprocess.run(push, cwd=peer, check=True, capture_output=True)
             git = Git(peer)
-            with grpc.insecure_channel(demo.nodes[asked].grpc) as channel:
+            with grpc.insecure_channel(demo.nodes[asked].grpc, CHANNEL_OPTIONS) as channel:
                 node = Node(channel, demo.token)
                 eventually(lambda: node.commit("main"), what="the push is on the follower")
                 missed = table(node, git, calls)
@@ -316,14 +351,12 @@ def main() -> None:
 
 def table(node: Node, git: Git, calls: int) -> int:
     """Prints all rows; how many targets were missed."""
-    commits = git.run("rev-list", "--no-merges", "main").decode().split()[1:301]
-    files = git.run("ls-tree", "-r", "--name-only", "main").decode().splitlines()
-    small = [file for file in files if not file.startswith("large/")]
+    repository = Repository(git)
     columns = "p50     p99    c/s"
     print(f"{'ms':34} {'API':^22}  {'git process per call':^22}  {'open cat-file':^22}   ratio to")
     print(f"{'':34} {columns:>22}  {columns:>22}  {columns:>22}  proc   open  target")
     asked = questions(node, git, random.Random(3))
-    return sum(not measure(question, commits, small, calls) for question in asked)
+    return sum(not measure(question, repository, calls) for question in asked)
 
 
 if __name__ == "__main__":

@@ -122,6 +122,8 @@ class Contents:
             part = message.WhichOneof("part")
             if part == "header":
                 self._session.saw(repository, message.header.revision)
+            elif part == "group" and message.group.HasField("header"):
+                self._session.saw(repository, message.group.header.revision)
             for hunk in [message.hunk] if part == "hunk" else message.group.hunks:
                 digest.update(
                     f"{hunk.commit_oid} {hunk.first_line} {hunk.line_count} "
@@ -132,5 +134,7 @@ class Contents:
                 yield codecs.blame_hunk(hunk, commits[hunk.commit_oid])
             if part == "trailer":
                 told = message.trailer.sha256
+            elif part == "group" and message.group.HasField("trailer"):
+                told = message.group.trailer.sha256
         if told != digest.digest():
             raise CutStream("the blame came damaged or in part", reason="CUT_STREAM")

@@ -66,6 +66,8 @@ class Diffs:
                 continue
             elif part == "trailer":
                 trailer = message.trailer
+            elif part == "group":
+                trailer = self._ends_of(repository, message.group)
             if change is not None:
                 yield codecs.file_patch(change, b"".join(chunks))
             change, chunks = message.change if part == "change" else None, []
@@ -109,12 +111,22 @@ class Diffs:
                 self._session.saw(repository, message.header.revision)
             elif part == "trailer":
                 trailer = message.trailer
+            elif part == "group":
+                trailer = self._ends_of(repository, message.group)
             for change in [message.change] if part == "change" else message.group.changes:
                 yield codecs.file_change(change)
         if trailer is None:
             raise CutStream("the diff came in part", reason="CUT_STREAM")
         if trailer.truncated_by:
             raise codecs.limit_met("the diff", trailer.truncated_by)
+
+    def _ends_of(
+        self, repository: str, group: pb.DiffResponse.ChangeGroup
+    ) -> pb.DiffResponse.Trailer | None:
+        """Notes the header of a group, and gives its trailer, as far as it has them."""
+        if group.HasField("header"):
+            self._session.saw(repository, group.header.revision)
+        return group.trailer if group.HasField("trailer") else None
 
     def changes(
         self,

@@ -67,8 +67,8 @@ def test_a_diff(api: Api, kind: Any) -> None:
         repository=PATH, range=diff_pb2.DiffRange(head=b"main"), format=kind
     )
     single, grouped = both(api, api.diffs.Diff, request)
-    assert grouped[0] == single[0]
-    assert grouped[-1] == single[-1]
+    assert grouped[0].group.header == single[0].header
+    assert grouped[-1].group.trailer == single[-1].trailer
     assert flattened(grouped, "change", "changes") == flattened(single, "change", "changes")
     assert len(grouped) < len(single) / 3
 
@@ -76,9 +76,10 @@ def test_a_diff(api: Api, kind: Any) -> None:
 def test_a_blame(api: Api) -> None:
     request = commit_pb2.BlameRequest(repository=PATH, commit=b"main", path=b"file")
     single, grouped = both(api, api.commits.Blame, request)
-    assert (grouped[0], grouped[-1]) == (single[0], single[-1])
+    assert grouped[0].group.header == single[0].header
+    assert grouped[-1].group.trailer == single[-1].trailer
     assert flattened(grouped, "hunk", "hunks") == flattened(single, "hunk", "hunks")
-    assert len(grouped) == 3
+    assert len(grouped) == 1
     assert len(single) == SMALL + 1
 
 
@@ -94,3 +95,29 @@ def test_many_blobs(api: Api, work: WorkTree, blob_bytes_max: int | None) -> Non
     assert (grouped[0], grouped[-1]) == (single[0], single[-1])
     assert flattened(grouped, "blob", "blobs") == flattened(single, "blob", "blobs")
     assert len(grouped) < len(single) / 2
+
+
+def test_a_diff_that_begins_with_a_large_patch_begins_with_its_header(api: Api) -> None:
+    """The header does not wait for a group, and every message but the last is no trailer."""
+    request = diff_pb2.DiffRequest(
+        repository=PATH,
+        range=diff_pb2.DiffRange(head=b"main"),
+        options=diff_pb2.DiffOptions(paths=[b"s/1-70000", b"s/2-300000"]),
+        format=diff_pb2.DIFF_FORMAT_PATCH,
+    )
+    single, grouped = both(api, api.diffs.Diff, request)
+    assert grouped[0].group.header == single[0].header
+    assert [message.WhichOneof("part") for message in grouped] == [
+        "group", "change", "chunk", "change", "chunk", "chunk", "group",
+    ]  # fmt: skip
+    assert not grouped[0].group.changes
+    assert not grouped[-1].group.changes
+    assert grouped[-1].group.trailer == single[-1].trailer
+
+
+def test_a_diff_without_changes_is_one_group(api: Api) -> None:
+    request = diff_pb2.DiffRequest(
+        repository=PATH, range=diff_pb2.DiffRange(base=b"main", head=b"main")
+    )
+    single, (group,) = both(api, api.diffs.Diff, request)
+    assert [group.group.header, group.group.trailer] == [single[0].header, single[-1].trailer]
