@@ -38,6 +38,7 @@ from quorepo.storage.errors import (
     Unavailable,
 )
 from quorepo.storage.git.fetch_answer import KEEPALIVE
+from quorepo.storage.git.negotiation import negotiate_at_once
 from quorepo.storage.git.upload_pack import (
     BundleUriRequest,
     FetchRequest,
@@ -227,7 +228,6 @@ class _Fetch:
             await self._reply.write_last(preamble)
             return 0
         self._preamble = preamble
-        self._answering = True
         try:
             return await self._send(seen, negotiation)
         except DamagedPack:
@@ -244,6 +244,11 @@ class _Fetch:
         key = answer_key(seen, request, negotiation)
         answer = cache.get(key)
         source = "hit" if answer else "shared" if cache.is_building(key) else "built"
+        if source == "built" and not self._answering:
+            # A node that is busy says so in an ERR packet, as long as that can be.
+            with self._edge.fetch_slots.take():
+                pass
+        self._answering = True
         if answer is None:
             # Signs of life come after it.
             await self._reply.write(self._take_preamble())
@@ -287,9 +292,16 @@ class _Fetch:
             seen = view_digest(view)
             return seen, negotiation_key(seen, request)
 
+        def find() -> Negotiation | dict[str, Any]:
+            tips = view.git_view().tips_in_hex()
+            found = negotiate_at_once(view.packs, request, map(bytes.fromhex, tips))
+            return found or _arguments(request, view)
+
         async def ask() -> Negotiation:
-            arguments = await self._off_loop(lambda: _arguments(request, view))
-            return Negotiation.from_json(await self._run("negotiate", arguments, _silence))
+            found = await self._edge.reads.in_thread(find)
+            if isinstance(found, Negotiation):
+                return found
+            return Negotiation.from_json(await self._run("negotiate", found, _silence))
 
         seen, key = await self._off_loop(keys)
         return seen, await self._edge.fetch_cache.negotiation(key, ask)

@@ -31,7 +31,19 @@ __all__ = [
 COMMITS_CACHED_MAX = 250_000
 
 
-CommitCache = dict[bytes, Commit]
+class CommitCache(dict[bytes, Commit]):
+    """Commits by id, and of what walks started at: of which type it is, and where tags lead to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds: dict[bytes, int] = {}
+        self.tags: dict[bytes, bytes] = {}
+
+    def clear(self) -> None:
+        """Forgets all of it."""
+        super().clear()
+        self.kinds.clear()
+        self.tags.clear()
 
 
 @dataclass
@@ -59,7 +71,7 @@ class CommitReader:
 
     def __init__(self, objects: PackSet, cache: CommitCache | None = None) -> None:
         self.objects = objects
-        self._cache: CommitCache = {} if cache is None else cache
+        self._cache = CommitCache() if cache is None else cache
         self._graphs: list[CommitGraph] | None = None  # read when a commit is asked for
         self._hex_bytes = 2 * objects.object_format.hash_bytes
 
@@ -81,6 +93,7 @@ class CommitReader:
         """Sort objects by type and follow tags. Raises NotFound when one does not exist."""
         found = Roots()
         lists = {COMMIT: found.commits, TREE: found.trees, BLOB: found.blobs, TAG: found.tags}
+        kinds = self._cache.kinds
         seen: set[bytes] = set()
         pending = list(oids)
         pending.reverse()
@@ -89,7 +102,12 @@ class CommitReader:
             if oid in seen:
                 continue
             seen.add(oid)
-            kind = COMMIT if oid in self._cache else self.objects.object_type(oid)
+            kind = kinds.get(oid)
+            if kind is None:
+                kind = COMMIT if oid in self._cache else self.objects.object_type(oid)
+                if len(kinds) >= COMMITS_CACHED_MAX:
+                    self._cache.clear()
+                kinds[oid] = kind
             lists[kind].append(oid)
             if kind == TAG:
                 pending.append(self.tag_target(oid))
@@ -97,6 +115,15 @@ class CommitReader:
 
     def tag_target(self, oid: bytes) -> bytes:
         """The object that a tag object names; it may be a tag again."""
+        target = self._cache.tags.get(oid)
+        if target is None:
+            target = self._read_tag(oid)
+            if len(self._cache.tags) >= COMMITS_CACHED_MAX:
+                self._cache.clear()
+            self._cache.tags[oid] = target
+        return target
+
+    def _read_tag(self, oid: bytes) -> bytes:
         kind, content = self.objects.get(oid)
         if kind != TAG or not content.startswith(b"object "):
             raise CorruptPack(f"object {oid.hex()} is not a tag")

@@ -145,7 +145,7 @@ def _visible_objects(
 def _reader(repository: Mapping[str, Any]) -> CommitReader:
     objects = PackSet.from_description(repository)
     key = (repository["data_dir"], repository["group"], repository["repository_id"])
-    cache = _commit_caches.setdefault(key, {})
+    cache = _commit_caches.setdefault(key, CommitCache())
     _commit_caches.move_to_end(key)
     if len(_commit_caches) > _REPOSITORIES_CACHED_MAX:
         _commit_caches.popitem(last=False)

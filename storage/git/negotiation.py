@@ -6,15 +6,19 @@ tips here, so nothing may be sent for a request that did not pass through `negot
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from quorepo.storage.git.commits import CommitReader, existing
 from quorepo.storage.git.fetch_request import FetchRequest, Negotiation
 from quorepo.storage.git.reachability import VisibleObjects, check_wants
 from quorepo.storage.git.shallow import client_shallow, plan_shallow
 from quorepo.storage.git.walk import wants_reach_common
+from quorepo.storage.packs import PackSet
 
-__all__ = ["negotiate"]
+__all__ = ["negotiate", "negotiate_at_once"]
+
+# What is looked for in how many packs: beyond it a worker does it.
+_LOOKUPS_MAX = 20_000
 
 
 def negotiate(
@@ -39,3 +43,21 @@ def negotiate(
         common_commits = reader.roots(common).commits
         ready = wants_reach_common(reader, wants.commits, common_commits, grafts)
     return Negotiation(tuple(common), ready, plan.shallow, plan.unshallow)
+
+
+def negotiate_at_once(
+    objects: PackSet, request: FetchRequest, tips: Iterable[bytes]
+) -> Negotiation | None:
+    """What `negotiate` finds, where that takes no walk and no object that is read; else None.
+
+    So it is for most clones, and for a client that is done: all that it wants are `tips`, and its
+    history and ours are cut off nowhere.
+    """
+    if request.deepens or request.client_shallow or not (request.done or not request.haves):
+        return None
+    lookups = len(request.wants) + len(request.haves)
+    if lookups * len(objects.packs) > _LOOKUPS_MAX:
+        return None
+    if not set(tips).issuperset(request.wants) or any(w not in objects for w in request.wants):
+        return None
+    return Negotiation(tuple(existing(objects, request.haves)))

@@ -51,7 +51,7 @@ class Caches:
     """Parsed commits and trees of one repository; shared by its revisions, and by threads."""
 
     def __init__(self) -> None:
-        self.commits: CommitCache = {}
+        self.commits = CommitCache()
         self.trees: dict[bytes, Tree] = {}
         self.tree_entries = 0
         self.differences: dict[tuple[bytes, bytes], list[Hunk]] = {}

@@ -29,6 +29,7 @@ from quorepo.storage.git.advertise import (
     advertise_receive_pack,
     advertise_upload_pack_v0,
 )
+from quorepo.storage.git.negotiation import negotiate_at_once
 from quorepo.storage.git.pktline import FLUSH, encode, error_packet
 from quorepo.storage.layout import GroupLayout
 from quorepo.storage.objectformat import ObjectFormat
@@ -116,6 +117,9 @@ class StoredRepository:
         except QuorepoError as error:
             return upload_pack.request_error(request, str(error))
         negotiation = upload_pack.Negotiation.from_json(answer)
+        # What needs no worker is the same without one.
+        at_once = negotiate_at_once(self.objects(), request, view.tips())
+        assert at_once in (None, negotiation)
         preamble = upload_pack.fetch_preamble(request, negotiation)
         if not upload_pack.sends_pack(request, negotiation):
             return preamble
