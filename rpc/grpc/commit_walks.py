@@ -55,6 +55,8 @@ class WalkMethods:
         self._edge.authenticator.authorize(caller(), "read", request.repository)
         api = self._edge.config.api
         paths = self._checked(request)
+        if request.order not in commit_pb2.CommitOrder.values():
+            raise InvalidArgument(f"order {request.order} is unknown")
         question = commit_pb2.ListCommitsRequest()
         question.CopyFrom(request)
         for field in ("page_token", "page_size", "consistency"):

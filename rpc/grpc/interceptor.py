@@ -12,16 +12,17 @@ import asyncio
 import contextlib
 import contextvars
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from quorepo.rpc.auth import Identity
 from quorepo.rpc.context import EdgeContext
 from quorepo.rpc.grpc.errors import Context, abort
-from quorepo.storage.errors import FatalError, QuorepoError, Unavailable
+from quorepo.storage.errors import FatalError, InvalidArgument, QuorepoError, Unavailable
 from quorepo.v1 import import_pb2, operation_pb2, ref_pb2, repository_pb2
 
 __all__ = ["WRITING_METHODS", "EdgeInterceptor", "caller"]
@@ -85,7 +86,8 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):
             return handler
         writes = details.method in WRITING_METHODS
         # A method that takes a stream is given an iterator where the others are given a message.
-        serializers = (handler.request_deserializer, handler.response_serializer)
+        decode = _never_raising(handler.request_deserializer, details.method)
+        serializers = (decode, handler.response_serializer)
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(
                 self._unary(handler.unary_unary, writes), *serializers
@@ -106,7 +108,7 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):
         async def call(request: Any, context: Context) -> Any:
             try:
                 self._admit(context, writes)
-                return await behaviour(request, context)
+                return await behaviour(_decoded(request), context)
             except grpc.aio.AbortError:
                 raise
             except (Exception, FatalError) as error:  # noqa: BLE001 - the last place before the wire
@@ -118,7 +120,7 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):
         async def call(request: Any, context: Context) -> None:
             try:
                 self._admit(context, writes)
-                async with contextlib.aclosing(behaviour(request, context)) as responses:
+                async with contextlib.aclosing(behaviour(_decoded(request), context)) as responses:
                     async for response in responses:
                         await _write(context, response)
             except grpc.aio.AbortError:
@@ -147,6 +149,38 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):
             error = QuorepoError("internal error; the node's log has the details")
         self._edge.metrics.errors.labels(error.reason).inc()
         await abort(context, error)
+
+
+class _Undecodable:
+    """What arrived in place of a message."""
+
+    def __init__(self, method: str) -> None:
+        self.method = method
+
+
+def _never_raising(decode: Any, method: str) -> Any:
+    """gRPC would answer a decoder's error itself: as UNKNOWN, which says "it may have happened"."""
+
+    def decoded(data: bytes) -> Any:
+        try:
+            return decode(data)
+        except DecodeError:
+            return _Undecodable(method)
+
+    return decoded
+
+
+def _decoded(request: Any) -> Any:
+    """The message, or the iterator of messages. Raises InvalidArgument, also while iterating."""
+    if isinstance(request, _Undecodable):
+        kind = request.method.rpartition("/")[2]
+        raise InvalidArgument(f"what was sent is no {kind} request: it can't be decoded")
+    return _all_decoded(request) if hasattr(request, "__aiter__") else request
+
+
+async def _all_decoded(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _decoded(request)
 
 
 async def _write(context: Context, response: Any) -> None:

@@ -13,7 +13,7 @@ from quorepo.rpc.grpc.read_messages import read_timeout_s
 from quorepo.rpc.grpc.ref_writes import revision_of
 from quorepo.rpc.operations import Built, Done
 from quorepo.rpc.reads import RepositoryView
-from quorepo.storage.errors import NotFound
+from quorepo.storage.errors import InvalidArgument, NotFound
 from quorepo.v1 import common_pb2, errors_pb2, operation_pb2
 
 __all__ = ["MergeOperations"]
@@ -53,6 +53,9 @@ class MergeOperations:
     async def Merge(self, request: PB.MergeRequest, context: Context) -> PB.MergeResponse:
         """One commit, a moved branch, or nothing to do."""
         branch = self._branch(request.branch)
+        mode = _MODES.get(request.mode)
+        if mode is None:
+            raise InvalidArgument(f"mode {request.mode} is unknown")
         author = committer = b""
         if request.author.ByteSize():
             author, committer = self._people(request.author, request.committer)
@@ -63,7 +66,7 @@ class MergeOperations:
             theirs = await self._commit(view, request.source)
             spec = {
                 "theirs": theirs.hex(),
-                "mode": _MODES.get(request.mode, "any"),
+                "mode": mode,
                 "author": author.hex(),
                 "committer": committer.hex(),
                 "message": (message if message.endswith(b"\n") else message + b"\n").hex(),

@@ -21,7 +21,7 @@ from quorepo.rpc.grpc.conversions import (
 )
 from quorepo.rpc.grpc.errors import Context
 from quorepo.rpc.grpc.interceptor import caller
-from quorepo.rpc.grpc.ref_writes import revision_of
+from quorepo.rpc.grpc.ref_writes import branch_name, revision_of
 from quorepo.rpc.grpc.repository_reads import RepositoryReadMethods
 from quorepo.rpc.grpc.repository_writes import RepositoryWrites
 from quorepo.rpc.history import HistoryReads
@@ -63,9 +63,9 @@ class RepositoryService(
         self._edge.authenticator.authorize(identity, "create", request.path)
         request_id = request_uuid(request.request_id)
         branch = request.default_branch
-        if branch and not branch.startswith(b"refs/"):
-            branch = b"refs/heads/" + branch
         with telling_request_id(request_id):
+            if branch:
+                branch = branch_name(branch, self._edge.config.limits.ref_name_bytes_max)
             view = await self._edge.repositories.create(
                 request.path,
                 origin=self._edge.origin(identity.user, request_id.bytes),

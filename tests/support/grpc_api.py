@@ -44,6 +44,15 @@ class Refused(Exception):
         trailers = dict(call.trailing_metadata() or ())
         self.status = status_pb2.Status.FromString(trailers.get("grpc-status-details-bin", b""))
 
+    @classmethod
+    def of_status(cls, status: status_pb2.Status) -> Refused:
+        """An error that stands inside an answer."""
+        made = cls.__new__(cls)
+        Exception.__init__(made, status.message)
+        made.code = next(c.name for c in grpc.StatusCode if c.value[0] == status.code)
+        made.text, made.status = status.message, status
+        return made
+
     def detail(self, kind: type[_Detail]) -> _Detail:
         for packed in self.status.details:
             found = kind()
