@@ -255,6 +255,8 @@ class NodeStatus(_message.Message):
     MEMBER_FIELD_NUMBER: _builtins.int
     CATCH_UP_FIELD_NUMBER: _builtins.int
     PACKS_MISSING_FIELD_NUMBER: _builtins.int
+    PACKS_TOTAL_FIELD_NUMBER: _builtins.int
+    MISSING_BYTES_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
     LEVEL_FIELD_NUMBER: _builtins.int
     SERVING_FIELD_NUMBER: _builtins.int
@@ -276,7 +278,11 @@ class NodeStatus(_message.Message):
     member: _builtins.str
     """voter, learner, removed, or empty: no replica of any group"""
     packs_missing: _builtins.int
-    """packs that this node should hold and does not"""
+    """packs that this node should hold and does not; it fetches them"""
+    packs_total: _builtins.int
+    """that it should hold"""
+    missing_bytes: _builtins.int
+    """of those that are missing: what is left to fetch"""
     problem: _builtins.str
     """Why the node was taken out of service, and what to do; empty: it was not."""
     level: _builtins.int
@@ -308,13 +314,15 @@ class NodeStatus(_message.Message):
         member: _builtins.str = ...,
         catch_up: Global___CatchUp | None = ...,
         packs_missing: _builtins.int = ...,
+        packs_total: _builtins.int = ...,
+        missing_bytes: _builtins.int = ...,
         problem: _builtins.str = ...,
         level: _builtins.int = ...,
         serving: Global___ServingStatus | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["catch_up", b"catch_up", "serving", b"serving"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["catch_up", b"catch_up", "draining", b"draining", "grpc_address", b"grpc_address", "http_url", b"http_url", "level", b"level", "member", b"member", "metrics_url", b"metrics_url", "name", b"name", "packs_missing", b"packs_missing", "peer_address", b"peer_address", "phase", b"phase", "problem", b"problem", "reachable", b"reachable", "ready", b"ready", "replica_id", b"replica_id", "serving", b"serving", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["catch_up", b"catch_up", "draining", b"draining", "grpc_address", b"grpc_address", "http_url", b"http_url", "level", b"level", "member", b"member", "metrics_url", b"metrics_url", "missing_bytes", b"missing_bytes", "name", b"name", "packs_missing", b"packs_missing", "packs_total", b"packs_total", "peer_address", b"peer_address", "phase", b"phase", "problem", b"problem", "reachable", b"reachable", "ready", b"ready", "replica_id", b"replica_id", "serving", b"serving", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -115,6 +115,15 @@ def _of_nodes(status: Mapping[str, Any]) -> Iterator[Problem]:
                 f"{name} is out of service: {node['problem'].partition('; ')[0]}",
                 node["problem"].partition("; ")[2],
             )
+        elif node.get("packs_missing"):
+            yield Problem(
+                WARNING,
+                f"{name} lacks {node['packs_missing']} of {node['packs_total']} packs "
+                f"({node['missing_bytes'] / 2**20:.1f} MiB): its disk lost them, and it fetches "
+                "them from the other nodes",
+                "quorepo status -W shows how far it is; if they stay missing: quorepo cluster "
+                "verify names them",
+            )
         elif not node["ready"] and status["groups"]:
             yield Problem(
                 WARNING,

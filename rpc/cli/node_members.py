@@ -56,6 +56,8 @@ def node_list(settings: Settings) -> None:
             "draining": node.draining,
             "catch_up_percent": node.catch_up.percent,
             "packs_missing": node.packs_missing,
+            "packs_total": node.packs_total,
+            "missing_bytes": node.missing_bytes,
             "peer": node.peer_address,
             "version": node.version,
             "level": node.level,
@@ -116,6 +118,8 @@ def info(settings: Settings, node: str) -> None:
         "metrics": found.metrics_url,
         "peer": found.peer_address,
         "packs_missing": found.packs_missing,
+        "packs_total": found.packs_total,
+        "missing_bytes": found.missing_bytes,
         "groups": [
             {
                 "group": of.group,

@@ -88,6 +88,8 @@ def status_document(answer: Any) -> dict[str, Any]:
                 "catch_up": node.catch_up.doing or None,
                 "catch_up_percent": node.catch_up.percent,
                 "packs_missing": node.packs_missing,
+                "packs_total": node.packs_total,
+                "missing_bytes": node.missing_bytes,
                 "serving": _serving(node.serving) if node.HasField("serving") else None,
             }
             for node in answer.nodes
@@ -198,7 +200,11 @@ def _member(node: dict[str, Any]) -> str:
     if node["member"] == "learner":
         part += f", {node['catch_up'] or 'waiting'} {node['catch_up_percent']} %"
     if node["packs_missing"]:
-        part += f", {node['packs_missing']} packs missing"
+        left = node["missing_bytes"] / 2**20
+        part += (
+            f", {node['packs_missing']} of {node['packs_total']} packs missing, "
+            f"{left:.1f} MiB to fetch"
+        )
     return part
 
 

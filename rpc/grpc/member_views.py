@@ -79,6 +79,8 @@ def fill_in(
             node.phase = view.phase
             node.problem = view.problem
             node.packs_missing = sum(group.packs_missing for group in view.groups)
+            node.packs_total = sum(group.packs_total for group in view.groups)
+            node.missing_bytes = sum(group.missing_bytes for group in view.groups)
             node.version = node.version or view.version
             node.level = node.level or view.level
         behind = [

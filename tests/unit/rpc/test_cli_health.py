@@ -78,6 +78,15 @@ def not_ready(status: dict[str, Any]) -> None:
     status["nodes"][1].update(ready=False, phase="catching-up")
 
 
+def lacks_packs(status: dict[str, Any]) -> None:
+    status["nodes"][2].update(packs_missing=3, packs_total=21, missing_bytes=5 * 2**20)
+
+
+def waits_for_replace(status: dict[str, Any]) -> None:
+    status.update(groups=[], cluster_id=None)
+    status["nodes"][0].update(ready=False, phase="waiting to be replaced")
+
+
 def two_versions(status: dict[str, Any]) -> None:
     status["nodes"][1]["version"] = "1.1"
 
@@ -111,6 +120,8 @@ def without_core(status: dict[str, Any]) -> None:
         (not_ready, "degraded", ["n2 answers but does not serve (catching-up)"]),
         (drained, "healthy", ["n2 is drained", "quorepo node undrain n2"]),
         (catching_up, "healthy", ["n3 is a learner (packs, 40 %)", "quorepo node promote n3"]),
+        (lacks_packs, "degraded", ["n3 lacks 3 of 21 packs (5.0 MiB)", "quorepo status -W"]),
+        (waits_for_replace, "unavailable", ["on another node: quorepo node replace n1"]),
         (two_versions, "degraded", ["different versions (n1, n3: 1.0; n2: 1.1)"]),
         (without_core, "unavailable", ["n1 takes part in no group (core is not running)"]),
     ],
