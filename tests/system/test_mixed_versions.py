@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 from support.demo import Demo, free_base_port
 from support.git import WorkTree, refs_of
-from support.membership import WAIT_S, add_command, restart_log, start_newcomer
+from support.membership import (
+    WAIT_S,
+    add_command,
+    lead,
+    restart_log,
+    start_newcomer,
+    wait_until_killed,
+)
 from support.pusher import RepeatingPusher
 from support.waiting import eventually
 
@@ -87,6 +94,36 @@ def test_a_rolling_upgrade_takes_new_commands_once_all_nodes_know_them(
             assert [r for r, oid in pusher.acknowledged.items() if refs.get(r) != oid] == []
         assert "knows level" not in demo.output()
         nobody_goes_back(demo)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["before_raise", "after_raise"])
+def test_a_leader_killed_while_the_level_rises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Whoever leads next raises it, or finds it raised."""
+    for name, value in OLDER.items():
+        monkeypatch.setenv(name, value)
+    with Demo(tmp_path / "demo") as demo:
+        monkeypatch.delenv("QUOREPO_TEST_LEVEL")
+        work = WorkTree(tmp_path / "work")
+        oid = work.commit("first")
+        work.git("push", "-q", demo.url("n1", PATH), "main")
+        upgrade(demo, "n3")
+        upgrade(demo, "n1", QUOREPO_FAILPOINTS=f"membership.{step}=kill@1")
+        lead(demo, "n1", ask="n3")
+        demo.kill("n2")  # it leads nothing, so n1 goes on leading
+        demo.restart("n2")
+        wait_until_killed(demo, "n1")
+        demo.kill("n1")
+        demo.restart("n1")
+        for name in ("n1", "n2", "n3"):
+            eventually(functools.partial(is_ready, demo, name), timeout_s=WAIT_S, what=name)
+            eventually(
+                functools.partial(reached, demo, name), timeout_s=WAIT_S, what=f"{name} knows"
+            )
+            assert refs_of(demo.url(name, PATH))["refs/heads/main"] == oid
+        demo.cli("node", "drain", "n3", node="n1")  # which only the higher level knows
 
 
 def reached(demo: Demo, name: str) -> bool:
