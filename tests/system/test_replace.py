@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from chaos import lost_majority, replace_dead
 from support.demo import Demo
 from support.git import WorkTree, git
 from support.membership import WAIT_S, configurations, members, restart_log, wipe
@@ -140,3 +142,10 @@ def check_the_old_disk_is_out(demo: Demo, work: WorkTree, disk: Path, old: str, 
     assert alone.returncode != 0, "nobody but n1 has a vote"
     demo.restart("n2")
     push(demo, work, "n2", "refs/heads/sixth")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transcript", [replace_dead.main, lost_majority.main])
+def test_the_transcripts_in_the_manual_can_be_made_again(transcript: Callable[[], int]) -> None:
+    """docs/operations.md: each command in them ends as it is shown there."""
+    assert transcript() == 0
