@@ -14,6 +14,7 @@ from support.raw_http import AUTHORIZATION, FETCH_TYPE, packet, request
 from support.waiting import eventually
 
 from quorepo.storage.errors import NotFound, Unavailable
+from quorepo.storage.git.advertise import RefsView, advertise_upload_pack_v0
 from quorepo.storage.objectformat import ObjectFormat
 
 
@@ -253,6 +254,26 @@ def test_views_are_shared_until_the_revision_moves(
     assert refs_of(server.url(path))["refs/heads/main"] == oid
     assert second.refs[b"refs/heads/main"].hex() == oid
     assert first.refs[b"refs/heads/main"].hex() != oid
+
+
+def test_an_advertisement_is_encoded_once_per_revision(
+    server: EdgeUnderTest, work: WorkTree, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[RefsView] = []
+
+    def encode(view: RefsView, version: int) -> bytes:
+        encoded.append(view)
+        return advertise_upload_pack_v0(view, version)
+
+    monkeypatch.setattr("quorepo.rpc.advertisement.advertise_upload_pack_v0", encode)
+    for number in range(2):
+        oid = work.commit(f"{number}")
+        work.git("push", server.url(path), "main")
+        encoded.clear()
+        for _ in range(3):
+            answer = request(server, "GET", f"/{path}/info/refs?service=git-upload-pack")
+            assert oid.encode() in answer.body
+        assert len(encoded) == 1
 
 
 def test_a_sha256_repository_is_pushed_to_and_cloned(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.edge import edge_config, running_edge
+from support.edge import EdgeUnderTest, edge_config, running_edge
 from support.git import WorkTree, clone, git
 from support.grpc_api import Api, Refused
 from support.waiting import eventually
@@ -217,43 +220,82 @@ def test_api_and_its_limits(api: Api, work: WorkTree, path: str) -> None:
     assert api.refused(api.repositories.OptimizeRepository, missing).code == "NOT_FOUND"
 
 
-def test_leader_consolidates_by_itself_and_nobody_else(tmp_path: Path) -> None:
-    config = edge_config(
-        tmp_path / "data", storage={"packs_max": 5, "consolidation_interval_s": 0.05}
-    )
+@contextlib.contextmanager
+def looked_after(folder: Path, **storage: Any) -> Iterator[EdgeUnderTest]:
+    """A leader that looks for what to consolidate all the time."""
+    config = edge_config(folder / "data", storage={"consolidation_interval_s": 0.05, **storage})
     with running_edge(config) as server:
-        work = WorkTree(tmp_path / "work")
-        server.core.has_leader = True
 
         async def start() -> tuple[Upkeep, asyncio.Task[None]]:
             upkeep = Upkeep(server.edge)
             return upkeep, asyncio.create_task(upkeep.run())
 
+        async def stop() -> None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            upkeep.close()
+
         upkeep, task = server.do(start())
         try:
-            for number in range(9):
-                work.commit(f"{number}")
-                work.git("push", "--quiet", server.url("r"), "HEAD:refs/heads/main")
-
-            def few() -> bool:
-                view = server.do(server.edge.reads.open("r"))
-                return len(view.pack_digests) <= 5
-
-            eventually(few, what="consolidated")
-            kinds = [c.WhichOneof("kind") for c in server.core.commands]
-            assert "replace_packs" in kinds
-            replaced = [c for c in server.core.commands if c.WhichOneof("kind") == "replace_packs"]
-            assert {c.actor for c in replaced} == {"node:n1"}
-            text = server.edge.metrics.text().decode()
-            assert 'quorepo_upkeep_runs_total{kind="consolidate",result="done"}' in text
+            yield server
         finally:
-
-            async def stop() -> None:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-                upkeep.close()
-
             server.do(stop())
+
+
+def packs_of(server: EdgeUnderTest, path: str = "r") -> list[bytes]:
+    digests: list[bytes] = server.do(server.edge.reads.open(path)).pack_digests
+    return digests
+
+
+def test_leader_consolidates_by_itself_and_nobody_else(tmp_path: Path) -> None:
+    with looked_after(tmp_path, packs_max=5) as server:
+        work = WorkTree(tmp_path / "work")
+        for number in range(9):
+            work.commit(f"{number}")
+            work.git("push", "--quiet", server.url("r"), "HEAD:refs/heads/main")
+        eventually(lambda: len(packs_of(server)) <= 5, what="consolidated")
+        replaced = [c for c in server.core.commands if c.WhichOneof("kind") == "replace_packs"]
+        assert {c.actor for c in replaced} == {"node:n1"}
+        text = server.edge.metrics.text().decode()
+        assert 'quorepo_upkeep_runs_total{kind="consolidate",result="done"}' in text
+
+
+@pytest.mark.parametrize(("part", "merged"), [(0.3, True), (1.0, False)])
+def test_packs_that_repeat_objects_are_merged_before_they_are_many(
+    tmp_path: Path, part: float, merged: bool
+) -> None:
+    """A thin pack is stored with the bases of its deltas: storage.repeated_fraction_max."""
+    work = WorkTree(tmp_path / "work")
+    lines = [hashlib.sha256(b"%d" % number).hexdigest() + "\n" for number in range(300)]
+    with looked_after(tmp_path, repeated_fraction_max=part, packs_max=12) as server:
+        for number in range(9):
+            lines[number * 30] = f"changed in {number}\n"
+            work.commit(f"{number}", {"text.txt": "".join(lines)})
+            work.git("push", "--quiet", server.url("r"), "HEAD:refs/heads/main")
+        if merged:
+            eventually(lambda: len(packs_of(server)) < 8, what="consolidated")
+            return
+        # By the time that another one is merged this one was looked at.
+        for number in range(13):
+            work.commit(f"of another {number}")
+            work.git("push", "--quiet", server.url("s"), "HEAD:refs/heads/main")
+        eventually(lambda: len(packs_of(server, "s")) <= 12, what="the other one is consolidated")
+        assert len(packs_of(server)) == 9
+
+
+def test_a_large_pack_is_left_alone_by_automatic_runs(tmp_path: Path) -> None:
+    """storage.consolidation_bytes_max"""
+    work = WorkTree(tmp_path / "work")
+    with looked_after(tmp_path, packs_max=5, consolidation_bytes_max=30_000) as server:
+        noise = "".join(hashlib.sha256(b"%d" % n).hexdigest() + "\n" for n in range(2000))
+        work.commit("large", {"large.txt": noise})
+        work.git("push", "--quiet", server.url("r"), "HEAD:refs/heads/main")
+        [large] = packs_of(server)
+        for number in range(9):
+            work.commit(f"{number}")
+            work.git("push", "--quiet", server.url("r"), "HEAD:refs/heads/main")
+        eventually(lambda: len(packs_of(server)) <= 5, what="consolidated")
+        assert large in packs_of(server)
 
 
 def test_ref_to_an_object_that_is_pruned_meanwhile_is_refused(
