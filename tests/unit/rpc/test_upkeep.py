@@ -253,7 +253,7 @@ def test_leader_consolidates_by_itself_and_nobody_else(tmp_path: Path) -> None:
         for number in range(9):
             work.commit(f"{number}")
             work.git("push", "--quiet", server.url("r"), "HEAD:refs/heads/main")
-        eventually(lambda: len(packs_of(server)) <= 5, what="consolidated")
+        eventually(lambda: len(packs_of(server)) <= 5, timeout_s=60, what="consolidated")
         replaced = [c for c in server.core.commands if c.WhichOneof("kind") == "replace_packs"]
         assert {c.actor for c in replaced} == {"node:n1"}
         text = server.edge.metrics.text().decode()
@@ -273,13 +273,13 @@ def test_packs_that_repeat_objects_are_merged_before_they_are_many(
             work.commit(f"{number}", {"text.txt": "".join(lines)})
             work.git("push", "--quiet", server.url("r"), "HEAD:refs/heads/main")
         if merged:
-            eventually(lambda: len(packs_of(server)) < 8, what="consolidated")
+            eventually(lambda: len(packs_of(server)) < 8, timeout_s=60, what="consolidated")
             return
         # By the time that another one is merged this one was looked at.
         for number in range(13):
             work.commit(f"of another {number}")
             work.git("push", "--quiet", server.url("s"), "HEAD:refs/heads/main")
-        eventually(lambda: len(packs_of(server, "s")) <= 12, what="the other one is consolidated")
+        eventually(lambda: len(packs_of(server, "s")) <= 12, timeout_s=60, what="the other one")
         assert len(packs_of(server)) == 9
 
 
@@ -294,7 +294,7 @@ def test_a_large_pack_is_left_alone_by_automatic_runs(tmp_path: Path) -> None:
         for number in range(9):
             work.commit(f"{number}")
             work.git("push", "--quiet", server.url("r"), "HEAD:refs/heads/main")
-        eventually(lambda: len(packs_of(server)) <= 5, what="consolidated")
+        eventually(lambda: len(packs_of(server)) <= 5, timeout_s=60, what="consolidated")
         assert large in packs_of(server)
 
 
