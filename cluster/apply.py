@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from quorepo.cluster.peer.held import HeldPacks
 from quorepo.cluster.raft.interface import Entry
 from quorepo.cluster.state.store import StateStore
 from quorepo.internal.v1 import log_pb2
@@ -26,6 +28,8 @@ from quorepo.storage.layout import (
     repository_packs,
     retire_pack,
     retire_repository,
+    store_pack,
+    sync_packs,
 )
 from quorepo.storage.logs import fields
 from quorepo.storage.objectformat import ObjectFormat
@@ -45,18 +49,61 @@ class ApplyObserver(Protocol):
 
     def applied(self, group: int, entries: int, seconds: float) -> None: ...
 
+    def pack_stored(self, size_bytes: int) -> None: ...
+
 
 class DiskActions:
-    """What apply does to files: promotes packs before the commit, retires repositories after."""
+    """What apply does to files: promotes or stores packs before the commit, retires repositories
+    after."""
 
-    def __init__(self, layout: GroupLayout) -> None:
+    def __init__(
+        self,
+        layout: GroupLayout,
+        on_stored: Callable[[log_pb2.PackAddition], None] = lambda pack: None,
+    ) -> None:
+        """`on_stored(pack)` hears of each pack that came in its entry, once it can be read."""
         self._layout = layout
+        self._on_stored = on_stored
+        self._ensured: set[str] = set()  # repositories whose folder is there, durably
+        self._lock = threading.Lock()
+        self._unsynced: dict[tuple[str, bytes], None] = {}
+        self._syncing = threading.Lock()
 
     def promote(self, repository_id: str, digest: bytes, object_format: ObjectFormat) -> None:
-        ensure_repository(self._layout, repository_id, object_format)
+        self._ensure(repository_id, object_format)
         promote_pack(self._layout, repository_id, digest)
 
+    def store(
+        self, repository_id: str, pack: log_pb2.PackAddition, object_format: ObjectFormat
+    ) -> None:
+        self._ensure(repository_id, object_format)
+        store_pack(self._layout, repository_id, pack.digest, pack.pack, pack.index)
+        with self._lock:
+            self._unsynced[repository_id, pack.digest] = None
+        self._on_stored(pack)
+
+    def sync(self) -> None:
+        """Makes durable what was stored until now. Any thread; blocks.
+
+        Raises OSError; the process must end then: the pages may be lost.
+        """
+        with self._syncing:
+            with self._lock:
+                packs, self._unsynced = list(self._unsynced), {}
+            if packs:
+                sync_packs(self._layout, packs)
+
+    def forget(self) -> None:
+        """Somebody else moves folders of repositories: nothing is known of them any more."""
+        self._ensured.clear()
+
+    def _ensure(self, repository_id: str, object_format: ObjectFormat) -> None:
+        if repository_id not in self._ensured:
+            ensure_repository(self._layout, repository_id, object_format)
+            self._ensured.add(repository_id)
+
     def retire(self, repository_id: str) -> None:
+        self._ensured.discard(repository_id)
         retire_repository(self._layout, repository_id)
 
     def retire_pack(self, repository_id: str, digest: bytes) -> None:
@@ -83,9 +130,14 @@ class ApplyThread:
         layouts: Mapping[int, GroupLayout],
         on_fatal: Callable[[BaseException], None],
         observer: ApplyObserver,
+        held: HeldPacks,
     ) -> None:
         self._stores = stores  # whoever exchanges one pauses the group meanwhile
-        self._actions = {group: DiskActions(layout) for group, layout in layouts.items()}
+        self._held = held
+        self._actions = {
+            group: DiskActions(layout, functools.partial(self._stored, group))
+            for group, layout in layouts.items()
+        }
         self._on_fatal = on_fatal
         self._observer = observer
         self._on_applied: AppliedCallback | None = None
@@ -109,6 +161,8 @@ class ApplyThread:
         """Moves away what the state has no more: a crash between a commit and the move of files
         ends here, and so does a snapshot that skipped the deletion."""
         store = self._stores[group]
+        store.sync_files = self._actions[group].sync
+        self._actions[group].forget()
         for repository_id in store.tombstones():
             self._actions[group].retire(repository_id)
         self._actions[group].retire_removed(store.removed_packs())
@@ -128,6 +182,17 @@ class ApplyThread:
             self._queues[group].clear()
             while self._in_hand == group:
                 self._wake.wait()
+        # The log, which holds these packs too, goes with the old state.
+        self._actions[group].sync()
+
+    def sync_files(self, group: int) -> None:
+        """Makes the packs durable that came in entries, so that a cut of the log finds little to
+        do. Blocks. Raises OSError."""
+        self._actions[group].sync()
+
+    def _stored(self, group: int, pack: log_pb2.PackAddition) -> None:
+        self._held.add(group, pack.digest)
+        self._observer.pack_stored(pack.pack_bytes + pack.index_bytes)
 
     def resume(self, group: int) -> None:
         """Goes on with the store that the group has now."""

@@ -204,7 +204,7 @@ class _Core:
             check_replacement=checks.check_staged,
             check_space=disk.space.check_taken_over,
         )
-        apply = ApplyThread(disk.stores, disk.layouts, _end_process, self._metrics)
+        apply = ApplyThread(disk.stores, disk.layouts, _end_process, self._metrics, disk.held)
         upkeep = ReplicaUpkeep(
             replica_id=identity.replica_id,
             founding=founding,
@@ -222,7 +222,14 @@ class _Core:
         gate = StagedPackGate(disk.held, packs, loop, self._pack_sources, checks, level)
         host = self._make_host(disk, apply, gate, transport, upkeep)
         gate.packs_arrived = host.packs_arrived
-        driver = ProposalDriver(host, packs, identity.replica_id, self._metrics, self._levels)
+        driver = ProposalDriver(
+            host,
+            packs,
+            identity.replica_id,
+            self._metrics,
+            self._levels,
+            settings.raft.command_bytes_max,
+        )
 
         self._host = self._view.host = host
         self._view.upkeep = upkeep

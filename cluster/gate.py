@@ -19,7 +19,7 @@ from quorepo.internal.v1 import log_pb2, peer_pb2
 from quorepo.storage.errors import FatalError, QuorepoError, Unavailable
 from quorepo.storage.logs import fields
 
-__all__ = ["PackFetcher", "StagedPackGate", "pack_header", "pack_needs"]
+__all__ = ["PackFetcher", "StagedPackGate", "pack_header", "pack_needs", "packs_inside"]
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class UncheckedReplacement(PackNeed):
 
 
 def pack_needs(command: log_pb2.Command) -> list[PackNeed]:
-    """The packs that a command adds."""
+    """The packs that a command adds and does not bring along."""
     match command.WhichOneof("kind"):
         case "transaction":
             repository_id = command.transaction.repository_id
@@ -55,6 +55,16 @@ def pack_needs(command: log_pb2.Command) -> list[PackNeed]:
             index_bytes=pack.index_bytes,
         )
         for pack in packs
+        if pack.encoding != log_pb2.PACK_ENCODING_INLINE
+    ]
+
+
+def packs_inside(command: log_pb2.Command) -> list[log_pb2.PackAddition]:
+    """The packs whose bytes are in the command."""
+    return [
+        pack
+        for pack in command.transaction.packs_added
+        if pack.encoding == log_pb2.PACK_ENCODING_INLINE
     ]
 
 
@@ -112,6 +122,8 @@ class StagedPackGate:
                 f"{self._level}: start a newer quorepo on this node",
                 exit_code=FatalError.EXIT_CONFIG,
             )
+        for pack in packs_inside(command):
+            self._held.expect(group, pack.digest)
         needs = [n for n in pack_needs(command) if not self._held.has(group, n.digest)]
         replacement = replacement_of(command)
         if needs or replacement is None:

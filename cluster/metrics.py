@@ -272,6 +272,11 @@ class ClusterMetrics:
         self.applied_entries.labels(group).inc(entries)
         self.apply_seconds.labels(group).observe(seconds)
 
+    def pack_stored(self, size_bytes: int) -> None:
+        """A pack that came in its log entry was written."""
+        self.packs.labels("log", "ok").inc()
+        self.pack_bytes.labels("log").inc(size_bytes)
+
     def replacement_checked(self, outcome: str, seconds: float) -> None:
         """A replacement pack was checked: passed, refused, stale, too-early or failed."""
         self.replacement_checks.labels(outcome).inc()

@@ -1,7 +1,7 @@
 """Opens what a node has on its disk, in the order in which a crash is repaired.
 
-Owns the order: leftovers go, states open, an interrupted switch to a snapshot ends, packs are
-counted. Must not know what is done with it afterwards.
+Owns the order: leftovers go, states open, packs that came in entries are whole again, packs are
+counted, an interrupted switch to a snapshot ends. Must not know what is done with it afterwards.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quorepo.cluster.identity import NodeIdentity
+from quorepo.cluster.inline_packs import restore_packs
 from quorepo.cluster.metrics import ClusterMetrics
 from quorepo.cluster.peer.held import HeldPacks
 from quorepo.cluster.peer.pack_files import sweep_temporary
@@ -67,8 +68,15 @@ async def open_disk(
         remove_copies(layout)
     stores = {group: StateStore.open(layout) for group, layout in layouts.items()}
     loop = asyncio.get_running_loop()
-    held = await loop.run_in_executor(None, HeldPacks.scan, layouts)
     journal = Journal.open(data_dir / "journal", on_sync=metrics.journal_synced)
+    coming = {
+        group: await loop.run_in_executor(None, restore_packs, layout, stores[group], journal)
+        for group, layout in layouts.items()
+    }
+    held = await loop.run_in_executor(None, HeldPacks.scan, layouts)
+    for group, digests in coming.items():
+        for digest in digests:
+            held.expect(group, digest)
     votes_dir = data_dir / "votes"
     votes_dir.mkdir(mode=0o700, exist_ok=True)
     fsync_dir(data_dir)

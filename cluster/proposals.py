@@ -11,16 +11,19 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import sys
 import time
 from collections.abc import Sequence
 from typing import Protocol
 
 from quorepo.cluster.apply import result_or_none
-from quorepo.cluster.gate import pack_header, pack_needs
+from quorepo.cluster.gate import pack_header, pack_needs, packs_inside
+from quorepo.cluster.inline_packs import without_bytes
 from quorepo.cluster.levels import Levels
 from quorepo.cluster.peer.clients import PeerAddress
 from quorepo.cluster.raft.host import RaftHost
 from quorepo.cluster.raft.interface import GroupStatus, Outcome, PackNeed
+from quorepo.cluster.state.levels import level_of
 from quorepo.internal.v1 import log_pb2, peer_pb2
 from quorepo.storage.errors import InvalidArgument, QuorepoError, Rejected, Unavailable
 from quorepo.storage.logs import fields
@@ -52,6 +55,8 @@ class Answer:
 class PackStager(Protocol):
     """Copies a held pack to another node; cluster/peer/packs.py does."""
 
+    async def keep(self, header: peer_pb2.PackHeader, data: bytes) -> None: ...
+
     async def stage(self, peer: PeerAddress, header: peer_pb2.PackHeader) -> None: ...
 
 
@@ -71,21 +76,49 @@ class ProposalDriver:
         replica_id: str,
         observer: ProposalObserver,
         levels: Levels | None = None,
+        command_bytes_max: int = sys.maxsize,
     ) -> None:
-        """Without `levels` every command may be proposed at once."""
+        """Without `levels` every command may be proposed at once.
+
+        Packs leave a command that would be larger than `command_bytes_max` with them.
+        """
         self._host = host
         self._stager = stager
         self._replica_id = replica_id
         self._observer = observer
         self._levels = levels
+        self._command_bytes_max = command_bytes_max
         self._background: set[asyncio.Task[object]] = set()
 
     async def propose(self, group: int, command: log_pb2.Command, timeout_s: float) -> Answer:
         """Orders `command`; retries until it is applied, refused for good, or the time is over."""
         started = time.monotonic()
+        if packs_inside(command) and not self._may_be_inside(command):
+            try:
+                command = await self._take_packs_out(group, command, started + timeout_s)
+            except QuorepoError as error:
+                answer = Answer(Outcome.NOT_APPLIED, reason=str(error))
+                self._observer.proposed(group, answer.outcome.value, time.monotonic() - started)
+                return answer
         answer = await self._propose(group, command, started + timeout_s)
         self._observer.proposed(group, answer.outcome.value, time.monotonic() - started)
         return answer
+
+    def _may_be_inside(self, command: log_pb2.Command) -> bool:
+        """Whether every member knows that a pack's bytes may be in its entry."""
+        known = self._levels is None or self._levels.cluster >= level_of(command)
+        return known and command.ByteSize() <= self._command_bytes_max
+
+    async def _take_packs_out(
+        self, group: int, command: log_pb2.Command, deadline: float
+    ) -> log_pb2.Command:
+        """The same command with its packs beside it, on a majority. Raises QuorepoError."""
+        plain, taken = without_bytes(command)
+        for need in pack_needs(plain):
+            if need.digest in taken:
+                await self._stager.keep(pack_header(group, need), taken[need.digest])
+                await self.replicate_pack(group, need, deadline - time.monotonic())
+        return plain
 
     async def _propose(self, group: int, command: log_pb2.Command, deadline: float) -> Answer:
         payload = command.SerializeToString(deterministic=True)

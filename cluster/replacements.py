@@ -128,7 +128,8 @@ class ReplacementChecks:
 
         A pack that it removes and this node does not hold is left out of the comparison: whoever
         has the log up to here has had every pack of the set, so that one is not in the set any
-        more, and apply will refuse the entry.
+        more, and apply will refuse the entry. One whose bytes came in an entry that is not applied
+        here yet is waited for.
 
         Raises CorruptPack: it is wrong. Unavailable: no verdict yet. QuorepoError: no verdict.
         """
@@ -185,6 +186,8 @@ class ReplacementChecks:
         layout = self._layouts.get(group)
         if object_format is None or layout is None:
             raise InvalidArgument(f"object format {body.object_format} in group {group}")
+        if coming := [d for d in absent if self._held.is_expected(group, d)]:
+            raise Unavailable(f"pack {coming[0].hex()} is in the log, and not applied here yet")
         present = [digest for digest in body.removed if digest not in absent]
         arguments: dict[str, Any] = {
             "merge": [digest.hex() for digest in present],

@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 
-from quorepo.internal.v1 import core_pb2
+from quorepo.internal.v1 import core_pb2, log_pb2
 from quorepo.storage.errors import InvalidArgument
 
 __all__ = ["ProposalBatches", "may_share"]
@@ -27,12 +27,15 @@ _Waiting = tuple[core_pb2.ProposeRequest, float, _Answer]
 
 
 def may_share(request: core_pb2.ProposeRequest) -> bool:
-    """Whether a command waits for nothing but the log: one with packs may wait for them, and would
-    hold up the others' answers."""
+    """Whether a command waits for nothing but the log: one with packs beside it may wait for
+    them, and would hold up the others' answers."""
     command = request.command
     return (
         command.WhichOneof("kind") == "transaction"
-        and not command.transaction.packs_added
+        and all(
+            pack.encoding == log_pb2.PACK_ENCODING_INLINE
+            for pack in command.transaction.packs_added
+        )
         and request.ByteSize() <= _SHARED_BYTES_MAX
     )
 

@@ -22,7 +22,13 @@ from quorepo.rpc.git_settings import is_hidden
 from quorepo.rpc.push_checks import Change, early_refusals
 from quorepo.rpc.reads import GROUP_STORAGE
 from quorepo.rpc.repositories import Origin, Reservation
-from quorepo.rpc.transactions import Target, Transactions, Verified, refusal_reasons
+from quorepo.rpc.transactions import (
+    Target,
+    Transactions,
+    Verified,
+    beside_the_log,
+    refusal_reasons,
+)
 from quorepo.rpc.verification import Verifier
 from quorepo.storage.errors import (
     AlreadyExists,
@@ -171,7 +177,7 @@ class NewRepositories:
         with self._edge.push_slots.take():
             verified = await verifier.verify_upload(target, pack)
         place = await self._transactions.place(target, origin)
-        for addition in verified.packs:
+        for addition in beside_the_log(verified.packs):
             tell(self.COPYING)
             timeout_s = _REPLICATE_TIMEOUT_S + addition.pack_bytes / _REPLICATE_BYTES_PER_S
             await self._edge.core.replicate_pack(

@@ -21,7 +21,7 @@ from quorepo.rpc.context import EdgeContext
 from quorepo.rpc.push_checks import Change
 from quorepo.rpc.reads import GROUP_STORAGE, RepositoryView
 from quorepo.rpc.repositories import PROPOSE_TIMEOUT_S, Origin
-from quorepo.rpc.transactions import Target, Transactions, Verified
+from quorepo.rpc.transactions import Target, Transactions, Verified, beside_the_log
 from quorepo.rpc.verification import pack_addition
 from quorepo.storage.errors import LimitExceeded, Unavailable
 from quorepo.storage.ingest import IngestResult
@@ -162,7 +162,7 @@ class Operations:
         self, view: RepositoryView, change: Change, built: Built, step: Origin, timeout_s: float
     ) -> log_pb2.TransactionResult:
         with self._edge.metrics.operation_phase("replicate"):
-            for pack in built.packs:
+            for pack in beside_the_log(built.packs):
                 await self._edge.core.replicate_pack(
                     view.group,
                     view.repository_id,

@@ -27,7 +27,13 @@ from quorepo.rpc.context import EdgeContext
 from quorepo.rpc.push_checks import ATOMIC_FAILURE, Change, early_refusals
 from quorepo.rpc.reads import GROUP_STORAGE, RepositoryView
 from quorepo.rpc.reply import Liveness, Reply
-from quorepo.rpc.transactions import Target, Transactions, Verified, refusal_reasons
+from quorepo.rpc.transactions import (
+    Target,
+    Transactions,
+    Verified,
+    beside_the_log,
+    refusal_reasons,
+)
 from quorepo.rpc.uploads import Incoming, Upload
 from quorepo.rpc.verification import Verifier
 from quorepo.storage.errors import (
@@ -266,7 +272,7 @@ class _Push:
             self._outcome.explanation += f"warning: {warning}\n"
         place = await self._transactions.place(verified.target, self._origin)
         with self._edge.metrics.phase("replicate"):
-            for pack in verified.packs:
+            for pack in beside_the_log(verified.packs):
                 say(f"Copying the pack to a majority of nodes ({_size(pack.pack_bytes)})\n")
                 timeout_s = _REPLICATE_TIMEOUT_S + pack.pack_bytes / _REPLICATE_BYTES_PER_S
                 await self._edge.core.replicate_pack(

@@ -6,6 +6,7 @@ protocol; what is checked is decided in `quorepo.storage.ingest`.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -76,12 +77,15 @@ class Verifier:
         return Verified(target)
 
     async def _verify_staged(self, target: Target, ingested: IngestResult) -> Verified:
-        """The pack lies in quarantine, complete: its file goes through all checks a second time."""
+        """The pack is complete, in quarantine or here: it goes through all checks a second time."""
         layout = self._edge.reads.layout(_group(target))
         staged, _index = layout.quarantine_paths(ingested.digest)
         upload = layout.new_upload()
         try:
-            os.link(staged, upload)
+            if ingested.pack:
+                await asyncio.to_thread(upload.write_bytes, ingested.pack)
+            else:
+                os.link(staged, upload)
             return await self.verify_upload(target, upload)
         except FileNotFoundError as error:  # the same pack, pushed elsewhere, took it along
             raise Unavailable("the pack is not staged any more", next_step="push again") from error
@@ -110,5 +114,7 @@ def pack_addition(result: IngestResult) -> log_pb2.PackAddition:
         object_count=result.object_count,
         thin_bytes=result.thin_bytes,
         thin_object_count=result.thin_object_count,
-        encoding=log_pb2.PACK_ENCODING_FILE,
+        encoding=log_pb2.PACK_ENCODING_INLINE if result.pack else log_pb2.PACK_ENCODING_FILE,
+        pack=result.pack,
+        index=result.index,
     )

@@ -11,8 +11,10 @@ travelled ends is in the result, because fetches are served from that part.
 
 from __future__ import annotations
 
+import base64
 import errno
 import hashlib
+import io
 import mmap
 import os
 import struct
@@ -46,7 +48,8 @@ _HEADER: Final = struct.Struct(">4sLL")
 
 @dataclass(frozen=True, slots=True)
 class IngestResult:
-    """A pack that lies verified and durable in quarantine: what a PackAddition needs."""
+    """A pack that lies verified and durable in quarantine: what a PackAddition needs. Of a small
+    one that travels in its log entry there are no files, only the bytes here."""
 
     digest: bytes  # SHA-256 of the pack file, its name
     index_digest: bytes  # SHA-256 of the .idx file
@@ -56,13 +59,17 @@ class IngestResult:
     thin_bytes: int  # where the part that travelled ends, trailer excluded
     thin_object_count: int
     warnings: tuple[str, ...] = ()  # of fsck, for the client to see
+    pack: bytes = b""
+    index: bytes = b""
 
     def to_json(self) -> dict[str, Any]:
-        """The result as JSON; digests are hex."""
+        """The result as JSON; digests are hex, files base64."""
         return asdict(self) | {
             "digest": self.digest.hex(),
             "index_digest": self.index_digest.hex(),
             "warnings": list(self.warnings),
+            "pack": base64.b64encode(self.pack).decode("ascii"),
+            "index": base64.b64encode(self.index).decode("ascii"),
         }
 
     @classmethod
@@ -72,6 +79,8 @@ class IngestResult:
         values["digest"] = bytes.fromhex(values["digest"])
         values["index_digest"] = bytes.fromhex(values["index_digest"])
         values["warnings"] = tuple(values["warnings"])
+        values["pack"] = base64.b64decode(values["pack"])
+        values["index"] = base64.b64decode(values["index"])
         return cls(**values)
 
 
@@ -84,9 +93,10 @@ def ingest_pack(
     limits: StorageLimits,
     fsck: FsckPolicy,
     progress: Callable[[str], None] | None = None,
+    inline_bytes_max: int = 0,
 ) -> IngestResult | None:
     """Verifies the pack in `upload` and moves it, complete and indexed, into the group's
-    quarantine.
+    quarantine; or returns it, if it has no more than `inline_bytes_max` bytes with its index.
 
     `existing` are the objects of the repository at the revision that the push is checked against;
     `new_tips` the refs that the push sets. Returns None for a pack without objects, which is legal.
@@ -102,7 +112,7 @@ def ingest_pack(
             count = ingest.verify(file, new_tips)
             if count == 0:
                 return None
-            return ingest.store(file, upload, index_path, layout)
+            return ingest.store(file, upload, index_path, layout, inline_bytes_max)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFull(f"no room for the pack: {error.strerror}") from error
@@ -158,9 +168,15 @@ class _Ingest:
         return count
 
     def store(
-        self, file: IO[bytes], upload: Path, index_path: Path, layout: GroupLayout
+        self,
+        file: IO[bytes],
+        upload: Path,
+        index_path: Path,
+        layout: GroupLayout,
+        inline_bytes_max: int,
     ) -> IngestResult:
-        """Completes the file, indexes it and makes both durable under their final names."""
+        """Completes the file, indexes it and makes both durable under their final names; a small
+        one becomes part of the result."""
         thin_bytes = file.seek(0, os.SEEK_END) - self._format.hash_bytes
         thin_object_count = len(self._resolver.offsets)
         bases = sorted(self._resolver.externals - self._resolver.objects.keys())
@@ -168,15 +184,17 @@ class _Ingest:
             self._append_bases(file, thin_bytes, bases)
         trailer = self._pack_trailer(file)
         digest, pack_bytes = _sha256(file)
+        if pack_bytes < inline_bytes_max:
+            index = io.BytesIO()
+            index_bytes, index_digest = self._write_index(index, trailer)
+            if pack_bytes + index_bytes <= inline_bytes_max:
+                file.seek(0)
+                return self._result(
+                    (digest, pack_bytes), (index_digest, index_bytes),
+                    (thin_bytes, thin_object_count), file.read(), index.getvalue(),
+                )  # fmt: skip
         with index_path.open("xb") as index_file:
-            index_bytes, index_digest = write_index(
-                index_file,
-                self._resolver.objects,
-                self._resolver.offsets,
-                self._resolver.crc32s,
-                trailer,
-                self._format,
-            )
+            index_bytes, index_digest = self._write_index(index_file, trailer)
             index_file.flush()
             failpoint("ingest.index.before_fsync")
             file.flush()
@@ -188,15 +206,35 @@ class _Ingest:
         index_path.rename(final_index)
         failpoint("ingest.before_dir_fsync")
         fsync_dir(layout.quarantine)
+        return self._result(
+            (digest, pack_bytes), (index_digest, index_bytes), (thin_bytes, thin_object_count)
+        )
+
+    def _write_index(self, file: IO[bytes], trailer: bytes) -> tuple[int, bytes]:
+        resolver = self._resolver
+        return write_index(
+            file, resolver.objects, resolver.offsets, resolver.crc32s, trailer, self._format
+        )
+
+    def _result(
+        self,
+        pack_is: tuple[bytes, int],
+        index_is: tuple[bytes, int],
+        thin: tuple[int, int],
+        pack: bytes = b"",
+        index: bytes = b"",
+    ) -> IngestResult:
         return IngestResult(
-            digest=digest,
-            index_digest=index_digest,
-            pack_bytes=pack_bytes,
-            index_bytes=index_bytes,
+            digest=pack_is[0],
+            index_digest=index_is[0],
+            pack_bytes=pack_is[1],
+            index_bytes=index_is[1],
             object_count=len(self._resolver.objects),
-            thin_bytes=thin_bytes,
-            thin_object_count=thin_object_count,
+            thin_bytes=thin[0],
+            thin_object_count=thin[1],
             warnings=tuple(self._fsck.warnings),
+            pack=pack,
+            index=index,
         )
 
     def _check_frame(self, file: IO[bytes]) -> int:

@@ -141,5 +141,6 @@ def _run_ingest(
         limits,
         FsckPolicy(arguments.get("fsck")),
         progress,
+        limits.inline_pack_bytes_max,
     )
     return None if result is None else result.to_json()

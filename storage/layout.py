@@ -16,14 +16,16 @@ OSError passes through; apply turns it into the end of the process.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from quorepo.storage.failpoints import failpoint
 from quorepo.storage.objectformat import ObjectFormat
-from quorepo.storage.syncing import fsync_dirs
+from quorepo.storage.syncing import fsync_dirs, fsync_together
 
 __all__ = [
     "GroupLayout",
@@ -37,9 +39,12 @@ __all__ = [
     "retire_pack",
     "retire_repository",
     "retired_packs",
+    "store_pack",
+    "sync_packs",
     "write_durably",
 ]
 
+_SYNCED_TOGETHER = 32  # packs; as many descriptors are open twice
 DIGEST_BYTES = 32  # packs are named by SHA-256, whatever the object format
 
 
@@ -207,6 +212,50 @@ def promote_pack(layout: GroupLayout, repository_id: str, digest: bytes) -> None
     fsync_dirs(targets[0].parent, layout.quarantine)
 
 
+def store_pack(
+    layout: GroupLayout, repository_id: str, digest: bytes, pack: bytes, index: bytes
+) -> None:
+    """Writes a pack into its repository, whole, and not durably yet: `sync_packs` does that.
+
+    Until then whoever calls must be able to call again after a power cut. Over files of the same
+    names: they may be what such a cut left of them.
+    """
+    targets = layout.pack_paths(repository_id, digest)
+    for target, data in zip(targets, (pack, index), strict=True):
+        temporary = layout.quarantine / f"stage-{uuid.uuid4().hex}.tmp"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            with open(os.open(temporary, flags, 0o600), "wb") as file:
+                file.write(data)
+            failpoint("layout.store.before_rename")
+            temporary.rename(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def sync_packs(layout: GroupLayout, packs: Sequence[tuple[str, bytes]]) -> None:
+    """Makes packs (repository id, digest) that `store_pack` wrote durable, names included."""
+    folders = {layout.quarantine: None}
+    for start in range(0, len(packs), _SYNCED_TOGETHER):
+        descriptors: list[int] = []
+        try:
+            for repository_id, digest in packs[start : start + _SYNCED_TOGETHER]:
+                paths = layout.pack_paths(repository_id, digest)
+                folders[paths[0].parent] = None
+                for path in paths:
+                    # Moved away since: durably, by whoever did it.
+                    with contextlib.suppress(FileNotFoundError):
+                        descriptors.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            if descriptors:
+                fsync_together(descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+    failpoint("layout.store.before_dir_fsync")
+    fsync_dirs(*folders)
+
+
 def retire_repository(layout: GroupLayout, repository_id: str) -> None:
     """Moves the folder of a deleted repository into retired/. Gone already is fine."""
     source = layout.repository(repository_id)
@@ -325,10 +374,12 @@ def _link_from_elsewhere(layout: GroupLayout, target: Path) -> None:
     removed = layout.retired_pack_folder / target.name
     if removed.exists():
         os.link(removed, target)
+        fsync_file(target)
         return
     for parent in (layout.repositories, layout.retired):
         for candidate in parent.glob(f"*.git/objects/pack/{target.name}"):
             os.link(candidate, target)
+            fsync_file(target)  # it may be one that `store_pack` wrote there a moment ago
             return
     raise FileNotFoundError(
         f"pack file {target.name!r} is neither staged nor in any repository of group {layout.group}"

@@ -25,6 +25,14 @@ class StorageLimits(BaseModel):
     push_bytes_max: int = Field(
         2 * GIB, ge=1, description="Largest pack that a push may send, in bytes on the wire."
     )
+    inline_pack_bytes_max: int = Field(
+        128 * KIB,
+        ge=0,
+        le=1 * MIB,
+        description="A pack that is no larger, its index counted, travels in the log entry that "
+        "adds it: one sync on each node makes both durable. A larger one is copied to a majority "
+        "first. 0: every pack is.",
+    )
     push_objects_max: int = Field(
         5_000_000,
         ge=1,

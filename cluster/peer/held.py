@@ -1,8 +1,9 @@
 """Which packs this node holds durably, in memory: what the gate in front of the journal asks.
 
 A pack counts once both its files are fsynced under their digest, in quarantine or in any repository
-of the group (apply links it from there when the same bytes were pushed to two repositories). Must
-not touch the disk after the scan: it is asked on the Raft thread.
+of the group (apply links it from there when the same bytes were pushed to two repositories), or
+once apply has written them from an entry that the journal keeps until they are fsynced. Must not
+touch the disk after the scan: it is asked on the Raft thread.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ class HeldPacks:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._digests: dict[int, set[bytes]] = {}
+        self._coming: dict[int, set[bytes]] = {}
 
     def has(self, group: int, digest: bytes) -> bool:
         """Whether this node durably holds the pack anywhere in `group`."""
@@ -30,6 +32,17 @@ class HeldPacks:
         """The pack is durable on this node: pack, index and folder are fsynced."""
         with self._lock:
             self._digests.setdefault(group, set()).add(digest)
+            self._coming.get(group, set()).discard(digest)
+
+    def expect(self, group: int, digest: bytes) -> None:
+        """The pack comes with an entry that is about to stand in the journal; apply adds it."""
+        if not self.has(group, digest):
+            with self._lock:
+                self._coming.setdefault(group, set()).add(digest)
+
+    def is_expected(self, group: int, digest: bytes) -> bool:
+        """Whether apply has yet to write the pack; or its entry was overtaken by another one."""
+        return digest in self._coming.get(group, ())
 
     def discard(self, group: int, digest: bytes) -> None:
         """The last copy is about to go; call this before the files are unlinked."""

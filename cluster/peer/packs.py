@@ -120,6 +120,19 @@ class PackExchange:
         async with self._reading(header):
             self._held.add(header.group, header.digest)
 
+    async def keep(self, header: peer_pb2.PackHeader, data: bytes) -> None:
+        """Puts a pack of this node, its index behind it, into quarantine, durably.
+
+        Raises InvalidArgument, CorruptPack, StorageFull, FatalError.
+        """
+        check_header(header, self._limits.pack_bytes_max)
+        layout = self._layout(header.group)
+        async with self._arriving(header):
+            if not self._held.has(header.group, header.digest):
+                async with self._arrival(layout, header, "keep") as arrival:
+                    await arrival.feed(data)
+                    await arrival.finish()
+
     # ---- sending
 
     async def stage(self, peer: PeerAddress, header: peer_pb2.PackHeader) -> None:

@@ -23,6 +23,7 @@ __all__ = [
     "Applied",
     "Context",
     "PackPromotion",
+    "PackStorage",
     "next_checksum",
     "object_format_of",
 ]
@@ -34,6 +35,7 @@ UPDATE_REPOSITORY = (
 )
 
 PackPromotion = tuple[str, bytes, ObjectFormat]
+PackStorage = tuple[str, log_pb2.PackAddition, ObjectFormat]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,11 +44,13 @@ class Applied:
 
     `promote` (repository id, pack digest, object format) is to be done before the SQLite commit,
     `retire` (repository ids) and `retire_packs` (repository id, pack digest) after it is durable.
-    All must be idempotent: a crash makes them happen again.
+    All must be idempotent: a crash makes them happen again. `store` is like `promote`, for packs
+    whose bytes are in the entry.
     """
 
     result: log_pb2.Result | None = None  # None for entries that are no command
     promote: tuple[PackPromotion, ...] = ()
+    store: tuple[PackStorage, ...] = ()
     retire: tuple[str, ...] = ()
     retire_packs: tuple[tuple[str, bytes], ...] = ()
 

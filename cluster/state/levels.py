@@ -15,7 +15,7 @@ from quorepo.internal.v1 import log_pb2
 __all__ = ["LEVEL", "LEVEL_MIN", "SINCE", "cluster_level", "level_of", "registered_version", "told"]
 
 LEVEL_MIN = 1
-LEVEL = 2  # of this program
+LEVEL = 3  # of this program
 
 # The level at which each kind of command came. A member of a lower one ends on such an entry.
 SINCE: Mapping[str, int] = {
@@ -47,12 +47,14 @@ _MARK = "+level."
 def level_of(command: log_pb2.Command) -> int:
     """What every member has to know before this may be proposed."""
     kind = command.WhichOneof("kind") or ""
+    if kind == "transaction" and any(
+        pack.encoding == log_pb2.PACK_ENCODING_INLINE for pack in command.transaction.packs_added
+    ):
+        return 3  # an older program refuses the transaction that everybody else applies
     if kind == "delete_repository" and (
         command.delete_repository.retention_ms or command.delete_repository.path
     ):
         return 2  # fields that a program of level 1 would not read, and so delete at once
-    if kind == "transaction" and (command.transaction.must_create or command.transaction.head):
-        return 2
     if kind == "transaction" and (command.transaction.must_create or command.transaction.head):
         return 2  # likewise: it would write into a repository that is there
     return SINCE[kind]

@@ -20,6 +20,7 @@ Pure, see machine.py.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import sqlite3
 from collections.abc import Sequence
 
@@ -37,8 +38,9 @@ _INTEGER_MAX = (1 << 63) - 1  # SQLite's
 _Replacement = log_pb2.ReplacePacks | log_pb2.Prune
 
 
-def pack_problem(packs: Sequence[log_pb2.PackAddition]) -> str | None:
-    """Why these packs could not be added in any state; None when they could."""
+def pack_problem(packs: Sequence[log_pb2.PackAddition], *, inline: bool = False) -> str | None:
+    """Why these packs could not be added in any state; None when they could. `inline`: their bytes
+    may be in the command."""
     seen: dict[bytes, None] = {}
     for pack in packs:
         if len(pack.digest) != _DIGEST_BYTES or len(pack.index_digest) != _DIGEST_BYTES:
@@ -46,10 +48,23 @@ def pack_problem(packs: Sequence[log_pb2.PackAddition]) -> str | None:
         if pack.digest in seen:
             return f"pack {pack.digest.hex()} is added twice"
         seen[pack.digest] = None
-        if pack.encoding != log_pb2.PACK_ENCODING_FILE:
+        if inline and pack.encoding == log_pb2.PACK_ENCODING_INLINE:
+            if problem := _bytes_problem(pack):
+                return problem
+        elif pack.encoding != log_pb2.PACK_ENCODING_FILE:
             return f"pack {pack.digest.hex()} has encoding {pack.encoding}"
         if max(_pack_numbers(pack)) > _INTEGER_MAX:
             return f"pack {pack.digest.hex()} has a size above {_INTEGER_MAX}"
+    return None
+
+
+def _bytes_problem(pack: log_pb2.PackAddition) -> str | None:
+    for data, digest, size in (
+        (pack.pack, pack.digest, pack.pack_bytes),
+        (pack.index, pack.index_digest, pack.index_bytes),
+    ):
+        if len(data) != size or hashlib.sha256(data).digest() != digest:
+            return f"pack {pack.digest.hex()} comes with other bytes than it names"
     return None
 
 

@@ -65,14 +65,21 @@ def transact(context: Context, command: log_pb2.Transaction) -> Applied:
         return _result(repositories.revision_of(repository), results, created=False)
     if existing is None:
         repositories.insert(context.connection, repository)
-    repository, added = _change(context, repository, changes, command.packs_added)
+    repository = _change(context, repository, changes, command.packs_added)
     applied = _result(repositories.revision_of(repository), results, created=existing is None)
     assert applied.result is not None
     applied.result.transaction.answer = command.answer
     object_format = object_format_of(repository.object_format)
     assert object_format is not None
-    promote = tuple((repository_id, digest, object_format) for digest in added)
-    return Applied(applied.result, promote=promote)
+    # Packs that the repository has already too: that costs nothing, and a replica whose quarantine
+    # still holds a copy gets rid of it.
+    inline = [p for p in command.packs_added if p.encoding == log_pb2.PACK_ENCODING_INLINE]
+    files = [p for p in command.packs_added if p.encoding != log_pb2.PACK_ENCODING_INLINE]
+    return Applied(
+        applied.result,
+        promote=tuple((repository_id, pack.digest, object_format) for pack in files),
+        store=tuple((repository_id, pack, object_format) for pack in inline),
+    )
 
 
 def _result(
@@ -101,7 +108,7 @@ def _refuse(command: log_pb2.Transaction, repository: Repository) -> log_pb2.Res
         )
     if problem := _format_problem(command, repository, object_format):
         return rejection(log_pb2.REJECTION_REASON_OBJECT_FORMAT, problem)
-    problem = _ref_problem(command.ref_updates) or pack_problem(command.packs_added)
+    problem = _ref_problem(command.ref_updates) or pack_problem(command.packs_added, inline=True)
     if problem is None:
         problem = repositories.head_problem(command.head)
     if problem is None and len(command.answer) > _ANSWER_BYTES_MAX:
@@ -148,20 +155,17 @@ def _change(
     repository: Repository,
     changes: Sequence[RefChange],
     packs: Sequence[log_pb2.PackAddition],
-) -> tuple[Repository, list[bytes]]:
-    """Writes the changes; returns the repository at its new revision and the digests to promote."""
+) -> Repository:
+    """Writes the changes; returns the repository at its new revision."""
     counter = repository.counter + 1
     added = add_packs(context.connection, repository.repository_id, counter, context.time_ms, packs)
     _write_refs(context, repository.repository_id, counter, changes)
     effect = [b"%d" % len(changes)]
     for change in changes:
         effect += [change.name, change.old_oid or b"", change.new_oid or b""]
-    repository = repositories.advance(
+    return repositories.advance(
         context, _with_head(repository, changes), "update", [*effect, *added]
     )
-    # Packs that the repository has already are promoted too: that costs nothing, and a replica
-    # whose quarantine still holds a copy gets rid of it.
-    return repository, [pack.digest for pack in packs]
 
 
 def _write_refs(

@@ -4,6 +4,7 @@ Owns the one writing connection and the order of the edges between SQLite and th
 
     BEGIN IMMEDIATE, apply all entries of the batch
     promote packs          before the commit: no committed ref may point into quarantine
+    store packs            those whose bytes are in the entry: written, and durable before a sync
     COMMIT                 entries, applied index, term, log time, configuration: all or nothing
     make the commit durable, then
     retire repositories    and removed packs; after: a power loss may take SQLite back to an
@@ -66,6 +67,12 @@ class FileActions(Protocol):
     def promote(self, repository_id: str, digest: bytes, object_format: ObjectFormat) -> None:
         """Moves a pack from quarantine into the repository, durably, before the commit."""
 
+    def store(
+        self, repository_id: str, pack: log_pb2.PackAddition, object_format: ObjectFormat
+    ) -> None:
+        """Writes a pack that the entry holds into the repository, before the commit; durable with
+        the next `sync`, up to which the journal keeps the entry."""
+
     def retire(self, repository_id: str) -> None:
         """Moves a deleted repository's files away, after the commit is durable."""
 
@@ -88,6 +95,9 @@ class StateStore:
         self._connection = connection
         self._lock = threading.Lock()
         self._refusal = ""  # why nothing may be applied any more
+        # Makes durable what `FileActions.store` wrote: before the state is, since the journal may
+        # be cut up to where that is durable.
+        self.sync_files: Callable[[], None] = lambda: None
         self._position = load_position(connection)
 
     @classmethod
@@ -186,6 +196,9 @@ class StateStore:
                 for repository_id, digest, object_format in effect.promote:
                     failpoint("state.apply.before_promote")
                     files.promote(repository_id, digest, object_format)
+                for repository_id, pack, object_format in effect.store:
+                    failpoint("state.apply.before_store")
+                    files.store(repository_id, pack, object_format)
             failpoint("state.apply.before_commit")
         failpoint("state.apply.after_commit")
         self._position = position
@@ -221,6 +234,7 @@ class StateStore:
             return self._position.applied_index
 
     def _sync(self) -> None:
+        self.sync_files()
         # A commit with synchronous=FULL fsyncs the write-ahead log, and with it every commit
         # before. It has to change a page: SQLite skips the write of a row that stays the same.
         self._connection.execute("PRAGMA synchronous=FULL")

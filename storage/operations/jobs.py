@@ -53,6 +53,7 @@ def run(
             limits,
             FsckPolicy(arguments.get("fsck")),
             progress,
+            limits.inline_pack_bytes_max,
         )
     upload.unlink(missing_ok=True)
     return {

@@ -195,6 +195,11 @@ class _NoFiles:
     def promote(self, repository_id: str, digest: bytes, object_format: ObjectFormat) -> None:
         pass
 
+    def store(
+        self, repository_id: str, pack: log_pb2.PackAddition, object_format: ObjectFormat
+    ) -> None:
+        pass
+
     def retire(self, repository_id: str) -> None:
         pass
 

@@ -236,6 +236,7 @@ class RecordingFiles:
 
     def __init__(self, fail_at: int | None = None, error: BaseException | None = None) -> None:
         self.promoted: list[tuple[str, bytes, ObjectFormat]] = []
+        self.stored: list[tuple[str, log_pb2.PackAddition, ObjectFormat]] = []
         self.retired: list[str] = []
         self.retired_packs: list[tuple[str, bytes]] = []
         self._fail_at = fail_at
@@ -245,6 +246,12 @@ class RecordingFiles:
     def promote(self, repository_id: str, digest: bytes, object_format: ObjectFormat) -> None:
         self._count()
         self.promoted.append((repository_id, digest, object_format))
+
+    def store(
+        self, repository_id: str, pack: log_pb2.PackAddition, object_format: ObjectFormat
+    ) -> None:
+        self._count()
+        self.stored.append((repository_id, pack, object_format))
 
     def retire(self, repository_id: str) -> None:
         self._count()

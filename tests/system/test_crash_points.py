@@ -61,7 +61,10 @@ SLOW = {
     "ingest.before_rename": "push",
     "ingest.before_dir_fsync": "push",
     "layout.promote.before_rename": "push",
+    "layout.store.before_rename": "push",
+    "layout.store.before_dir_fsync": "push",
     "state.apply.before_promote": "push",
+    "state.apply.before_store": "push",
     "state.sync.before_commit": "push",
     "layout.repository.before_rename": "create",
     "layout.repository.before_dir_fsync": "create",
@@ -115,7 +118,9 @@ class Cluster:
         """One new branch; remembers what is certain."""
         self._number += 1
         oid = self.work.commit(
-            f"change {self._number}", {f"file{self._number % 7}": os.urandom(3000)}
+            f"change {self._number}",
+            # By turns one that travels in its log entry and one that is copied before it.
+            {f"file{self._number % 7}": os.urandom(3000 if self._number % 2 else 200_000)},
         )
         ref = f"refs/heads/b{self._number}"
         url = self.demo.url(node, PATH)

@@ -49,12 +49,16 @@ class _PackEncodingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PackEnco
     PACK_ENCODING_UNSPECIFIED: _PackEncoding.ValueType  # 0
     PACK_ENCODING_FILE: _PackEncoding.ValueType  # 1
     """travels beside the log, by digest"""
+    PACK_ENCODING_INLINE: _PackEncoding.ValueType  # 2
+    """its bytes are in the entry; of a transaction only, level 3"""
 
 class PackEncoding(_PackEncoding, metaclass=_PackEncodingEnumTypeWrapper): ...
 
 PACK_ENCODING_UNSPECIFIED: PackEncoding.ValueType  # 0
 PACK_ENCODING_FILE: PackEncoding.ValueType  # 1
 """travels beside the log, by digest"""
+PACK_ENCODING_INLINE: PackEncoding.ValueType  # 2
+"""its bytes are in the entry; of a transaction only, level 3"""
 Global___PackEncoding: _TypeAlias = PackEncoding  # noqa: Y015
 
 class _MembershipKind:
@@ -626,6 +630,8 @@ class PackAddition(_message.Message):
     THIN_BYTES_FIELD_NUMBER: _builtins.int
     THIN_OBJECT_COUNT_FIELD_NUMBER: _builtins.int
     ENCODING_FIELD_NUMBER: _builtins.int
+    PACK_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
     digest: _builtins.bytes
     """SHA-256 of the pack file's bytes"""
     index_digest: _builtins.bytes
@@ -637,6 +643,9 @@ class PackAddition(_message.Message):
     """where the part that travelled from the client ends, trailer excluded"""
     thin_object_count: _builtins.int
     encoding: Global___PackEncoding.ValueType
+    pack: _builtins.bytes
+    """the file's bytes, with PACK_ENCODING_INLINE"""
+    index: _builtins.bytes
     def __init__(
         self,
         *,
@@ -648,10 +657,12 @@ class PackAddition(_message.Message):
         thin_bytes: _builtins.int = ...,
         thin_object_count: _builtins.int = ...,
         encoding: Global___PackEncoding.ValueType = ...,
+        pack: _builtins.bytes = ...,
+        index: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "encoding", b"encoding", "index_bytes", b"index_bytes", "index_digest", b"index_digest", "object_count", b"object_count", "pack_bytes", b"pack_bytes", "thin_bytes", b"thin_bytes", "thin_object_count", b"thin_object_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "encoding", b"encoding", "index", b"index", "index_bytes", b"index_bytes", "index_digest", b"index_digest", "object_count", b"object_count", "pack", b"pack", "pack_bytes", b"pack_bytes", "thin_bytes", b"thin_bytes", "thin_object_count", b"thin_object_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

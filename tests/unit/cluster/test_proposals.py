@@ -53,6 +53,10 @@ class FakeStager:
     def __init__(self, accepts: Callable[[str], bool] = lambda address: True) -> None:
         self.accepts = accepts
         self.staged: list[str] = []
+        self.kept: list[tuple[bytes, bytes]] = []
+
+    async def keep(self, header: peer_pb2.PackHeader, data: bytes) -> None:
+        self.kept.append((header.digest, data))
 
     async def stage(self, peer: PeerAddress, header: peer_pb2.PackHeader) -> None:
         await asyncio.sleep(0)

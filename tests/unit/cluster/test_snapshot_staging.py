@@ -197,7 +197,7 @@ STEPS = [
         quorepo.cluster.snapshot.staging, quorepo.cluster.state.generations, quorepo.storage.layout
     )
     if not name.startswith(
-        ("snapshot.recover.", "layout.retire", "layout.unretire", "state.create.")
+        ("snapshot.recover.", "layout.retire", "layout.unretire", "layout.store.", "state.create.")
     )
 ]
 REPAIRS = [n for n in written_out(quorepo.cluster.snapshot.staging) if ".recover." in n]

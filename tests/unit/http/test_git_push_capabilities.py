@@ -6,6 +6,7 @@ Where git would silently do without a capability, its packet trace shows that it
 from __future__ import annotations
 
 import asyncio
+import random
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +136,11 @@ def test_copying_and_agreeing_are_told_when_they_take_long(
         return await replicate(*arguments)
 
     monkeypatch.setattr(server.core, "replicate_pack", slow)
-    answer = push(server, path, commands(CREATE) + pack(blob_entry(BLOB)))
+    content = random.Random(1).randbytes(200_000)  # too large for a log entry
+    create = f"{ZERO} {blob_id(content)} {TAG_REF}"
+    answer = push(server, path, commands(create) + pack(blob_entry(content)))
     assert answer.report() == ["unpack ok", f"ok {TAG_REF}"]
-    assert b"Copying the pack to a majority of nodes (0.0 MiB)\n" in answer.bands()[2]
+    assert b"Copying the pack to a majority of nodes (0.2 MiB)\n" in answer.bands()[2]
 
 
 def test_a_sha256_client_is_told_how_to_get_its_repository(

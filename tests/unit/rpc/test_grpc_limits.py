@@ -230,7 +230,7 @@ def test_deadline_of_the_caller_is_passed_on(api: Api, monkeypatch: pytest.Monke
         timeout=3.0,
         metadata=metadata,
     )
-    assert len(given) >= 4
+    assert len(given) >= 3
     assert max(given) < 3.0, f"after {time.monotonic() - started} s"
 
 
