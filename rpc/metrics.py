@@ -94,6 +94,14 @@ class EdgeMetrics:
             registry=self.registry,
         )
 
+        self.cancelled_calls = Counter(
+            "quorepo_grpc_calls_cancelled",
+            "Calls of the API that ended before their answer did: the client left, or its deadline"
+            " was over.",
+            ["method"],
+            registry=self.registry,
+        )
+
     def _declare_tls(self) -> None:
         self.listener_certificate_expiry = Gauge(
             "quorepo_listener_certificate_expiry_seconds",

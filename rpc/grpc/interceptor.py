@@ -85,38 +85,42 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or service in _OPEN_SERVICES:
             return handler
         writes = details.method in WRITING_METHODS
+        name = details.method.rpartition("/")[2]
         # A method that takes a stream is given an iterator where the others are given a message.
         decode = _never_raising(handler.request_deserializer, details.method)
         serializers = (decode, handler.response_serializer)
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(
-                self._unary(handler.unary_unary, writes), *serializers
+                self._unary(handler.unary_unary, writes, name), *serializers
             )
         if handler.unary_stream is not None:
             return grpc.unary_stream_rpc_method_handler(
-                self._stream(handler.unary_stream, writes), *serializers
+                self._stream(handler.unary_stream, writes, name), *serializers
             )
         if handler.stream_unary is not None:
             return grpc.stream_unary_rpc_method_handler(
-                self._unary(handler.stream_unary, writes), *serializers
+                self._unary(handler.stream_unary, writes, name), *serializers
             )
         return grpc.stream_stream_rpc_method_handler(
-            self._stream(handler.stream_stream, writes), *serializers
+            self._stream(handler.stream_stream, writes, name), *serializers
         )
 
-    def _unary(self, behaviour: Any, writes: bool) -> Any:
+    def _unary(self, behaviour: Any, writes: bool, name: str) -> Any:
         async def call(request: Any, context: Context) -> Any:
             try:
                 self._admit(context, writes)
                 return await behaviour(_decoded(request), context)
             except grpc.aio.AbortError:
                 raise
+            except asyncio.CancelledError:
+                self._edge.metrics.cancelled_calls.labels(name).inc()
+                raise
             except (Exception, FatalError) as error:  # noqa: BLE001 - the last place before the wire
                 await self._fail(context, error)
 
         return call
 
-    def _stream(self, behaviour: Any, writes: bool) -> Any:
+    def _stream(self, behaviour: Any, writes: bool, name: str) -> Any:
         async def call(request: Any, context: Context) -> None:
             try:
                 self._admit(context, writes)
@@ -124,6 +128,9 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):
                     async for response in responses:
                         await _write(context, response)
             except grpc.aio.AbortError:
+                raise
+            except asyncio.CancelledError:
+                self._edge.metrics.cancelled_calls.labels(name).inc()
                 raise
             except (Exception, FatalError) as error:  # noqa: BLE001 - the last place before the wire
                 await self._fail(context, error)

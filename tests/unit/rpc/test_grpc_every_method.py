@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from google.rpc import status_pb2
+from support.api_methods import REVISIONS as REVISIONS_OF_READS
 from support.api_methods import good, reads
 from support.api_writes import all_methods, call_any, good_writes
 from support.git import WorkTree
@@ -227,3 +228,50 @@ def test_bytes_that_are_no_message(api: Api, name: str) -> None:
     error = refused(api, name, b"\xff\xff\xff")
     assert error.code == "INVALID_ARGUMENT"
     assert "is no" in error.text
+
+
+# Of many repositories, or of none: what each of them lists has a revision of its own, or none.
+WITHOUT_REVISION = {
+    *("BatchUpdateRefs", "ListDeletedRepositories", "ListRepositories", "ImportRepository"),
+    *("GetOperation", "ListOperations", "WaitOperation", "CancelOperation"),
+}
+GITS_OWN = {"UploadPack", "ReceivePack"}  # git's protocol knows no revision
+
+
+def test_every_answer_carries_the_revision_and_every_read_takes_a_consistency() -> None:
+    """By the descriptors, so a new method can't do without."""
+    for name, method in METHODS.items():
+        if method.containing_service.name == "ClusterService" or name in GITS_OWN:
+            continue
+        assert ("revision" in first_part(method.output_type)) != (name in WITHOUT_REVISION), name
+        writes = "request_id" in first_part(method.input_type) or name == "BatchUpdateRefs"
+        of_operations = name.endswith(("Operation", "Operations")) or name == "Watch"
+        assert writes != (name in READS or name == "MergeCheck" or of_operations), name
+
+
+def first_part(message: Any) -> set[str]:
+    """The fields of a message, of its header, and of an event, with those of what it lists."""
+    fields = dict(message.fields_by_name)
+    for inner in ("header", "event"):
+        if inner in fields:
+            fields.update(fields[inner].message_type.fields_by_name)
+    return set(fields)
+
+
+ANY_OBJECT = {"CheckObjectsExist", "ListRefs"}  # ListRefs: pointing_at
+
+
+@pytest.mark.parametrize("name", sorted(READS))
+def test_objects_of_a_wrong_type_are_no_answer_to_a_read(
+    api: Api, name: str, request_: Any, work: WorkTree
+) -> None:
+    """A blob where a commit or a folder is meant; a commit or a folder where a blob is."""
+    commit, blob = (work.git("rev-parse", w).stdout.strip() for w in ("main", "main:README"))
+    tree = work.git("rev-parse", "main^{tree}").stdout.strip()
+    for _ in spoiled(request_, (*REVISIONS_OF_READS,), blob.encode()):
+        if name not in ANY_OBJECT:
+            assert refused(api, name, request_).code == "INVALID_ARGUMENT"
+    for oid in (commit, tree):
+        for _ in spoiled(request_, ("oid",), oid):
+            if name != "BatchGetBlobs":  # says "missing" of each
+                assert refused(api, name, request_).code == "INVALID_ARGUMENT"
