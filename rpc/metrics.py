@@ -87,6 +87,9 @@ class EdgeMetrics:
         self._declare_imports()
         self._declare_fetches()
         self._declare_operations()
+        self._declare_calls()
+
+    def _declare_calls(self) -> None:
         self.errors = Counter(
             "quorepo_edge_errors",
             "Errors told to clients, by the reason in the error tree (storage/errors.py).",
