@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import Future
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
+from quorepo.cluster.raft.deadlines import Waiter
 from quorepo.cluster.raft.interface import Outcome, Proposal
 from quorepo.storage.errors import Unavailable
 
-__all__ = ["AmpleSpace", "Errand", "refused"]
+__all__ = ["AmpleSpace", "Errand", "StoppableWaiter", "refused"]
 
 T = TypeVar("T")
+
+
+class StoppableWaiter(Waiter, Protocol):
+    """A waiter that is told when the host ends."""
+
+    def stop(self) -> None: ...
 
 
 class Errand(Generic[T]):

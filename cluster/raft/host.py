@@ -20,12 +20,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from quorepo.cluster.raft.commands import Attempt
-from quorepo.cluster.raft.deadlines import Waiter
 from quorepo.cluster.raft.engine import Node
-from quorepo.cluster.raft.errands import AmpleSpace, Errand, refused
+from quorepo.cluster.raft.errands import AmpleSpace, Errand, StoppableWaiter, refused
 from quorepo.cluster.raft.group import LeaderWait, RaftGroup, Transfer
 from quorepo.cluster.raft.group_log import GroupLog
 from quorepo.cluster.raft.interface import (
@@ -41,7 +40,7 @@ from quorepo.cluster.raft.interface import (
     SnapshotClient,
 )
 from quorepo.cluster.raft.journal import Journal
-from quorepo.cluster.raft.read_index import Read
+from quorepo.cluster.raft.read_index import Reads
 from quorepo.cluster.raft.replica_log import GroupLogLike, ReplicaLog
 from quorepo.cluster.raft.status_board import StatusBoard
 from quorepo.cluster.raft.votes import VoteFile
@@ -54,12 +53,6 @@ __all__ = ["RaftHost"]
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-class StoppableWaiter(Waiter, Protocol):
-    """A waiter that is told when the host ends."""
-
-    def stop(self) -> None: ...
 
 
 class RaftHost:
@@ -147,8 +140,7 @@ class RaftHost:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread. Open attempts and reads are answered with what is true then; safe to
-        repeat."""
+        """Ends the thread. Who waits is answered with what is true then; safe to repeat."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -186,8 +178,7 @@ class RaftHost:
                 waiter.stop()
 
     def step(self) -> float:
-        """One step of the thread; returns the seconds until the next is due. For the thread and
-        simulators."""
+        """One step; returns the seconds until the next is due. For the thread and simulators."""
         now = self._monotonic()
         self._take_inbox()
         due = [group for group, at in self._wake_at.items() if at <= now or group in self._touched]
@@ -359,12 +350,21 @@ class RaftHost:
         The future raises Unavailable when no leader could be confirmed in time, this replica is
         too far behind, or the host stops. It waits through elections until then.
         """
-        read = Read(self._monotonic() + timeout_s)
-        self._post_to(group, self._groups[group].submit_read, read)
-        return read.future
+        return self.read_indexes([group], timeout_s)[0]
+
+    def read_indexes(self, groups: Sequence[int], timeout_s: float) -> list[Future[int]]:
+        """`read_index` of several groups, asked in one message where one node leads them."""
+        reads = Reads(groups, self._monotonic() + timeout_s)
+        self._post(self._submit_reads, reads, waiter=reads)
+        return [read.future for read in reads.by_group.values()]
+
+    def _submit_reads(self, reads: Reads) -> None:
+        for group, read in reads.by_group.items():
+            self._touched.add(group)
+            self._groups[group].submit_read(read)
 
     def wait_for_leader(self, group: int, timeout_s: float) -> Future[str]:
-        """The replica id of the group's leader; the future raises Unavailable after `timeout_s`."""
+        """The replica id of the leader; the future raises Unavailable after `timeout_s`."""
         wait = LeaderWait(self._monotonic() + timeout_s)
         self._post_to(group, self._groups[group].wait_for_leader, wait)
         return wait.future

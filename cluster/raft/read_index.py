@@ -72,6 +72,26 @@ class Read:
             self.future.set_exception(Unavailable(f"no read index: {why}"))
 
 
+class Reads:
+    """The waits of one reader for several groups; told together that the host ends."""
+
+    def __init__(self, groups: Iterable[int], deadline: float) -> None:
+        self.by_group = {group: Read(deadline) for group in groups}
+        self.deadline = deadline
+
+    @property
+    def done(self) -> bool:
+        return all(read.done for read in self.by_group.values())
+
+    def expire(self) -> None:
+        for read in self.by_group.values():
+            read.expire()
+
+    def stop(self) -> None:
+        for read in self.by_group.values():
+            read.stop()
+
+
 @dataclasses.dataclass(slots=True)
 class Question:
     """Who wants to know the read index: reads of this replica, or another replica by its id for

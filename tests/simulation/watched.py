@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from quorepo.cluster.raft.engine import Node as RaftNode
-from quorepo.cluster.raft.host import RaftHost, StoppableWaiter
+from quorepo.cluster.raft.errands import StoppableWaiter
+from quorepo.cluster.raft.host import RaftHost
 from quorepo.cluster.raft.journal import Journal
 from quorepo.cluster.raft.status_board import StatusBoard
 

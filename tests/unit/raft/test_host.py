@@ -256,6 +256,29 @@ def test_messages_of_a_step_leave_together() -> None:
     assert sum(count for _, count in calls) >= 50
 
 
+def test_reads_of_several_groups_are_asked_in_one_message() -> None:
+    cluster = Cluster(5, groups=(0, 1))
+    leaders = [cluster.wait_for_leader(group) for group in (0, 1)]
+    reader = next(node for node in cluster.alive() if node not in leaders)
+    cluster.run(0.01)
+    assert reader.host is not None
+    sent: list[list[str]] = []
+    send = reader.send
+
+    def noted(to_replica: str, messages: Sequence[Any]) -> None:
+        sent.append([message.WhichOneof("kind") for message in messages])
+        send(to_replica, messages)
+
+    reader.send = noted  # type: ignore[method-assign]
+    reads = reader.host.read_indexes([0, 1], 5.0)
+    reader.host.step()
+    asked = [kinds for kinds in sent if "read_index_request" in kinds]
+    assert sum(kinds.count("read_index_request") for kinds in asked) == 2
+    assert len(asked) == len(set(map(id, leaders)))
+    for read in reads:
+        assert cluster.result(read) > 0
+
+
 def test_one_sync_for_all_groups_of_a_step() -> None:
     cluster = Cluster(2, groups=(0, 1, 2), voters=1)
     for group in (0, 1, 2):
