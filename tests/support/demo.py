@@ -163,7 +163,7 @@ class Demo:
         process = subprocess.run(
             [sys.executable, "-m", "quorepo", "--endpoint", endpoint.grpc, *arguments],
             env={**os.environ, "QUOREPO_TOKEN": self.token, "NO_COLOR": "1"},
-            capture_output=True, text=True, timeout=60, check=False,
+            capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
         assert not check or process.returncode == 0, process.stdout + process.stderr
         return process

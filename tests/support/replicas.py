@@ -70,17 +70,17 @@ def check_replicas(demo: Demo, path: str, ask: str) -> set[str]:
     """
     repository_id = repository_id_of(demo, path)
     refs = refs_of(demo.url(ask, path))
-    wanted = packs_of(demo.nodes[ask], repository_id)
     lines = [f"{oid} {name}\n" for name, oid in sorted(refs.items()) if name.startswith("refs/")
              and not name.endswith("^{}")]  # fmt: skip
     found: set[str] | None = None
     for node in demo.nodes.values():
         eventually(
-            lambda node=node: (
-                packs_of(node, repository_id) == wanted  # type: ignore[misc]
-                and files_of(node, repository_id) == wanted
+            lambda node=node: (  # type: ignore[misc]
+                packs_of(demo.nodes[ask], repository_id)
+                == packs_of(node, repository_id)
+                == files_of(node, repository_id)
             ),
-            what=f"{node.name} has the packs {wanted}",
+            what=f"{node.name} has the packs of {ask}",
         )
         folder = folder_of(node, repository_id)
         (folder / "packed-refs").write_text("# pack-refs with: sorted \n" + "".join(lines))

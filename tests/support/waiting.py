@@ -11,7 +11,7 @@ T = TypeVar("T")
 _POLL_S = 0.02
 
 
-def eventually(probe: Callable[[], T], *, timeout_s: float = 20.0, what: str = "") -> T:
+def eventually(probe: Callable[[], T], *, timeout_s: float = 60.0, what: str = "") -> T:
     """The first truthy value of `probe`; fails after `timeout_s` with the last value or error."""
     deadline = time.monotonic() + timeout_s
     last: object = None
