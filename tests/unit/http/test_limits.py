@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from support.packing import PackWriter, copy, delta, insert, object_id
 from support.raw_http import FETCH_TYPE, ZERO, Answer, commands, packet, push, request
 from support.waiting import eventually
 
+from quorepo.internal.v1 import log_pb2
 from quorepo.storage.limits import StorageLimits
 from quorepo.storage.packfile import BLOB
 
 NARROW: dict[str, Any] = {
     "push_bytes_max": 20_000,
+    "inline_pack_bytes_max": 2000,
     "push_objects_max": 8,
     "object_bytes_max": 4000,
     "push_inflated_bytes_max": 12_000,
@@ -106,6 +109,26 @@ def test_a_pack_at_its_limits_is_taken(server: EdgeUnderTest, path: str) -> None
         name = f"refs/tags/{number}"
         answer = push(server, path, commands(f"{ZERO} {oid.hex()} {name}") + pack)
         assert answer.report() == ["unpack ok", f"ok {name}"]
+
+
+def test_a_pack_beyond_the_inline_limit_is_copied_before_its_log_entry(
+    server: EdgeUnderTest, path: str
+) -> None:
+    """The one limit that refuses nothing: it chooses the way of a pack, its index counted."""
+    index_bytes = 8 + 4 * 256 + 20 + 4 + 4 + 2 * 20  # of one object
+    noise = random.Random(1).randbytes(NARROW["inline_pack_bytes_max"])
+    small, large = (
+        next(made for size in range(len(noise)) if len((made := blobs(noise[:size]))[0]) == wanted)
+        for wanted in (2000 - index_bytes, 2001 - index_bytes)
+    )
+    for number, (pack, oid) in enumerate([small, large]):
+        line = f"{ZERO} {oid.hex()} refs/tags/{number}"
+        assert push(server, path, commands(line) + pack).report()[0] == "unpack ok"
+        (added,) = server.core.commands[-1].transaction.packs_added
+        assert (added.pack_bytes, added.index_bytes) == (len(pack), index_bytes)
+        inline = added.encoding == log_pb2.PACK_ENCODING_INLINE
+        copied = added.digest in [copied.digest for copied in server.core.replicated]
+        assert (inline, copied) == ((True, False), (False, True))[number]
 
 
 def test_bytes_on_the_wire(server: EdgeUnderTest, path: str) -> None:
