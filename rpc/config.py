@@ -36,6 +36,7 @@ from quorepo.rpc.listener_config import (
     MetricsSection,
     check_listeners,
 )
+from quorepo.rpc.proposals_config import ProposalsSection
 from quorepo.rpc.storage_config import StorageSection
 from quorepo.storage.errors import ConfigError
 from quorepo.storage.limits import StorageLimits
@@ -48,6 +49,7 @@ __all__ = [
     "ListenerTls",
     "NodeConfig",
     "NodeSection",
+    "ProposalsSection",
     "PushSection",
     "StorageSection",
     "TlsSection",
@@ -127,6 +129,7 @@ class NodeConfig(Section):
     imports: ImportsSection = Field(default_factory=lambda: ImportsSection())
     limits: StorageLimits = Field(default_factory=lambda: StorageLimits())
     raft: RaftConfig = Field(default_factory=lambda: RaftConfig())
+    proposals: ProposalsSection = Field(default_factory=lambda: ProposalsSection())
     workers: WorkersSection = Field(default_factory=lambda: WorkersSection())
     storage: StorageSection = Field(default_factory=lambda: StorageSection())
 

@@ -14,40 +14,37 @@ from typing import Any
 import grpc
 
 from quorepo.internal.v1 import core_pb2, log_pb2
+from quorepo.rpc.proposals_config import ProposalsSection
 from quorepo.storage.errors import InvalidArgument
 
-__all__ = ["ProposalBatches", "may_share"]
-
-_COMMANDS_MAX = 128
-_BYTES_MAX = 4 * 1024 * 1024
-_SHARED_BYTES_MAX = 64 * 1024  # a larger command saves nothing by company
+__all__ = ["ProposalBatches"]
 
 _Answer = asyncio.Future[core_pb2.ProposeResponse]
 _Waiting = tuple[core_pb2.ProposeRequest, float, _Answer]
 
 
-def may_share(request: core_pb2.ProposeRequest) -> bool:
-    """Whether a command waits for nothing but the log: one with packs beside it may wait for
-    them, and would hold up the others' answers."""
-    command = request.command
-    return (
-        command.WhichOneof("kind") == "transaction"
-        and all(
-            pack.encoding == log_pb2.PACK_ENCODING_INLINE
-            for pack in command.transaction.packs_added
-        )
-        and request.ByteSize() <= _SHARED_BYTES_MAX
-    )
-
-
 class ProposalBatches:
     """Lives in one event loop."""
 
-    def __init__(self, stub: Any) -> None:
+    def __init__(self, stub: Any, limits: ProposalsSection) -> None:
         """`stub` is that of the Core service."""
         self._stub = stub
+        self._limits = limits
         self._waiting: list[_Waiting] = []
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def may_share(self, request: core_pb2.ProposeRequest) -> bool:
+        """Whether a command is small and waits for nothing but the log: one with packs beside it
+        may wait for them, and would hold up the others' answers."""
+        command = request.command
+        return (
+            command.WhichOneof("kind") == "transaction"
+            and all(
+                pack.encoding == log_pb2.PACK_ENCODING_INLINE
+                for pack in command.transaction.packs_added
+            )
+            and request.ByteSize() <= self._limits.shared_command_bytes_max
+        )
 
     async def propose(
         self, request: core_pb2.ProposeRequest, timeout_s: float
@@ -73,9 +70,11 @@ class ProposalBatches:
         waiting, self._waiting = self._waiting, []
         batch: list[_Waiting] = []
         size = 0
+        limits = self._limits
         for one in waiting:
             size += one[0].ByteSize()
-            if batch and (len(batch) == _COMMANDS_MAX or size > _BYTES_MAX):
+            full = len(batch) == limits.call_commands_max or size > limits.call_bytes_max
+            if batch and full:
                 self._begin(batch)
                 batch, size = [], one[0].ByteSize()
             batch.append(one)

@@ -20,8 +20,9 @@ import grpc
 import grpc.aio
 
 from quorepo.internal.v1 import core_pb2, core_pb2_grpc, log_pb2
-from quorepo.rpc.core_batches import ProposalBatches, may_share
+from quorepo.rpc.core_batches import ProposalBatches
 from quorepo.rpc.core_member_calls import MemberCallsClient
+from quorepo.rpc.proposals_config import ProposalsSection
 from quorepo.rpc.rejections import (
     PacksChanged,
     RepositoryDeleted,
@@ -118,8 +119,9 @@ class Core(Protocol):
 class CoreClient(MemberCallsClient):
     """A `Core` reached over the node's private unix socket; survives restarts of the core."""
 
-    def __init__(self, socket_path: Path | str) -> None:
-        """Connects lazily. `socket_path` must fit in 107 bytes, see processes.md."""
+    def __init__(self, socket_path: Path | str, proposals: ProposalsSection | None = None) -> None:
+        """Connects lazily. `socket_path` must fit in 107 bytes, see processes.md. `proposals`:
+        what may share a call; the defaults where it is None."""
         self._socket_path = str(socket_path)
         self._channel = grpc.aio.insecure_channel(
             f"unix:{self._socket_path}",
@@ -133,7 +135,7 @@ class CoreClient(MemberCallsClient):
             ],
         )
         self._stub: Any = core_pb2_grpc.CoreStub(self._channel)
-        self._batches = ProposalBatches(self._stub)
+        self._batches = ProposalBatches(self._stub, proposals or ProposalsSection())
 
     async def close(self) -> None:
         """Closes the channel; calls under way are cancelled."""
@@ -193,7 +195,7 @@ class CoreClient(MemberCallsClient):
     async def _propose_once(
         self, request: core_pb2.ProposeRequest, timeout_s: float
     ) -> core_pb2.ProposeResponse:
-        if may_share(request):
+        if self._batches.may_share(request):
             return await self._batches.propose(request, timeout_s)
         response: core_pb2.ProposeResponse = await self._stub.Propose(request, timeout=timeout_s)
         return response

@@ -59,7 +59,7 @@ async def open_edge(
     fetch_files.clear()
     for layout in layouts.values():
         remove_abandoned_uploads(layout)
-    client = CoreClient(core) if isinstance(core, Path) else None
+    client = CoreClient(core, config.proposals) if isinstance(core, Path) else None
     core = client or core
     assert not isinstance(core, Path)
     reads = Reads(core, readers, layouts, pack_cache, config.git.hidden_prefixes)

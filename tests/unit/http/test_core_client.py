@@ -12,9 +12,13 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from support.edge import edge_config
 
 from quorepo.internal.v1 import core_pb2, core_pb2_grpc, log_pb2
+from quorepo.rpc.auth import Authenticator
 from quorepo.rpc.core_client import CoreClient, RepositoryDeleted, Reverify
+from quorepo.rpc.node.edge import open_edge
+from quorepo.rpc.proposals_config import ProposalsSection
 from quorepo.storage.errors import (
     AlreadyExists,
     InvalidArgument,
@@ -24,6 +28,7 @@ from quorepo.storage.errors import (
     QuorepoError,
     Unavailable,
 )
+from quorepo.storage.layout import GroupLayout
 
 Answer = Callable[[core_pb2.ProposeRequest, Any], Awaitable[core_pb2.ProposeResponse]]
 
@@ -238,11 +243,14 @@ def moving(number: int, *, packs: bool = False) -> log_pb2.Command:
 
 
 async def propose_together(
-    socket_path: Path, core: ScriptedCore, commands: Sequence[log_pb2.Command]
+    socket_path: Path,
+    core: ScriptedCore,
+    commands: Sequence[log_pb2.Command],
+    proposals: ProposalsSection | None = None,
 ) -> list[Any]:
     """All in the same moment, over a connection that stands."""
     async with serving(core, socket_path):
-        client = CoreClient(socket_path)
+        client = CoreClient(socket_path, proposals)
         try:
             await client.read_index([1], 5.0)
             return await asyncio.gather(
@@ -293,3 +301,46 @@ async def test_a_command_that_may_wait_for_packs_holds_up_no_other(socket_path: 
     results = await propose_together(socket_path, core, commands)
     assert [type(result) for result in results] == [log_pb2.Result, log_pb2.Result]
     assert core.shared == []
+
+
+SIZE = core_pb2.ProposeRequest(group=1, command=moving(0), timeout_ms=4999).ByteSize()
+
+
+@pytest.mark.parametrize(
+    ("limits", "shared", "alone"),
+    [
+        ({}, [10], 0),
+        ({"call_commands_max": 4}, [4, 4, 2], 0),
+        ({"call_commands_max": 3}, [3, 3, 3], 1),
+        ({"call_commands_max": 1}, [], 10),
+        ({"call_bytes_max": 5 * SIZE + SIZE // 2}, [5, 5], 0),
+        ({"call_bytes_max": 1}, [], 10),
+        ({"shared_command_bytes_max": SIZE}, [10], 0),
+        ({"shared_command_bytes_max": SIZE - 10}, [], 10),
+    ],
+)
+async def test_no_call_carries_more_than_the_configuration_says(
+    socket_path: Path, limits: dict[str, int], shared: list[int], alone: int
+) -> None:
+    """Everybody has an answer; how many calls were needed for it is what [proposals] changes."""
+    config = edge_config(socket_path.parent / "data", proposals=limits)
+    core = ScriptedCore(APPLIED)
+    commands = [moving(number) for number in range(10)]
+    results = await propose_together(socket_path, core, commands, config.proposals)
+    assert [type(result) for result in results] == [log_pb2.Result] * 10
+    assert sorted(core.shared, reverse=True) == shared
+    assert len(core.proposals) - sum(core.shared) == alone
+
+
+async def test_an_edge_batches_as_its_configuration_says(socket_path: Path, tmp_path: Path) -> None:
+    config = edge_config(tmp_path / "data", proposals={"call_commands_max": 2})
+    for group in (0, 1):
+        GroupLayout(config.node.data_dir, group).create()
+    core = ScriptedCore(APPLIED)
+    async with (
+        serving(core, socket_path),
+        open_edge(config, socket_path, Authenticator({})) as edge,
+    ):
+        await edge.core.read_index([1], 60.0)
+        await asyncio.gather(*(edge.core.propose(1, moving(n), 60.0) for n in range(4)))
+    assert core.shared == [2, 2]

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from quorepo.cluster.raft.interface import RaftConfig
-from quorepo.rpc.config import WorkersSection
+from quorepo.rpc.config import ProposalsSection, WorkersSection
 from quorepo.rpc.imports.config import ImportsSection
 from quorepo.storage.limits import StorageLimits
 
@@ -19,6 +19,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "limits": StorageLimits,
     "workers": WorkersSection,
     "raft": RaftConfig,
+    "proposals": ProposalsSection,
 }
 
 
