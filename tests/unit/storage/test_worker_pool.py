@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import io
 import os
+import random
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -118,8 +120,13 @@ async def test_an_ingest_in_a_worker_is_an_ingest(store: PackStore) -> None:
     async with running() as pool:
         result = await ingest(pool, store, small_pack())
         again = await ingest(pool, store, small_pack())
-    assert result == again
-    assert store.quarantined() == {f"{result.digest.hex()}.{kind}" for kind in ("pack", "idx")}
+        assert result == again
+        assert hashlib.sha256(result.pack).digest() == result.digest
+        assert hashlib.sha256(result.index).digest() == result.index_digest
+        assert store.quarantined() == set()  # a small one travels in its log entry
+        large = await ingest(pool, store, small_pack(random.Random(1).randbytes(200_000)))
+    assert not large.pack
+    assert store.quarantined() == {f"{large.digest.hex()}.{kind}" for kind in ("pack", "idx")}
 
 
 async def test_an_empty_pack_has_no_result(store: PackStore) -> None:
