@@ -9,19 +9,27 @@ import concurrent.futures
 import hashlib
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
+from support.edge import edge_config
 from support.state_log import REPOSITORY, Log, RecordingFiles, transaction, update
 
-from quorepo.cluster import scrub
+from quorepo.cluster import core, scrub
 from quorepo.cluster.metrics import ClusterMetrics
 from quorepo.cluster.pack_repair import PackRepair
 from quorepo.cluster.peer.held import HeldPacks
+from quorepo.cluster.raft.interface import RaftConfig
+from quorepo.cluster.replica_upkeep import ReplicaUpkeep
 from quorepo.cluster.scrub import Scrubber
+from quorepo.cluster.snapshot import pace
 from quorepo.cluster.state.store import StateStore
 from quorepo.internal.v1 import core_pb2, log_pb2, peer_pb2
+from quorepo.rpc import config as node_config
+from quorepo.rpc.node import core_main
+from quorepo.storage import logs
 from quorepo.storage.errors import Unavailable
 from quorepo.storage.layout import GroupLayout, ensure_repository
 from quorepo.storage.objectformat import ObjectFormat
@@ -133,6 +141,41 @@ async def one_pass(scrubber: Scrubber, *, asked: bool = True) -> core_pb2.CoreNo
 
 
 @pytest.fixture
+def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Scrubber]:
+    """The scrubber of a node whose section [storage] says this: the core process's own entry
+    reads it, and its upkeep makes the scrubber."""
+
+    def made(node: Node, **storage: float) -> Scrubber:
+        started: list[core.CoreSettings] = []
+        config = edge_config(tmp_path / "data", storage=storage)
+        monkeypatch.setattr(node_config, "load_config", lambda path: config)
+        monkeypatch.setattr(node_config, "load_peer_credentials", lambda config: None)
+        monkeypatch.setattr(logs, "configure_logging", lambda *_: None)
+        monkeypatch.setattr(core, "run", started.append)
+        monkeypatch.setattr("sys.argv", ["core", "--config", "n1.toml", "--runtime-dir", "run"])
+        core_main._run()
+        nothing: Any = None
+        disk: Any = SimpleNamespace(
+            layouts={GROUP: node.layout}, stores={}, held=node.held, space=nothing
+        )
+        host: Any = Host()
+        packs: Any = node.others
+        upkeep = ReplicaUpkeep(
+            replica_id="n1@d1", founding=log_pb2.Configuration(), disk=disk,
+            apply=SimpleNamespace(sync_files=nothing), packs=packs, clients=nothing,  # type: ignore[arg-type]
+            raft=RaftConfig(), retention=started[0].retention,
+            metrics=ClusterMetrics(CollectorRegistry()), on_fatal=nothing,
+            pack_sources=lambda group, replica: [],
+        )  # fmt: skip
+        for work in upkeep.work(host).values():
+            work.close()
+        assert upkeep._scrub is not None
+        return upkeep._scrub
+
+    return made
+
+
+@pytest.fixture
 def node(tmp_path: Path) -> Node:
     return Node(tmp_path)
 
@@ -182,6 +225,53 @@ def test_every_byte_that_is_read_passes_the_throttle(
     asyncio.run(one_pass(node.another_start(ClusterMetrics(CollectorRegistry()), 12345)))
     assert made == [12345]
     assert sum(used) == 2 * sum(map(len, CONTENTS))
+
+
+async def passes_of(scrubber: Scrubber) -> int:
+    return (await scrubber.verify(core_pb2.CoreVerifyRequest())).passes
+
+
+async def test_scrub_interval_s_is_the_time_between_two_passes(
+    node: Node, configured: Callable[..., Scrubber]
+) -> None:
+    """Three come by themselves, while a node with 0, and one with the default of a week, wait."""
+    often = configured(node, scrub_interval_s=0.01)
+    others = [configured(node, scrub_interval_s=0), configured(node)]
+    running = [asyncio.create_task(scrubber.run()) for scrubber in (often, *others)]
+    try:
+        async with asyncio.timeout(60):
+            while await passes_of(often) < 3:
+                await asyncio.sleep(0.01)
+        assert [await passes_of(scrubber) for scrubber in others] == [0, 0]
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+@pytest.mark.parametrize(("bytes_per_s", "takes_s"), [(1000, 88.0), (22_000, 4.0), (0, 0.0)])
+async def test_scrub_bytes_per_s_is_how_fast_a_pass_reads(
+    node: Node,
+    configured: Callable[..., Scrubber],
+    monkeypatch: pytest.MonkeyPatch,
+    bytes_per_s: int,
+    takes_s: float,
+) -> None:
+    """Two packs with their indexes, by a clock that nothing but the throttle moves."""
+    assert 2 * sum(map(len, CONTENTS)) == 88_000
+    clock = 1000.0
+
+    async def sleep(delay_s: float) -> None:
+        nonlocal clock
+        clock += delay_s
+
+    monkeypatch.setattr(pace, "asyncio", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(
+        scrub, "Pace", lambda bytes_per_s: pace.Pace(bytes_per_s, monotonic=lambda: clock)
+    )
+    report = await one_pass(configured(node, scrub_bytes_per_s=bytes_per_s))
+    assert report.packs_checked == 2
+    assert clock - 1000.0 == pytest.approx(takes_s)
 
 
 @pytest.mark.parametrize("part", [0, 1], ids=["pack", "index"])

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from support.edge import EdgeUnderTest, edge_config, running_edge
 from support.git import WorkTree, clone, git
-from support.grpc_api import Api, Refused
+from support.grpc_api import Api, Refused, serving_api
 from support.waiting import eventually
 
 from quorepo.rpc.upkeep import Outcome, Upkeep
@@ -163,6 +163,27 @@ def test_prune_removes_what_a_forced_push_left_after_the_grace_time(
     work.git("push", "--quiet", api.under_test.url(path), "main:refs/heads/back")
     clone(api.under_test.url(path), tmp_path / "back", "--branch=back")
     assert run(api, path, "prune", grace_s=0.0).objects_dropped == 0
+
+
+@pytest.mark.parametrize(("grace_s", "packs_removed"), [(0.0, 3), (3600.0, 0), (None, 0)])
+def test_prune_grace_s_is_the_grace_time_of_a_prune_that_names_none(
+    work: WorkTree, tmp_path: Path, grace_s: float | None, packs_removed: int
+) -> None:
+    storage = {} if grace_s is None else {"prune_grace_s": grace_s}
+    with serving_api(tmp_path / "data", storage=storage) as api:
+        push_many(api, work, "r", 2)
+        work.git("checkout", "--quiet", "--orphan", "other")
+        work.commit("other", {"other.txt": "other\n"})
+        work.git("push", "--quiet", "--force", api.under_test.url("r"), "HEAD:refs/heads/main")
+        # One more push, so that log time is behind the pushes before.
+        work.git("push", "--quiet", api.under_test.url("r"), "HEAD:refs/heads/b")
+        request = repository_pb2.PruneRepositoryRequest(path="r")
+        answer = api.call(api.repositories.PruneRepository, request)
+        assert answer.change.packs_removed == packs_removed
+        # What the request says goes before it.
+        request = repository_pb2.PruneRepositoryRequest(path="r", grace_s=0.0)
+        answer = api.call(api.repositories.PruneRepository, request)
+        assert answer.change.packs_removed == 3 - packs_removed
 
 
 def test_push_verified_before_a_prune_is_verified_again(
