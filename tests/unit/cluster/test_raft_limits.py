@@ -1,10 +1,11 @@
-"""Limits of [raft] that refuse nothing: from the configuration to what each changes."""
+"""Limits and times of [raft] that refuse nothing: from the configuration to what each changes."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from quorepo.cluster.compaction import Compactor
 from quorepo.cluster.metrics import ClusterMetrics
 from quorepo.cluster.peer.held import HeldPacks
 from quorepo.cluster.raft.host import RaftHost
-from quorepo.cluster.raft.interface import Entry, GroupStart, Outcome, RaftConfig
+from quorepo.cluster.raft.interface import Entry, GroupStart, LogExtent, Outcome, RaftConfig
 from quorepo.cluster.raft.journal import Journal
 from quorepo.cluster.snapshot.receiver import SnapshotReceiver
 from quorepo.cluster.state.pack_table import PackPlace
@@ -28,6 +29,16 @@ from quorepo.storage.layout import GroupLayout
 from quorepo.storage.objectformat import ObjectFormat
 
 GROUP = 1
+# Kept by other tests: where, and by what word.
+ELSEWHERE = {
+    "append_batch_bytes_max": "raft/test_group_replication.py",
+    "append_inflight_max": "raft/test_group_replication.py",
+    "apply_backlog_max": "raft/test_group_replication.py",
+    "command_bytes_max": "raft/test_group_proposals.py",
+    "proposal_queue_max": "raft/test_group_proposals.py",
+    "proposal_queue_bytes_max": "raft/test_group_proposals.py",
+    "snapshot_bytes_per_s": "../system/test_snapshot.py",
+}
 
 
 def configured(**raft: float) -> RaftConfig:
@@ -86,7 +97,47 @@ def test_election_timeout_s_max_bounds_the_wait_for_an_election(longest_s: float
     assert 0.7 * longest_s < max(waited) < longest_s + 0.1  # of virtual time
 
 
-# ---- compaction_bytes_min
+@pytest.mark.parametrize("shortest_s", [0.5, 3.0, 8.0])
+def test_election_timeout_s_min_is_waited_before_any_election(shortest_s: float) -> None:
+    longest_s = shortest_s + 1.0
+    waited = first_elections(
+        configured(
+            election_timeout_s_min=shortest_s,
+            election_timeout_s_max=longest_s,
+            leader_fallback_timeout_s=longest_s,
+        )
+    )
+    assert shortest_s <= min(waited) < shortest_s + 0.5
+
+
+# ---- heartbeat_interval_s, leader_fallback_timeout_s
+
+
+@pytest.mark.parametrize("interval_s", [0.02, 0.1, 0.15])
+def test_heartbeat_interval_s_is_the_time_between_a_leaders_heartbeats(interval_s: float) -> None:
+    cluster = Cluster(3, config=configured(heartbeat_interval_s=interval_s))
+    cluster.wait_for_leader()
+    cluster.run(2.0)
+    before = cluster.messages
+    cluster.run(100 * interval_s)
+    # To two followers, and their answers.
+    assert 350 < cluster.messages - before < 500
+
+
+@pytest.mark.parametrize("timeout_s", [1.0, 4.0])
+def test_leader_fallback_timeout_s_is_how_long_a_leader_goes_on_alone(timeout_s: float) -> None:
+    cluster = Cluster(3, config=configured(leader_fallback_timeout_s=timeout_s))
+    leader = cluster.wait_for_leader()
+    cluster.run(2.0)
+    for node in cluster.alive():
+        if node is not leader:
+            cluster.crash(node)
+    began = cluster.now
+    cluster.run_until(lambda: not leader.group().is_leader, 60.0)
+    assert timeout_s - 0.2 < cluster.now - began < timeout_s + 0.2  # of virtual time
+
+
+# ---- compaction_bytes_min, compaction_entries_min, trailing_entries
 
 
 class OneReplica:
@@ -135,9 +186,12 @@ class OneReplica:
         self.applied = entries[-1].index
         self.host.applied(GROUP, self.applied, {entry.index: entry.data for entry in entries})
 
-    def grow(self, record_bytes: int) -> None:
-        """Until the log has so many bytes."""
-        while self.host.extent(GROUP).result().record_bytes < record_bytes:
+    def extent(self) -> LogExtent:
+        return self.host.extent(GROUP).result()
+
+    def grow(self, long_enough: Callable[[LogExtent], bool]) -> None:
+        """Entry by entry, each applied."""
+        while not long_enough(self.extent()):
             verdict = self.host.propose(GROUP, b"x" * 500, 60.0).result()
             assert verdict.outcome is Outcome.APPLIED
 
@@ -147,25 +201,40 @@ class OneReplica:
         self._journal.close()
 
 
-@pytest.fixture
-def replica(tmp_path: Path) -> Iterator[OneReplica]:
-    replica = OneReplica(tmp_path, configured(compaction_bytes_min=20_000))
-    yield replica
-    replica.close()
+@contextlib.contextmanager
+def one_replica(folder: Path, config: RaftConfig) -> Iterator[OneReplica]:
+    replica = OneReplica(folder, config)
+    try:
+        yield replica
+    finally:
+        replica.close()
     assert replica.fatal == []
 
 
-def test_compaction_bytes_min_is_when_a_log_is_cut_to_half_of_it(replica: OneReplica) -> None:
-    replica.grow(18_000)
-    first_index = replica.host.extent(GROUP).result().first_index
-    asyncio.run(replica.compactor.look(GROUP))
-    assert replica.host.extent(GROUP).result().first_index == first_index
-    replica.grow(20_000)
-    asyncio.run(replica.compactor.look(GROUP))
-    extent = replica.host.extent(GROUP).result()
-    assert extent.first_index > first_index
-    assert 9_000 < extent.record_bytes <= 10_000
-    assert extent.last_index == replica.applied
+def test_compaction_bytes_min_is_when_a_log_is_cut_to_half_of_it(tmp_path: Path) -> None:
+    with one_replica(tmp_path, configured(compaction_bytes_min=20_000)) as replica:
+        replica.grow(lambda extent: extent.record_bytes >= 18_000)
+        before = replica.extent()
+        asyncio.run(replica.compactor.look(GROUP))
+        assert replica.extent().first_index == before.first_index
+        replica.grow(lambda extent: extent.record_bytes >= 20_000)
+        asyncio.run(replica.compactor.look(GROUP))
+        after = replica.extent()
+        assert after.first_index > before.first_index
+        assert 9_000 < after.record_bytes <= 10_000
+        assert after.last_index == replica.applied
+
+
+def test_compaction_entries_min_is_when_a_log_is_cut_to_trailing_entries(tmp_path: Path) -> None:
+    with one_replica(
+        tmp_path, configured(compaction_entries_min=30, trailing_entries=7)
+    ) as replica:
+        replica.grow(lambda extent: extent.last_index == 29)
+        asyncio.run(replica.compactor.look(GROUP))
+        assert replica.extent().first_index == 1
+        replica.grow(lambda extent: extent.last_index == 30)
+        asyncio.run(replica.compactor.look(GROUP))
+        assert (replica.extent().first_index, replica.extent().last_index) == (30 - 7, 30)
 
 
 # ---- snapshot_fetches_max
@@ -211,3 +280,16 @@ async def test_snapshot_fetches_max_is_how_many_packs_are_pulled_at_once(
     assert most == at_once
     assert sorted(fetched) == [place.digest for place in places]
     assert (progress.packs_done, progress.bytes_done) == (8, 8 * 110)
+
+
+def test_every_key_of_raft_has_a_test() -> None:
+    """Of this module's, each is named after its key."""
+    here = {
+        key
+        for key in RaftConfig.model_fields
+        for name in globals()
+        if name.startswith(f"test_{key}_")
+    } | {"trailing_entries"}
+    assert here | ELSEWHERE.keys() == RaftConfig.model_fields.keys()
+    for key, file in ELSEWHERE.items():
+        assert key in (Path(__file__).parents[1] / file).read_text()
