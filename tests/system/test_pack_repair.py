@@ -50,7 +50,6 @@ def lacking(demo: Demo) -> dict[str, Any]:
     return node if node["packs_total"] else {}
 
 
-@pytest.mark.slow
 def test_status_shows_how_far_the_repair_is_and_a_killed_node_goes_on_with_it(
     own_cluster: Demo, work: WorkTree
 ) -> None:
