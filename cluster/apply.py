@@ -185,11 +185,6 @@ class ApplyThread:
         # The log, which holds these packs too, goes with the old state.
         self._actions[group].sync()
 
-    def sync_files(self, group: int) -> None:
-        """Makes the packs durable that came in entries, so that a cut of the log finds little to
-        do. Blocks. Raises OSError."""
-        self._actions[group].sync()
-
     def _stored(self, group: int, pack: log_pb2.PackAddition) -> None:
         self._held.add(group, pack.digest)
         self._observer.pack_stored(pack.pack_bytes + pack.index_bytes)

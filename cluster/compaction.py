@@ -37,13 +37,8 @@ class Compactor:
         config: RaftConfig,
         metrics: ClusterMetrics,
         interval_s: float = _LOOK_INTERVAL_S,
-        sync_files: Callable[[int], None] = lambda group: None,
     ) -> None:
-        """`pinned_index(group)` is the oldest entry that somebody else still needs here.
-
-        `sync_files(group)` makes packs durable that entries brought. It is called at every look, so
-        that a sync of the state, which must have them, does not wait for many.
-        """
+        """`pinned_index(group)` is the oldest entry that somebody else still needs here."""
         self._host = host
         self._stores = stores
         self._locks = locks
@@ -51,7 +46,6 @@ class Compactor:
         self._config = config
         self._metrics = metrics
         self._interval_s = interval_s
-        self._sync_files = sync_files
 
     async def run(self) -> None:
         """Runs for ever."""
@@ -59,7 +53,9 @@ class Compactor:
             await asyncio.sleep(self._interval_s)
             loop = asyncio.get_running_loop()
             for group in sorted(self._stores):
-                await loop.run_in_executor(None, self._sync_files, group)
+                # Packs that entries brought, so that a sync of the state, which must have them,
+                # does not wait for many.
+                await loop.run_in_executor(None, self._stores[group].sync_files)
                 await self.look(group)
 
     async def look(self, group: int) -> None:

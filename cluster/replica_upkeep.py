@@ -54,7 +54,7 @@ class ReplicaUpkeep:
         layouts, stores, space = disk.layouts, disk.stores, disk.space
         self._locks = {group: asyncio.Lock() for group in layouts}
         self._layouts, self._stores, self._space = layouts, stores, space
-        self._held, self._raft, self._apply = disk.held, raft, apply
+        self._held, self._raft = disk.held, raft
         self._retention, self._metrics = retention, metrics
         self._node, self._packs, self._sources = replica_id.partition("@")[0], packs, pack_sources
         self._scrub: Scrubber | None = None
@@ -111,7 +111,6 @@ class ReplicaUpkeep:
             pinned_index=self.source.pinned_index,
             config=self._raft,
             metrics=self._metrics,
-            sync_files=self._apply.sync_files,
         )
         watch = DiskWatch(
             space=self._space, host=host, groups=sorted(self._layouts), metrics=self._metrics

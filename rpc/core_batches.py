@@ -9,6 +9,7 @@ concluded.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -17,10 +18,15 @@ from quorepo.internal.v1 import core_pb2, log_pb2
 from quorepo.rpc.proposals_config import ProposalsSection
 from quorepo.storage.errors import InvalidArgument
 
-__all__ = ["ProposalBatches"]
+__all__ = ["ProposalBatches", "beside_the_log"]
 
 _Answer = asyncio.Future[core_pb2.ProposeResponse]
 _Waiting = tuple[core_pb2.ProposeRequest, float, _Answer]
+
+
+def beside_the_log(packs: Sequence[log_pb2.PackAddition]) -> list[log_pb2.PackAddition]:
+    """The packs that have to be on a majority before the command that adds them is proposed."""
+    return [pack for pack in packs if pack.encoding != log_pb2.PACK_ENCODING_INLINE]
 
 
 class ProposalBatches:
@@ -39,10 +45,7 @@ class ProposalBatches:
         command = request.command
         return (
             command.WhichOneof("kind") == "transaction"
-            and all(
-                pack.encoding == log_pb2.PACK_ENCODING_INLINE
-                for pack in command.transaction.packs_added
-            )
+            and not beside_the_log(command.transaction.packs_added)
             and request.ByteSize() <= self._limits.shared_command_bytes_max
         )
 

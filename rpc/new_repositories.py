@@ -18,17 +18,12 @@ from pathlib import Path
 from quorepo.cluster.state.reader import StateReader
 from quorepo.internal.v1 import log_pb2
 from quorepo.rpc.context import EdgeContext
+from quorepo.rpc.core_batches import beside_the_log
 from quorepo.rpc.git_settings import is_hidden
 from quorepo.rpc.push_checks import Change, early_refusals
 from quorepo.rpc.reads import GROUP_STORAGE
 from quorepo.rpc.repositories import Origin, Reservation
-from quorepo.rpc.transactions import (
-    Target,
-    Transactions,
-    Verified,
-    beside_the_log,
-    refusal_reasons,
-)
+from quorepo.rpc.transactions import Target, Transactions, Verified, refusal_reasons
 from quorepo.rpc.verification import Verifier
 from quorepo.storage.errors import (
     AlreadyExists,

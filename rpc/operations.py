@@ -18,10 +18,11 @@ from typing import Any
 from quorepo.cluster.state.reader import StateReader
 from quorepo.internal.v1 import log_pb2
 from quorepo.rpc.context import EdgeContext
+from quorepo.rpc.core_batches import beside_the_log
 from quorepo.rpc.push_checks import Change
 from quorepo.rpc.reads import GROUP_STORAGE, RepositoryView
 from quorepo.rpc.repositories import PROPOSE_TIMEOUT_S, Origin
-from quorepo.rpc.transactions import Target, Transactions, Verified, beside_the_log
+from quorepo.rpc.transactions import Target, Transactions, Verified
 from quorepo.rpc.verification import pack_addition
 from quorepo.storage.errors import LimitExceeded, Unavailable
 from quorepo.storage.ingest import IngestResult

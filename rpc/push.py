@@ -24,16 +24,11 @@ from collections.abc import Callable, Sequence
 from quorepo.internal.v1 import log_pb2
 from quorepo.rpc.auth import Identity
 from quorepo.rpc.context import EdgeContext
+from quorepo.rpc.core_batches import beside_the_log
 from quorepo.rpc.push_checks import ATOMIC_FAILURE, Change, early_refusals
 from quorepo.rpc.reads import GROUP_STORAGE, RepositoryView
 from quorepo.rpc.reply import Liveness, Reply
-from quorepo.rpc.transactions import (
-    Target,
-    Transactions,
-    Verified,
-    beside_the_log,
-    refusal_reasons,
-)
+from quorepo.rpc.transactions import Target, Transactions, Verified, refusal_reasons
 from quorepo.rpc.uploads import Incoming, Upload
 from quorepo.rpc.verification import Verifier
 from quorepo.storage.errors import (

@@ -30,7 +30,7 @@ from quorepo.storage.errors import LimitExceeded, NotFound, Unavailable
 from quorepo.storage.limits import StorageLimits
 from quorepo.storage.objectformat import ObjectFormat
 
-__all__ = ["Target", "Transactions", "Verified", "beside_the_log", "refusal_reasons"]
+__all__ = ["Target", "Transactions", "Verified", "refusal_reasons"]
 
 _ATTEMPTS_MAX = 4  # of prunes or deletions that come between verifying and applying
 
@@ -162,11 +162,6 @@ class Transactions:
                 deletions += 1
             place = None
         raise Unavailable("objects are pruned faster than they are checked", next_step="try again")
-
-
-def beside_the_log(packs: Sequence[log_pb2.PackAddition]) -> list[log_pb2.PackAddition]:
-    """The packs that have to be on a majority before the command that adds them is proposed."""
-    return [pack for pack in packs if pack.encoding != log_pb2.PACK_ENCODING_INLINE]
 
 
 def refusal_reasons(

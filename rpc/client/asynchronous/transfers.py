@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from quorepo.rpc.client.asynchronous.transport import Transport
 from quorepo.rpc.client.errors import ApiError, CutStream, OutcomeUnknown
@@ -17,6 +17,20 @@ __all__ = ["Transfers"]
 
 _CHUNK_BYTES = 256 * 1024
 _PUSH_AGAIN = "push again (harmless)"
+
+
+class _Service(NamedTuple):
+    """A method and its messages."""
+
+    method: str
+    request: Any
+    response: Any
+
+
+_UPLOAD_PACK = _Service("TransferService/UploadPack", pb.UploadPackRequest, pb.UploadPackResponse)
+_RECEIVE_PACK = _Service(
+    "TransferService/ReceivePack", pb.ReceivePackRequest, pb.ReceivePackResponse
+)
 
 
 class Transfers:
@@ -40,15 +54,7 @@ class Transfers:
             CutStream: it came damaged or in part.
         """
         header = pb.TransferHeader(repository=repository, advertise=True, git_protocol=git_protocol)
-        told = bytearray()
-        async for chunk in self._exchange(
-            "TransferService/UploadPack",
-            header,
-            _Body(pb.UploadPackRequest, header, b""),
-            timeout_s,
-        ):
-            told += chunk
-        return bytes(told)
+        return await self._refs(_UPLOAD_PACK, header, timeout_s)
 
     async def upload_pack(
         self,
@@ -67,8 +73,7 @@ class Transfers:
             CutStream: it came damaged or in part: fetch again.
         """
         header = pb.TransferHeader(repository=repository, git_protocol=git_protocol)
-        request = _Body(pb.UploadPackRequest, header, body)
-        async for chunk in self._exchange("TransferService/UploadPack", header, request, timeout_s):
+        async for chunk in self._exchange(_UPLOAD_PACK, header, body, timeout_s):
             yield chunk
 
     async def receive_pack_refs(self, repository: str, *, timeout_s: float | None = None) -> bytes:
@@ -79,15 +84,7 @@ class Transfers:
             CutStream: it came damaged or in part.
         """
         header = pb.TransferHeader(repository=repository, advertise=True)
-        told = bytearray()
-        async for chunk in self._exchange(
-            "TransferService/ReceivePack",
-            header,
-            _Body(pb.ReceivePackRequest, header, b""),
-            timeout_s,
-        ):
-            told += chunk
-        return bytes(told)
+        return await self._refs(_RECEIVE_PACK, header, timeout_s)
 
     async def receive_pack(
         self,
@@ -108,9 +105,8 @@ class Transfers:
                 a ref that moved is refused).
         """
         header = pb.TransferHeader(repository=repository)
-        request = _Body(pb.ReceivePackRequest, header, body)
         self._session.moved(repository)
-        answer = self._exchange("TransferService/ReceivePack", header, request, timeout_s)
+        answer = self._exchange(_RECEIVE_PACK, header, body, timeout_s)
         try:
             async for chunk in answer:
                 yield chunk
@@ -119,14 +115,24 @@ class Transfers:
                 raise
             raise _unknown(error) from error
 
+    async def _refs(
+        self, service: _Service, header: pb.TransferHeader, timeout_s: float | None
+    ) -> bytes:
+        told = bytearray()
+        async for chunk in self._exchange(service, header, b"", timeout_s):
+            told += chunk
+        return bytes(told)
+
     async def _exchange(
-        self, method: str, header: pb.TransferHeader, request: _Body, timeout_s: float | None
+        self,
+        service: _Service,
+        header: pb.TransferHeader,
+        body: bytes | os.PathLike[str] | AsyncIterator[bytes],
+        timeout_s: float | None,
     ) -> AsyncIterator[bytes]:
         """One call: the chunks of its answer, whose digest is checked."""
-        kind: Any = (
-            pb.UploadPackResponse if method.endswith("UploadPack") else pb.ReceivePackResponse
-        )
-        pushes = method.endswith("ReceivePack") and not header.advertise
+        request = _Body(service.request, header, body)
+        pushes = service is _RECEIVE_PACK and not header.advertise
         digest = hashlib.sha256()
         told: bytes | None = None
 
@@ -136,8 +142,8 @@ class Transfers:
 
         try:
             async for message in self._transport.stream(
-                kind,
-                method,
+                service.response,
+                service.method,
                 header,
                 messages=request.messages,
                 may_repeat=may_repeat,

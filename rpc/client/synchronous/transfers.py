@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from quorepo.rpc.client.errors import ApiError, CutStream, OutcomeUnknown
 from quorepo.rpc.client.session import Session
@@ -18,6 +18,20 @@ __all__ = ["Transfers"]
 
 _CHUNK_BYTES = 256 * 1024
 _PUSH_AGAIN = "push again (harmless)"
+
+
+class _Service(NamedTuple):
+    """A method and its messages."""
+
+    method: str
+    request: Any
+    response: Any
+
+
+_UPLOAD_PACK = _Service("TransferService/UploadPack", pb.UploadPackRequest, pb.UploadPackResponse)
+_RECEIVE_PACK = _Service(
+    "TransferService/ReceivePack", pb.ReceivePackRequest, pb.ReceivePackResponse
+)
 
 
 class Transfers:
@@ -41,15 +55,7 @@ class Transfers:
             CutStream: it came damaged or in part.
         """
         header = pb.TransferHeader(repository=repository, advertise=True, git_protocol=git_protocol)
-        told = bytearray()
-        for chunk in self._exchange(
-            "TransferService/UploadPack",
-            header,
-            _Body(pb.UploadPackRequest, header, b""),
-            timeout_s,
-        ):
-            told += chunk
-        return bytes(told)
+        return self._refs(_UPLOAD_PACK, header, timeout_s)
 
     def upload_pack(
         self,
@@ -68,8 +74,7 @@ class Transfers:
             CutStream: it came damaged or in part: fetch again.
         """
         header = pb.TransferHeader(repository=repository, git_protocol=git_protocol)
-        request = _Body(pb.UploadPackRequest, header, body)
-        yield from self._exchange("TransferService/UploadPack", header, request, timeout_s)
+        yield from self._exchange(_UPLOAD_PACK, header, body, timeout_s)
 
     def receive_pack_refs(self, repository: str, *, timeout_s: float | None = None) -> bytes:
         """What a push begins with: the refs and what the server can do.
@@ -79,15 +84,7 @@ class Transfers:
             CutStream: it came damaged or in part.
         """
         header = pb.TransferHeader(repository=repository, advertise=True)
-        told = bytearray()
-        for chunk in self._exchange(
-            "TransferService/ReceivePack",
-            header,
-            _Body(pb.ReceivePackRequest, header, b""),
-            timeout_s,
-        ):
-            told += chunk
-        return bytes(told)
+        return self._refs(_RECEIVE_PACK, header, timeout_s)
 
     def receive_pack(
         self,
@@ -108,9 +105,8 @@ class Transfers:
                 a ref that moved is refused).
         """
         header = pb.TransferHeader(repository=repository)
-        request = _Body(pb.ReceivePackRequest, header, body)
         self._session.moved(repository)
-        answer = self._exchange("TransferService/ReceivePack", header, request, timeout_s)
+        answer = self._exchange(_RECEIVE_PACK, header, body, timeout_s)
         try:
             yield from answer
         except ApiError as error:
@@ -118,14 +114,22 @@ class Transfers:
                 raise
             raise _unknown(error) from error
 
+    def _refs(self, service: _Service, header: pb.TransferHeader, timeout_s: float | None) -> bytes:
+        told = bytearray()
+        for chunk in self._exchange(service, header, b"", timeout_s):
+            told += chunk
+        return bytes(told)
+
     def _exchange(
-        self, method: str, header: pb.TransferHeader, request: _Body, timeout_s: float | None
+        self,
+        service: _Service,
+        header: pb.TransferHeader,
+        body: bytes | os.PathLike[str] | Iterator[bytes],
+        timeout_s: float | None,
     ) -> Iterator[bytes]:
         """One call: the chunks of its answer, whose digest is checked."""
-        kind: Any = (
-            pb.UploadPackResponse if method.endswith("UploadPack") else pb.ReceivePackResponse
-        )
-        pushes = method.endswith("ReceivePack") and not header.advertise
+        request = _Body(service.request, header, body)
+        pushes = service is _RECEIVE_PACK and not header.advertise
         digest = hashlib.sha256()
         told: bytes | None = None
 
@@ -135,8 +139,8 @@ class Transfers:
 
         try:
             for message in self._transport.stream(
-                kind,
-                method,
+                service.response,
+                service.method,
                 header,
                 messages=request.messages,
                 may_repeat=may_repeat,

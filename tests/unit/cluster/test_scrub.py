@@ -162,7 +162,7 @@ def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         packs: Any = node.others
         upkeep = ReplicaUpkeep(
             replica_id="n1@d1", founding=log_pb2.Configuration(), disk=disk,
-            apply=SimpleNamespace(sync_files=nothing), packs=packs, clients=nothing,  # type: ignore[arg-type]
+            apply=nothing, packs=packs, clients=nothing,
             raft=RaftConfig(), retention=started[0].retention,
             metrics=ClusterMetrics(CollectorRegistry()), on_fatal=nothing,
             pack_sources=lambda group, replica: [],
